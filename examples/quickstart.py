@@ -1,0 +1,89 @@
+"""Write a program, measure it, optimize it, keep it.
+
+Without arguments it routes support tickets with a toy LM: no key, no network. With your own data
+and LM it does your own job:
+
+    python examples/quickstart.py --data questions.jsonl --signature "text -> intent" \
+        --lm openai/gpt-4o-mini --out params.json
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import lmopt
+from lmopt import evaluate, exact_match
+from lmopt_optimizers import bootstrap_few_shot, random_search, split
+
+TICKETS = Path(__file__).with_name("tickets.jsonl")
+TASK = """ticket -> team: Literal['billing', 'refunds', 'shipping', 'returns', 'account',
+                                  'technical', 'sales', 'privacy']"""
+
+
+def options(args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", default=TICKETS, help="examples: .csv, .json or .jsonl")
+    parser.add_argument("--signature", default=TASK, help="what goes in -> what comes out")
+    parser.add_argument("--instructions", help="what the program is to do, in a sentence or two")
+    parser.add_argument("--lm", default="toy", help="openai/MODEL, ollama/MODEL or toy")
+    parser.add_argument("--demos", type=int, default=48, help="demonstrations at most")
+    parser.add_argument("--candidates", type=int, default=8, help="sets of them to try")
+    parser.add_argument("--out", default="params.json", help="where the parameters go")
+    return parser.parse_args(args)
+
+
+def main(given: argparse.Namespace, lm: lmopt.LM) -> lmopt.Comparison:
+    rows = lmopt.read_examples(given.data)
+    program = lmopt.predict(given.signature, instructions=given.instructions)
+    for name in program.outputs:
+        if not any(name in row for row in rows):
+            raise lmopt.DataError("no such field in the data", name, list(rows[:1]), "label it")
+    learn, held_out = split(rows, share=0.75)
+    held_out = held_out[:200]
+    print(f"{len(rows)} examples: {len(learn)} to learn from, {len(held_out)} held out\n")
+
+    print("The first prompt:\n")
+    inputs = lmopt.select_inputs(program, held_out[0])
+    print(lmopt.transcript(lmopt.preview(program, **inputs)), "\n")
+
+    before = evaluate(program, held_out, exact_match, lm=lm)
+    print(f"Before:             {before}")
+
+    few = bootstrap_few_shot(lm, max_labeled=min(16, given.demos))
+    after = evaluate(
+        program, held_out, exact_match, lm=lm, params=few(program, learn, exact_match)
+    )
+    print(f"bootstrap_few_shot: {after}")
+
+    search = random_search(lm, candidates=given.candidates, max_labeled=given.demos)
+    print(f"random_search: at most {search.plan(program, learn).calls} LM calls")
+    best = lmopt.Params(search(program, learn, exact_match))
+    after = evaluate(program, held_out, exact_match, lm=lm, params=best)
+    print(f"random_search:      {after}")
+    gain = lmopt.compare(before, after)
+    low, high = gain.interval
+    print(
+        f"Gain, row by row:   {gain.difference:+.3f} (95% {low:+.3f} to {high:+.3f}, "
+        f"p = {gain.p_value:.2g}): {gain.better} rows better, {gain.worse} worse\n"
+    )
+
+    print("What changed:\n")
+    changes = lmopt.diff(program.params, best).splitlines()
+    print(*(lmopt.cut(line, 100) for line in changes[:8]), sep="\n")
+    print(f"... and {len(changes) - 8} more lines\n" if len(changes) > 8 else "")
+
+    lmopt.save(best, given.out)
+    loaded = program.with_params(lmopt.load(given.out))
+    print(f"Saved to {given.out}, loaded again, and asked:\n")
+    print(f"  {dict(inputs)}\n  -> {dict(loaded(lm, **inputs))}")
+    return gain
+
+
+if __name__ == "__main__":
+    arguments = options()
+    try:
+        main(arguments, lmopt.connect(arguments.lm))
+    except (lmopt.LmoptError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")

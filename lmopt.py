@@ -1,0 +1,3160 @@
+# MIT License
+#
+# Copyright (c) 2026 The lmopt authors
+#
+# Permission is hereby granted, free of charge, to any person obtaining a copy of this software and
+# associated documentation files (the "Software"), to deal in the Software without restriction,
+# including without limitation the rights to use, copy, modify, merge, publish, distribute,
+# sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is
+# furnished to do so, subject to the following conditions:
+#
+# The above copyright notice and this permission notice shall be included in all copies or
+# substantial portions of the Software.
+#
+# THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT
+# NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
+# NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM,
+# DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT
+# OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
+"""Program language models with pure functions over immutable prompts.
+
+A program describes what to do by yielding effects; a driver performs them; all that can be learned
+is one immutable value, `Params`, which the optimizers of `lmopt_optimizers` map to a better one.
+
+>>> qa = predict("question -> answer")
+>>> qa(scripted_lm([{"answer": "Paris"}]), question="What is the capital of France?").answer
+'Paris'
+
+Sections: 1 Errors · 2 Records · 3 Types · 4 Signatures · 5 Messages · 6 Adapters · 7 Programs ·
+8 Drivers · 9 Modules · 10 LMs · 11 Evaluation · 12 Storage
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import csv
+import difflib
+import email.utils
+import enum
+import hashlib
+import html
+import inspect
+import io
+import json
+import math
+import os
+import random
+import re
+import statistics
+import threading
+import time
+import types as pytypes
+import typing
+import unicodedata
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
+
+import attrs
+from attrs import evolve, field, frozen
+from toolz import concat, first, get_in, partition, unique, valfilter  # type: ignore[import-untyped]
+
+if TYPE_CHECKING:
+    import httpx
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # 1. Errors
+    "LmoptError", "SignatureError", "ParamsError", "DataError", "MetricError", "ParseError",
+    "LMError", "RateLimited", "ContextWindowExceeded", "Unauthorized", "LMTimeout",
+    "BudgetExceeded", "ReplayMiss",
+    # 2. Records
+    "Record", "Prediction", "Event", "Usage", "jsonable", "canonical", "seeded",
+    # 3. Types
+    "words", "coerce", "read", "write", "sample",
+    # 4. Signatures
+    "Field", "Signature", "signature",
+    # 5. Messages
+    "Message", "ToolCall", "Request", "Response", "LM", "transcript",
+    # 6. Adapters
+    "Adapter", "chat", "render_outputs",
+    # 7. Programs
+    "Prompt", "Params", "Program", "program", "Run", "Call", "Sleep", "invoke", "preview",
+    # 8. Drivers
+    "run", "run_many",
+    # 9. Modules
+    "predict", "chain_of_thought", "pipeline",
+    # 10. LMs
+    "scripted_lm", "mock_lm", "stub_lm", "toy_lm", "openai_lm", "connect",
+    # 11. Evaluation
+    "Score", "Row", "Evaluation", "Metric", "evaluate", "Comparison", "compare",
+    "exact_match", "f1",
+    # 12. Storage
+    "save", "load", "dumps", "loads", "diff", "read_examples",
+]  # fmt: skip
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+# == 1. Errors =====================================================================================
+# Split by whose fault it is: yours, the model's, the world's, and those that are yours to plan for.
+
+
+def cut(text: str, limit: int = 200) -> str:
+    """Shorten a text to `limit` characters.
+
+    >>> cut("abcdef", 4)
+    'abc…'
+    """
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def explain(what: str, value: object, expected: str, todo: str) -> str:
+    """Word an error: what was wrong, the value (cut), what was expected, what to do.
+
+    >>> explain("unknown colour", "rde", "'red' or 'blue'", "correct the name")
+    "unknown colour: 'rde'; expected 'red' or 'blue'; correct the name"
+    """
+    return f"{what}: {cut(repr(value))}; expected {expected}; {todo}"
+
+
+class LmoptError(Exception):
+    """Base of every error raised here: made of a message, or of the four parts of `explain`.
+
+    Facts beyond the message are attributes, which the classes declare; `best` holds the parameters
+    that an optimizer had when this error stopped it.
+    """
+
+    best: Params | None = None
+
+    def __init__(self, *parts: Any, **facts: Any) -> None:
+        super().__init__(explain(*parts) if len(parts) > 1 else parts[0])
+        vars(self).update(facts)
+
+
+class SignatureError(LmoptError, ValueError):
+    """A signature or a program is declared wrongly."""
+
+
+class ParamsError(LmoptError, ValueError):
+    """Parameters do not fit the program, or their file cannot be read."""
+
+
+class DataError(LmoptError, ValueError):
+    """An example, an input or a data file is not what was declared."""
+
+
+class MetricError(DataError):
+    """A metric raised, or returned no score; `rows` holds what was already evaluated."""
+
+    rows: tuple[Row, ...] = ()
+
+
+class ParseError(LmoptError, ValueError):
+    """A reply does not hold the fields asked for; its raw text is in `response.text`."""
+
+    field: str | None = None
+    request: Request | None = None
+    response: Response | None = None
+
+
+class LMError(LmoptError, RuntimeError):
+    """A language model could not be asked; `retryable` tells whether asking again may help."""
+
+    status: int | None = None
+    body: str = ""
+    retryable: bool = False
+    retry_after: float | None = None
+
+
+class RateLimited(LMError):
+    """The provider says: not so fast (HTTP 429); wait `retry_after` seconds if it is given."""
+
+
+class ContextWindowExceeded(LMError):
+    """The prompt is longer than the model can read."""
+
+
+class Unauthorized(LMError, PermissionError):
+    """The API key is missing, wrong, or not allowed to do this (HTTP 401, 403)."""
+
+
+class LMTimeout(LMError, TimeoutError):
+    """The provider did not answer in time."""
+
+
+class BudgetExceeded(LmoptError, RuntimeError):
+    """The next call would spend more than was allowed."""
+
+
+class ReplayMiss(LmoptError, LookupError):
+    """An LM that only answers from a record has no answer for this request."""
+
+
+# == 2. Records ====================================================================================
+
+
+def jsonable(value: Any, *, other: Callable[[Any], Any] | None = None) -> Any:
+    """Return a value as plain JSON data: dicts, lists, strings, numbers, booleans and None.
+
+    Of an attrs object, the attributes that take part in equality are written.
+
+    Args:
+        value: any value of the types that signatures understand.
+        other: called with a value that is none of them; without it that is an error.
+
+    Raises:
+        DataError: the value has no JSON form.
+
+    >>> jsonable(Record(tags={"b", "a"}, who=Usage(calls=1)))["tags"]
+    ['a', 'b']
+    """
+    if type(value) in (str, int, float, bool, type(None)):
+        return value
+    turn = partial(jsonable, other=other)
+    if isinstance(value, enum.Enum):
+        return turn(value.value)
+    if isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): turn(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [turn(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((turn(item) for item in value), key=canonical)
+    if attrs.has(type(value)):
+        return {a.name: turn(getattr(value, a.name)) for a in attrs.fields(type(value)) if a.eq}
+    if other is not None:
+        return other(value)
+    kind = type(value).__name__
+    raise DataError(f"a {kind} has no JSON form", value, "plain data", "convert it first")
+
+
+def canonical(value: Any, *, other: Callable[[Any], Any] | None = None) -> str:
+    """Return the one JSON text of a value: sorted keys, no spaces, the same on every machine.
+
+    >>> canonical({"b": 1, "a": [True, None]})
+    '{"a":[true,null],"b":1}'
+    """
+    data = jsonable(value, other=other)
+    return _dump(data, sort_keys=True, separators=(",", ":"))
+
+
+def _dump(data: Any, **layout: Any) -> str:
+    # A lone surrogate cannot be encoded; its backslash escape is what JSON would write for it.
+    text = json.dumps(data, ensure_ascii=False, **layout)
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _named(kind: str, mapping: Any) -> dict[str, Any]:
+    """Copy a mapping whose keys are names."""
+    try:
+        data = dict(mapping)
+    except (TypeError, ValueError) as error:
+        todo = "pass a dict or name=value"
+        raise DataError(f"a {kind} needs names", mapping, "a mapping", todo) from error
+    for name in data:
+        if not isinstance(name, str):
+            raise DataError("a name is no text", name, "a str", "rename the field")
+    return data
+
+
+class _Frozen(Mapping[str, V]):
+    """An immutable mapping from names; equal when it would be written as the same JSON."""
+
+    __slots__ = ("_data",)
+    _data: dict[str, V]
+
+    def __init__(self, mapping: Any = (), /, **fields: V) -> None:
+        known = type(mapping) in (Record, Prediction, Params)
+        data = mapping._data if known else _named(type(self).__name__, mapping)
+        object.__setattr__(self, "_data", {**data, **fields} if fields else data)
+
+    def __getitem__(self, name: str) -> V:
+        return self._data[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._data)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._data
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return canonical(self, other=repr) == canonical(other, other=repr)
+
+    def __hash__(self) -> int:
+        return hash(canonical(self, other=repr))
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self._data.items())
+        return f"{type(self).__name__}({fields})"
+
+    def __setattr__(self, name: str, value: object) -> None:
+        kind = type(self).__name__
+        todo = f"make a new one: record | {{{name!r}: value}}"
+        raise AttributeError(explain(f"a {kind} never changes", name, "no assignment", todo))
+
+    __delattr__ = __setattr__  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._data,)
+
+
+class Record(_Frozen[Any]):
+    """An immutable mapping with attribute access: an example, inputs, outputs, a demonstration.
+
+    A name that the class itself defines wins over a field of that name: `record["items"]` always
+    reaches the field. Values are kept as they are given; do not change a list inside a record.
+
+    >>> r = Record(question="2+2?", answer=4)
+    >>> r.answer, r | {"answer": 5}, Record.from_json(r.to_json()) == r
+    (4, Record(question='2+2?', answer=5), True)
+    """
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        # Pickle and copy look for special names on an object that has no _data yet.
+        if name.startswith("_") and (name == "_data" or name not in self._data):
+            raise AttributeError(name)
+        try:
+            return self._data[name]
+        except KeyError:
+            known = ", ".join(self._data) or "none"
+            problem = explain("no such field", name, f"one of: {known}", "correct the name")
+            raise AttributeError(problem) from None
+
+    def __or__(self, other: Mapping[str, Any]) -> Record:
+        return Record({**self._data, **other})
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._data]
+
+    def to_json(self) -> str:
+        """Return the fields as one line of JSON, in their own order."""
+        return _dump(jsonable(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        """Return a record from the text of a JSON object.
+
+        Raises:
+            DataError: the text is not one JSON object.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise DataError(
+                "this is no JSON", text, "one JSON object", f"correct it: {error}"
+            ) from error
+        if not isinstance(data, dict):
+            raise DataError("no JSON object", text, "{...}", "wrap the value in an object")
+        return cls(data)
+
+
+class Prediction(Record):
+    """The record that a program returns, with the `trace` of how it came about.
+
+    Two predictions are equal when their fields are.
+
+    >>> Prediction({"answer": "4"}).usage.calls
+    0
+    """
+
+    __slots__ = ("trace",)
+    trace: tuple[Event, ...]
+
+    def __init__(self, mapping: Any = (), /, *, trace: Iterable[Event] = (), **fields: Any) -> None:
+        super().__init__(mapping, **fields)
+        object.__setattr__(self, "trace", tuple(trace))
+
+    @property
+    def usage(self) -> Usage:
+        """What the LM requests of the trace cost together."""
+        return usage(self.trace)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _prediction, (self._data, self.trace)
+
+
+def _prediction(data: dict[str, Any], trace: tuple[Event, ...]) -> Prediction:
+    return Prediction(data, trace=trace)
+
+
+@frozen
+class Usage:
+    """What LM calls cost: calls, tokens, and US dollars where the price is known.
+
+    >>> Usage(calls=1, input_tokens=9) + Usage(calls=1, output_tokens=2)
+    Usage(calls=2, input_tokens=9, output_tokens=2, cached_tokens=0, cost=0.0)
+    """
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    cost: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        mine, theirs = attrs.astuple(self), attrs.astuple(other)
+        return Usage(*(a + b for a, b in zip(mine, theirs, strict=True)))
+
+
+def _tuple(values: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(values)
+
+
+def _record(value: Mapping[str, Any]) -> Record:
+    return value if type(value) is Record else Record(value)
+
+
+def _records(values: Iterable[Mapping[str, Any]]) -> tuple[Record, ...]:
+    return tuple(map(_record, values))
+
+
+@frozen
+class Event:
+    """One finished run of a step, one LM request, or one other effect.
+
+    A trace lists them in the order in which they were yielded, a step after what it did.
+
+    Attributes:
+        path: of the step; for "lm" of the step that asked; for "call" with the function's name.
+        kind: "step", "lm" or "call".
+        inputs: the fields given to a step, or the arguments of a call.
+        outputs: the fields a step returned, or the result of a call.
+        request: of an "lm" event.
+        response: of an "lm" event that succeeded.
+        error: class and message where it failed, else "".
+        parent: path of the step in which it happened, "" for the program itself.
+        seconds: how long it took; takes no part in equality.
+    """
+
+    path: str
+    kind: Literal["step", "lm", "call"]
+    inputs: Any = None
+    outputs: Any = None
+    request: Request | None = None
+    response: Response | None = None
+    error: str = ""
+    parent: str = ""
+    seconds: float = field(default=0.0, eq=False)
+
+
+def usage(trace: Iterable[Event]) -> Usage:
+    """Sum what the LM requests of a trace cost.
+
+    >>> usage([Event("predict", "lm", response=Response("hi", usage=Usage(input_tokens=3)))])
+    Usage(calls=1, input_tokens=3, output_tokens=0, cached_tokens=0, cost=0.0)
+    """
+    asked = [event for event in trace if event.kind == "lm"]
+    spent = sum((event.response.usage for event in asked if event.response), Usage())
+    return evolve(spent, calls=len(asked))
+
+
+def seeded(seed: int, *purpose: object) -> random.Random:
+    """Return the random generator of one purpose, so that no order of threads can matter.
+
+    Args:
+        seed: any integer, 0 included.
+        purpose: what the choices are for, and an index where there are several.
+
+    >>> seeded(0, "shuffle", 1).random() == seeded(0, "shuffle", 1).random()
+    True
+    """
+    return random.Random("/".join(map(str, (seed, *purpose))))
+
+
+# == 3. Types ======================================================================================
+# One row of `_KINDS` for each kind of type: how to recognise it, describe it in words, make a value
+# from what a model wrote, and invent a value. Nothing here is remembered between calls, because
+# types that compare equal may read differently: Literal["a", "b"] == Literal["b", "a"].
+
+
+@frozen
+class _Kind:
+    """A kind of type: four functions of the type."""
+
+    fits: Callable[[Any], bool]
+    words: Callable[[Any], str]
+    coerce: Callable[[Any, Any], Any]  # (type, JSON data) -> value, or ValueError
+    sample: Callable[[Any], Any]
+    structured: bool = False  # written as a JSON list or object
+
+
+def _kind(tp: Any) -> _Kind:
+    for kind in _KINDS:
+        if kind.fits(tp):
+            return kind
+    known = "str int float bool None Any Literal Enum Optional list tuple dict or an attrs class"
+    raise SignatureError("unknown type", tp, known, "use one of these")
+
+
+def words(tp: Any) -> str:
+    """Describe a type in the few words that a prompt has room for.
+
+    Raises:
+        SignatureError: the type, or a type inside it, is not understood.
+
+    >>> words(Literal["billing", "bug"]), words(list[float | None])
+    ('one of "billing", "bug"', 'list[float or null]')
+    """
+    return _kind(tp).words(tp)
+
+
+def coerce(tp: Any, data: Any) -> Any:
+    """Make a value of a type from JSON data, forgiving what models commonly write.
+
+    Raises:
+        ValueError: the data is not such a value; says what was expected, and where.
+
+    >>> coerce(list[int], ["1,000", 2.0]), coerce(bool, "Yes")
+    ([1000, 2], True)
+    """
+    return _kind(tp).coerce(tp, data)
+
+
+def read(tp: Any, text: str) -> Any:
+    """Make a value of a type from the text of a reply: `str` verbatim, anything else as JSON.
+
+    Raises:
+        ValueError: the text is no such value.
+
+    >>> read(str, "null"), read(str | None, "null"), read(list[str], '["a"]'), read(int, "7")
+    ('null', None, ['a'], 7)
+    """
+    if tp is str:
+        return text
+    data = _data(text)
+    try:
+        return coerce(tp, data)
+    except ValueError:
+        return coerce(tp, text)  # 1e3 or true, where the type wants these very characters
+
+
+def write(tp: Any, value: Any) -> str:
+    """Return the text of a value, such that `read(tp, write(tp, value))` is the value.
+
+    >>> write(int, 7), write(list[str], ["a"]), write(str | None, "null"), write(bool, True)
+    ('7', '["a"]', '"null"', 'true')
+    """
+    data = jsonable(value)
+    if not isinstance(data, str):
+        return _dump(data)
+    return data if tp is str or _reads_back(tp, data) else _dump(data)
+
+
+def _reads_back(tp: Any, text: str) -> bool:
+    try:
+        return text == text.strip() and jsonable(read(tp, text)) == text
+    except ValueError:
+        return False
+
+
+def sample(tp: Any) -> Any:
+    """Invent a plain value of a type, always the same one.
+
+    >>> sample(list[Literal["a", "b"]])
+    ['a']
+    """
+    return _kind(tp).sample(tp)
+
+
+def _data(text: str) -> Any:
+    """Return the JSON data that a text is, or holds in its first fenced block; else the text."""
+    fenced = text.split("```", 2)[1:2]
+    for candidate in (text, *(block.partition("\n")[2] for block in fenced)):
+        try:
+            return json.loads(candidate)
+        except (ValueError, RecursionError):
+            continue
+    return text
+
+
+def _not(expected: str, value: Any) -> ValueError:
+    return ValueError(f"{cut(repr(value), 80)} is not {expected}")
+
+
+def _at(place: str, tp: Any, data: Any) -> Any:
+    """Coerce a part, and name its place where that fails."""
+    try:
+        return coerce(tp, data)
+    except ValueError as error:
+        raise ValueError(f"at {place}: {error}") from error
+
+
+_NUMBER = re.compile(r"[-+]?(\d+|\d{1,3}(,\d{3})+)(\.\d*)?([eE][-+]?\d+)?")
+
+
+def _to_number(tp: Any, data: Any) -> Any:
+    value = data
+    if isinstance(data, str) and _NUMBER.fullmatch(text := data.strip().lstrip("$€£")):
+        text = text.replace(",", "")
+        value = int(text) if text.lstrip("+-").isdecimal() else float(text)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _not(f"a value of type {tp.__name__}", data)
+    if tp is int and isinstance(value, float) and not value.is_integer():
+        raise _not("a whole number", data)
+    return tp(value)
+
+
+def _to_bool(tp: Any, data: Any) -> bool:
+    known = {"true": True, "yes": True, "false": False, "no": False}
+    if isinstance(data, bool):
+        return data
+    if isinstance(data, str) and data.strip().lower() in known:
+        return known[data.strip().lower()]
+    raise _not("true or false", data)
+
+
+def _to_none(tp: Any, data: Any) -> None:
+    if data is not None and str(data).strip().lower() not in ("null", "none"):
+        raise _not("null", data)
+
+
+def _to_text(tp: Any, data: Any) -> str:
+    if isinstance(data, str):
+        return data
+    if isinstance(data, (bool, int, float)):
+        return _dump(data)
+    raise _not("a text", data)
+
+
+def _choices(tp: Any) -> tuple[Any, ...]:
+    return tuple(tp) if isinstance(tp, enum.EnumMeta) else typing.get_args(tp)
+
+
+def _is_choice(tp: Any) -> bool:
+    return typing.get_origin(tp) is Literal or isinstance(tp, enum.EnumMeta)
+
+
+def _choice_words(tp: Any) -> str:
+    return "one of " + ", ".join(_dump(jsonable(choice)) for choice in _choices(tp))
+
+
+def _to_choice(tp: Any, data: Any) -> Any:
+    """Find the choice whose value is the data, or failing that, reads like it."""
+    exact = [choice for choice in _choices(tp) if canonical(choice) == canonical(data)]
+    alike = [choice for choice in _choices(tp) if _loose(data) in map(_loose, _names(choice))]
+    if not exact and (len(alike) != 1 or not isinstance(data, str)):
+        raise _not(_choice_words(tp), data)
+    return first(exact or alike)
+
+
+def _names(choice: Any) -> list[Any]:
+    return [jsonable(choice), *([choice.name] if isinstance(choice, enum.Enum) else [])]
+
+
+def _loose(text: Any) -> str:
+    return str(text).strip(" \t\n\"'`.").casefold()
+
+
+def _is_union(tp: Any) -> bool:
+    return typing.get_origin(tp) in (Union, pytypes.UnionType)
+
+
+def _to_union(tp: Any, data: Any) -> Any:
+    """Take the alternative that the data already is; else the first it can become, text last."""
+    alternatives = typing.get_args(tp)
+    if type(data) in alternatives:
+        return data
+    for alternative in sorted(alternatives, key=lambda one: one is str):
+        try:
+            return coerce(alternative, data)
+        except ValueError:
+            continue
+    raise _not(words(tp), data)
+
+
+def _is_list(tp: Any) -> bool:
+    return tp is list or typing.get_origin(tp) is list
+
+
+def _is_tuple(tp: Any) -> bool:
+    return typing.get_origin(tp) is tuple and typing.get_args(tp)[1:] == (...,)
+
+
+def _item(tp: Any) -> Any:
+    return first(typing.get_args(tp) or (Any,))
+
+
+def _to_items(tp: Any, data: Any) -> list[Any]:
+    if not isinstance(data, list):
+        raise _not(f"a JSON list, {words(tp)}", data)
+    return [_at(f"[{index}]", _item(tp), item) for index, item in enumerate(data)]
+
+
+def _is_dict(tp: Any) -> bool:
+    return tp is dict or typing.get_origin(tp) is dict
+
+
+def _pair(tp: Any) -> tuple[Any, Any]:
+    return typing.get_args(tp) or (str, Any)
+
+
+def _to_dict(tp: Any, data: Any) -> dict[Any, Any]:
+    key, value = _pair(tp)
+    if not isinstance(data, dict):
+        raise _not(f"a JSON object, {words(tp)}", data)
+    return {_at("a key", key, k): _at(f"{k!r}", value, item) for k, item in data.items()}
+
+
+@frozen
+class _Attribute:
+    name: str
+    type: Any
+    required: bool
+    desc: str
+
+
+def _is_attrs(tp: Any) -> bool:
+    return isinstance(tp, type) and attrs.has(tp)
+
+
+def _attributes(tp: Any) -> tuple[_Attribute, ...]:
+    """The attributes that a constructor takes, with their types resolved."""
+    hints = typing.get_type_hints(tp)
+    return tuple(
+        _Attribute(
+            a.alias or a.name,
+            hints.get(a.name, Any),
+            a.default is attrs.NOTHING,
+            str(a.metadata.get("desc", "")),
+        )
+        for a in attrs.fields(tp)
+        if a.init
+    )
+
+
+def _object_words(tp: Any) -> str:
+    return "{" + ", ".join(f"{a.name}: {words(a.type)}" for a in _attributes(tp)) + "}"
+
+
+def _to_object(tp: Any, data: Any) -> Any:
+    if isinstance(data, tp):
+        return data
+    if not isinstance(data, Mapping):
+        raise _not(f"a JSON object, {words(tp)}", data)
+    known = _attributes(tp)
+    missing = [a.name for a in known if a.required and a.name not in data]
+    if missing:
+        raise ValueError(f"{cut(repr(data), 80)} has no {missing[0]!r}; expected {words(tp)}")
+    given = {a.name: _at(a.name, a.type, data[a.name]) for a in known if a.name in data}
+    try:
+        return tp(**given)
+    except (TypeError, ValueError) as error:  # a validator of the class
+        raise ValueError(f"{cut(repr(data), 80)} is refused: {error}") from error
+
+
+def _sample_object(tp: Any) -> dict[str, Any]:
+    return {a.name: sample(a.type) for a in _attributes(tp)}
+
+
+def _same(tp: Any, data: Any) -> Any:
+    return data
+
+
+def _is(*types: Any) -> Callable[[Any], bool]:
+    return lambda tp: any(tp is one for one in types)
+
+
+_KINDS = (
+    _Kind(_is(str), lambda tp: "str", _to_text, lambda tp: "text"),
+    _Kind(_is(int, float), lambda tp: tp.__name__, _to_number, lambda tp: 1),
+    _Kind(_is(bool), lambda tp: "true or false", _to_bool, lambda tp: True),
+    _Kind(_is(None, type(None)), lambda tp: "null", _to_none, lambda tp: None),
+    _Kind(_is(Any), lambda tp: "any", _same, lambda tp: "text"),
+    _Kind(_is_choice, _choice_words, _to_choice, lambda tp: jsonable(_choices(tp)[0])),
+    _Kind(
+        _is_union,
+        lambda tp: " or ".join(map(words, typing.get_args(tp))),
+        _to_union,
+        lambda tp: sample(typing.get_args(tp)[0]),
+    ),
+    _Kind(
+        _is_list,
+        lambda tp: f"list[{words(_item(tp))}]",
+        _to_items,
+        lambda tp: [sample(_item(tp))],
+        structured=True,
+    ),
+    _Kind(
+        _is_tuple,
+        lambda tp: f"list[{words(_item(tp))}]",
+        lambda tp, data: tuple(_to_items(tp, data)),
+        lambda tp: [sample(_item(tp))],
+        structured=True,
+    ),
+    _Kind(
+        _is_dict,
+        lambda tp: f"dict[{', '.join(map(words, _pair(tp)))}]",
+        _to_dict,
+        lambda tp: {str(sample(_pair(tp)[0])): sample(_pair(tp)[1])},
+        structured=True,
+    ),
+    _Kind(
+        _is(Record),
+        lambda tp: "dict[str, any]",
+        lambda tp, data: Record(_to_dict(dict, data)),
+        lambda tp: {"name": "text"},
+        structured=True,
+    ),
+    _Kind(_is_attrs, _object_words, _to_object, _sample_object, structured=True),
+)
+
+# == 4. Signatures =================================================================================
+
+
+def _check_name(name: str) -> None:
+    if not (isinstance(name, str) and name.isidentifier()):
+        raise SignatureError("a bad field name", name, "a Python identifier", "rename the field")
+
+
+@frozen
+class Field:
+    """One input or output of a signature.
+
+    Attributes:
+        name: a Python identifier.
+        type: any type that `words` understands.
+        desc: what it holds, shown in the prompt.
+        default: for an input that may be left out.
+
+    >>> Field("age", int, "in years")
+    Field(name='age', type=<class 'int'>, desc='in years')
+    """
+
+    name: str = field(validator=lambda self, attribute, name: _check_name(name))
+    type: Any = str
+    desc: str = ""
+    default: Any = field(factory=lambda: attrs.NOTHING, repr=False)
+    words: str = field(init=False, eq=False, repr=False)
+
+    @words.default
+    def _words(self) -> str:
+        try:
+            return words(self.type)
+        except (SignatureError, NameError, RecursionError) as error:
+            what = f"the type of field {self.name!r} is not understood ({error})"
+            raise SignatureError(what, self.type, "a known type", "correct it") from error
+
+    @property
+    def required(self) -> bool:
+        """Whether the input must be given."""
+        return self.default is attrs.NOTHING
+
+
+@frozen
+class Signature:
+    """What a step takes, what it returns, and what it is to do.
+
+    Edits return a new signature. The name of every field is its own, across both sides.
+
+    Raises:
+        SignatureError: a name stands twice, or there is no output.
+
+    >>> s = Signature((Field("ticket"),), (Field("team"),)).with_field("team", desc="who helps")
+    >>> s.prepend(Field("reasoning")).without("team").outputs
+    (Field(name='reasoning', type=<class 'str'>, desc=''),)
+    """
+
+    inputs: tuple[Field, ...] = field(converter=_tuple)
+    outputs: tuple[Field, ...] = field(converter=_tuple)
+    instructions: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        names = Counter(one.name for one in self.inputs + self.outputs)
+        for name, times in names.items():
+            if times > 1:
+                raise SignatureError("a field stands twice", name, "distinct names", "rename one")
+        if not self.outputs:
+            todo = "name at least one field after the arrow"
+            raise SignatureError("no output field", str(self), "'inputs -> outputs'", todo)
+
+    def __str__(self) -> str:
+        sides = (", ".join(one.name for one in side) for side in (self.inputs, self.outputs))
+        return " -> ".join(sides)
+
+    def with_instructions(self, instructions: str) -> Signature:
+        """Return the signature with other instructions."""
+        return evolve(self, instructions=instructions)
+
+    def with_field(self, name: str, **changes: Any) -> Signature:
+        """Return the signature with changes (`type`, `desc`, `default`, `name`) to one field."""
+        self._check(name)
+        return self._map(lambda side: (evolve(f, **changes) if f.name == name else f for f in side))
+
+    def without(self, name: str) -> Signature:
+        """Return the signature without a field."""
+        self._check(name)
+        return self._map(lambda side: (f for f in side if f.name != name))
+
+    def prepend(self, new: Field, *, to: Literal["inputs", "outputs"] = "outputs") -> Signature:
+        """Return the signature with a new first input or output."""
+        return self._set(to, (new, *getattr(self, to)))
+
+    def append(self, new: Field, *, to: Literal["inputs", "outputs"] = "outputs") -> Signature:
+        """Return the signature with a new last input or output."""
+        return self._set(to, (*getattr(self, to), new))
+
+    def _set(self, side: str, fields: tuple[Field, ...]) -> Signature:
+        changes: dict[str, Any] = {side: fields}
+        return evolve(self, **changes)
+
+    def _map(self, edit: Callable[[tuple[Field, ...]], Iterable[Field]]) -> Signature:
+        return evolve(self, inputs=edit(self.inputs), outputs=edit(self.outputs))
+
+    def _check(self, name: str) -> None:
+        known = [one.name for one in self.inputs + self.outputs]
+        if name not in known:
+            raise SignatureError("no such field", name, f"one of {', '.join(known)}", "correct it")
+
+
+def signature(
+    task: str | Signature | Callable[..., Any],
+    *,
+    instructions: str | None = None,
+    types: Mapping[str, Any] | None = None,
+) -> Signature:
+    """Make a signature from a text, from an annotated function, or from a signature.
+
+    Args:
+        task: "input, other: type -> output: type" (a field without a type is a `str`); or a
+            function, whose parameters are the inputs, whose docstring is the instructions, and
+            whose return type is the output, named as the function; a returned attrs class gives one
+            output per attribute.
+        instructions: what to do; without them a text asks for its outputs in one sentence.
+        types: your own types, by the names they have in the text; all others are Python's.
+
+    Raises:
+        SignatureError: wrong syntax, an unknown name, a duplicate field.
+
+    >>> signature("question, context: list[str] -> answer: float").instructions
+    'Given the fields `question`, `context`, produce the fields `answer`.'
+    """
+    if isinstance(task, str):
+        made = _parse_signature(task, types or {})
+    elif isinstance(task, Signature):
+        made = task
+    elif callable(task):
+        made = _inspect_function(task, types or {})
+    else:
+        todo = "write 'question -> answer'"
+        raise SignatureError("no signature", task, "a text or a function", todo)
+    if instructions is not None:
+        return made.with_instructions(instructions)
+    return made if made.instructions else made.with_instructions(_request_outputs(made))
+
+
+def _request_outputs(made: Signature) -> str:
+    given, wanted = (
+        ", ".join(f"`{one.name}`" for one in side) for side in (made.inputs, made.outputs)
+    )
+    start = f"Given the fields {given}, produce" if given else "Produce"
+    return f"{start} the fields {wanted}."
+
+
+def _parse_signature(text: str, types: Mapping[str, Any]) -> Signature:
+    quoted = re.compile(r"'[^']*'|\"[^\"]*\"")
+    bare = quoted.sub(lambda match: "_" * len(match[0]), text)  # an arrow in a Literal is none
+    if bare.count("->") != 1:
+        todo = "write 'question -> answer'"
+        raise SignatureError("not one arrow", text, "'inputs -> outputs'", todo)
+    arrow = bare.index("->")
+    return Signature(_parse_side(text[:arrow], types), _parse_side(text[arrow + 2 :], types))
+
+
+def _parse_side(text: str, types: Mapping[str, Any]) -> list[Field]:
+    """Read one side as what it looks like: the parameters of a Python function."""
+    try:
+        parsed = ast.parse(f"def side({text.strip()}): ...").body[0]
+    except SyntaxError as error:
+        todo = f"correct it ({error.msg})"
+        raise SignatureError("wrong syntax", text, "'name, name: type'", todo) from error
+    given = typing.cast(ast.FunctionDef, parsed).args
+    if given.vararg or given.kwonlyargs or given.kwarg or given.posonlyargs or given.defaults:
+        todo = "remove stars, slashes and defaults"
+        raise SignatureError("wrong syntax", text, "'name, name: type'", todo)
+    return [
+        Field(one.arg, _resolve(one.annotation, text, types) if one.annotation else str)
+        for one in given.args
+    ]
+
+
+def _resolve(node: ast.expr, text: str, types: Mapping[str, Any]) -> Any:
+    """Evaluate an annotation by hand: names, brackets, `|`, and constants; nothing is executed."""
+    match node:
+        case ast.Name(id=name):
+            return _named_type(name, text, types)
+        case ast.Constant(value=value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(value))):
+            return -value
+        case ast.Tuple(elts=parts) | ast.List(elts=parts):
+            return tuple(_resolve(part, text, types) for part in parts)
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return Union[_resolve(left, text, types), _resolve(right, text, types)]  # noqa: UP007
+        case ast.Subscript(value=outer, slice=inner):
+            try:
+                return _resolve(outer, text, types)[_resolve(inner, text, types)]
+            except TypeError as error:
+                todo = f"correct it ({error})"
+                place = ast.unparse(node)
+                raise SignatureError("a wrong type", place, "a type", todo) from error
+    place = ast.unparse(node)
+    raise SignatureError("a wrong type", place, "names and brackets", f"see {text!r}")
+
+
+def _named_type(name: str, text: str, types: Mapping[str, Any]) -> Any:
+    if name in types:
+        return types[name]
+    known = getattr(builtins, name, None)
+    if isinstance(known, type):
+        return known
+    if name in typing.__all__:
+        return getattr(typing, name)
+    todo = f"pass types={{{name!r}: {name}}}"
+    raise SignatureError("unknown type name", name, f"a known type in {text!r}", todo)
+
+
+def _inspect_function(function: Callable[..., Any], types: Mapping[str, Any]) -> Signature:
+    name = getattr(function, "__name__", "")
+    try:
+        hints = typing.get_type_hints(function, localns=dict(types))
+        inputs = _parameters(function, hints)
+    except (NameError, TypeError) as error:
+        todo = f"pass types= for names it cannot see ({error})"
+        raise SignatureError("a wrong annotation", name, "types", todo) from error
+    result = hints.get("return", str)
+    outputs = (
+        [Field(a.name, a.type, a.desc) for a in _attributes(result)]
+        if _is_attrs(result)
+        else [Field(name, result)]
+    )
+    return Signature(inputs, outputs, inspect.getdoc(function) or "")
+
+
+def _parameters(function: Callable[..., Any], hints: Mapping[str, Any]) -> list[Field]:
+    fields = []
+    for one in inspect.signature(function).parameters.values():
+        if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.POSITIONAL_ONLY):
+            todo = "name each input, so that no expected output can slip in"
+            raise SignatureError("a parameter without a name", str(one), "a name", todo)
+        default = attrs.NOTHING if one.default is one.empty else one.default
+        fields.append(Field(one.name, hints.get(one.name, str), default=default))
+    return fields
+
+
+# == 5. Messages ===================================================================================
+
+
+@frozen
+class Message:
+    """One message of a conversation.
+
+    >>> Message("user", "Hello")
+    Message(role='user', content='Hello')
+    """
+
+    role: str
+    content: str
+
+
+def transcript(messages: Iterable[Message]) -> str:
+    """Return messages as one readable text.
+
+    >>> print(transcript([Message("user", "Hello"), Message("assistant", "Hi")]))
+    --- user ---
+    Hello
+    --- assistant ---
+    Hi
+    """
+    return "\n".join(f"--- {one.role} ---\n{one.content}" for one in messages)
+
+
+@frozen
+class ToolCall:
+    """A tool that a model wants called, with its arguments."""
+
+    id: str
+    name: str
+    arguments: Record = field(converter=_record)
+
+
+def _hidden() -> Any:
+    return field(default=None, eq=False, repr=False, kw_only=True)
+
+
+@frozen
+class Request:
+    """What an LM is asked: the messages, and how to answer them.
+
+    Attributes:
+        messages: the conversation so far.
+        model: instead of the LM's own.
+        temperature: of sampling, 0 or more.
+        max_tokens: of the reply.
+        top_p: share of probability to sample from, 0 to 1.
+        stop: texts that end the reply.
+        schema: JSON schema that the reply must follow.
+        tools: definitions of tools, as JSON.
+        tool_choice: which of them to call, as JSON.
+        rollout: tells apart deliberate re-samples of one prompt.
+        extra: further options, sent to the provider as they are.
+        step: path of the step that asks. This and what follows take no part in equality or key.
+        signature: of that step.
+        inputs: of that step.
+        adapter: that laid out the messages.
+        on_text: called with each piece of text as it arrives.
+
+    >>> Request([Message("user", "Hello")]).key[:8]
+    'ebd51c78'
+    """
+
+    messages: tuple[Message, ...] = field(converter=_tuple)
+    model: str | None = None
+    temperature: float | None = None
+    max_tokens: int | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] = field(default=(), converter=_tuple)
+    schema: Mapping[str, Any] | None = None
+    tools: tuple[Any, ...] = field(default=(), converter=_tuple)
+    tool_choice: Any = None
+    rollout: int = 0
+    extra: Record = field(factory=Record, converter=_record)
+    step: str | None = _hidden()
+    signature: Signature | None = _hidden()
+    inputs: Record | None = _hidden()
+    adapter: Adapter | None = _hidden()
+    on_text: Callable[[str], None] | None = _hidden()
+
+    @property
+    def key(self) -> str:
+        """The SHA-256 of all that can change the answer, in canonical JSON."""
+        blank = jsonable(Request(()))
+        said = {name: value for name, value in jsonable(self).items() if value != blank[name]}
+        return hashlib.sha256(canonical(said).encode()).hexdigest()
+
+
+@frozen
+class Response:
+    """What an LM answered.
+
+    Attributes:
+        text: of the reply.
+        tool_calls: that the model asks for.
+        usage: what it cost; an answer from a cache keeps what it once cost.
+        model: that answered.
+        finish_reason: "stop"; "length" where the reply was cut off.
+        reasoning: the model's own thoughts, where the provider shows them.
+        logprobs: as the provider gives them.
+        cached: whether it was answered from a cache.
+    """
+
+    text: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    usage: Usage = Usage()
+    model: str = ""
+    finish_reason: str = "stop"
+    reasoning: str = ""
+    logprobs: Any = None
+    cached: bool = False
+
+
+LM = Callable[[Request], Response]
+"""A language model is any function from a request to a response."""
+
+
+# == 6. Adapters ===================================================================================
+
+
+@frozen
+class Adapter:
+    """How a signature becomes messages, and how a reply becomes fields again.
+
+    Attributes:
+        name: of the format.
+        render: (signature, prompt, inputs) -> messages; pure, and the same up to the last message
+            for all inputs, so that a provider can cache the prefix.
+        parse: (signature, response) -> record of typed outputs; for any text at all it returns or
+            raises `ParseError`, never anything else.
+    """
+
+    name: str
+    render: Callable[[Signature, Prompt, Mapping[str, Any]], tuple[Message, ...]]
+    parse: Callable[[Signature, Response], Record]
+
+
+def render_outputs(adapter: Adapter, task: Signature, values: Mapping[str, Any]) -> str:
+    """Return the reply that a model would write for these outputs: what `parse` reads back.
+
+    >>> print(render_outputs(chat, signature("question -> answer"), {"answer": "4"}))
+    [[ ## answer ## ]]
+    4
+    <BLANKLINE>
+    [[ ## completed ## ]]
+    """
+    messages = adapter.render(task, Prompt(demos=(Record(values),)), {})
+    return next(one.content for one in reversed(messages) if one.role == "assistant")
+
+
+# The white space is possessive: a line of a million blanks must not be scanned twice.
+_HEADER = re.compile(r"^[ \t]*+\[\[[ \t]*+##[ \t]*+(\w+)[ \t]*+##[ \t]*+\]\]", re.MULTILINE)
+_FAKE = re.compile(r"^([ \t]*+)(\\*\[\[[ \t]*+##)", re.MULTILINE)
+_ESCAPED = re.compile(r"^([ \t]*+)\\(\\*\[\[[ \t]*+##)", re.MULTILINE)
+_END = "[[ ## completed ## ]]"
+
+
+def _section(name: str, text: str) -> str:
+    """Write a value below its header; a line of it that looks like a header gets a backslash."""
+    if "[[" in text:
+        text = _FAKE.sub(r"\1\\\2", text)
+    return f"[[ ## {name} ## ]]\n{text}"
+
+
+def sections(text: str) -> dict[str, str]:
+    """Return the text below each header of the chat format; of two that are equal, the first.
+
+    >>> sections("[[ ## a ## ]] 1\\n\\n[[ ## b ## ]]\\n2")
+    {'a': '1', 'b': '2'}
+    """
+    _, *parts = _HEADER.split(text)
+    found: dict[str, str] = {}
+    for name, value in zip(parts[::2], parts[1::2], strict=True):
+        value = value.strip()
+        found.setdefault(name, _ESCAPED.sub(r"\1\2", value) if "\\[[" in value else value)
+    return found
+
+
+def _chat_sections(fields: Iterable[Field], values: Mapping[str, Any]) -> list[str]:
+    return [_section(f.name, write(f.type, values[f.name])) for f in fields if f.name in values]
+
+
+def _field_line(index: int, one: Field, texts: Mapping[str, str], note: str) -> str:
+    desc = texts.get(one.name, one.desc)
+    return f"{index}. `{one.name}` ({one.words}{note})" + (f": {desc}" if desc else "")
+
+
+def _field_lines(title: str, fields: Sequence[Field], texts: Mapping[str, str]) -> list[str]:
+    as_json = [", as JSON" if title[0] == "O" and _kind(f.type).structured else "" for f in fields]
+    rows = enumerate(zip(fields, as_json, strict=True), start=1)
+    return [title, *(_field_line(index, one, texts, note) for index, (one, note) in rows)]
+
+
+def _chat_system(task: Signature, prompt: Prompt) -> str:
+    known = [*_field_lines("Input fields:", task.inputs, prompt.texts)] if task.inputs else []
+    known += _field_lines("Output fields:", task.outputs, prompt.texts)
+    layout = [_section(f.name, f"{{{f.name}}}") for f in task.inputs + task.outputs] + [_END]
+    parts = [
+        "\n".join(known),
+        "Each value stands below its header, in this structure:",
+        *layout,
+        f"Instructions:\n{prompt.instructions}",
+    ]
+    return "\n\n".join(parts)
+
+
+_PARTIAL = "This example is not complete: some of its fields are unknown."
+_UNKNOWN = "(unknown)"
+
+
+def _chat_demo(task: Signature, demo: Record) -> tuple[Message, Message]:
+    whole = _complete(task, demo)
+    question = ([] if whole else [_PARTIAL]) + _chat_sections(task.inputs, demo)
+    answer = [
+        _section(f.name, write(f.type, demo[f.name]) if f.name in demo else _UNKNOWN)
+        for f in task.outputs
+    ]
+    return (
+        Message("user", "\n\n".join(question)),
+        Message("assistant", "\n\n".join([*answer, _END])),
+    )
+
+
+def _complete(task: Signature, demo: Record) -> bool:
+    return all(one.name in demo for one in task.inputs + task.outputs)
+
+
+class _Itself:
+    """A value that is equal to nothing but itself."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+@lru_cache(maxsize=128)
+def _chat_prefix(task: _Itself, prompt: _Itself) -> tuple[Message, ...]:
+    """Render what does not depend on the inputs, once for each signature and prompt.
+
+    Remembered by identity, because equal is not the same to the letter.
+    """
+    system = Message("system", _chat_system(task.value, prompt.value))
+    # Complete demonstrations stand last: what a model saw last it follows best.
+    demos = sorted(prompt.value.demos, key=partial(_complete, task.value))
+    return (system, *concat(_chat_demo(task.value, demo) for demo in demos))
+
+
+def _chat_render(task: Signature, prompt: Prompt, inputs: Mapping[str, Any]) -> tuple[Message, ...]:
+    asked = ", ".join([f"`{one.name}`" for one in task.outputs])
+    ending = f"Reply with these fields in order, each below its header: {asked}. Then {_END}"
+    content = "\n\n".join([*_chat_sections(task.inputs, inputs), ending])
+    return (*_chat_prefix(_Itself(task), _Itself(prompt)), Message("user", content))
+
+
+def _chat_parse(task: Signature, response: Response) -> Record:
+    found = sections(response.text)
+    if response.finish_reason == "length" and "completed" not in found:
+        raise ParseError(
+            "the reply was cut off",
+            response.text[-80:],
+            f"an end with {_END}",
+            "raise max_tokens",
+            response=response,
+        )
+    return Record({one.name: _parse_field(one, found, response) for one in task.outputs})
+
+
+def _parse_field(one: Field, found: Mapping[str, str], response: Response) -> Any:
+    if one.name not in found:
+        raise ParseError(
+            f"the field `{one.name}` is missing",
+            response.text,
+            one.words,
+            "write it",
+            field=one.name,
+            response=response,
+        )
+    text = found[one.name]
+    try:
+        return read(one.type, text)
+    except (ValueError, RecursionError) as error:
+        raise ParseError(
+            f"the field `{one.name}` cannot be read ({error})",
+            text,
+            one.words,
+            "correct it",
+            field=one.name,
+            response=response,
+        ) from error
+
+
+chat = Adapter("chat", _chat_render, _chat_parse)
+"""The default format: each value below a `[[ ## name ## ]]` header, as LMs already know it."""
+
+
+# == 7. Programs ===================================================================================
+
+Flow = Generator[Any, Any, Any]
+"""What a program body is: it yields effects, is sent their outcomes, and returns the outputs."""
+
+SETTINGS = ("temperature", "max_tokens", "top_p", "stop", "rollout", "extra")
+
+
+def _settings(mapping: Mapping[str, Any]) -> Record:
+    for name in mapping:
+        if name not in SETTINGS:
+            known = ", ".join(SETTINGS)
+            todo = "put an option of your provider into extra={...}"
+            raise ParamsError("unknown setting", name, f"one of {known}", todo)
+    return _record(mapping)
+
+
+@frozen
+class Prompt:
+    """All that can be learned of one step.
+
+    Attributes:
+        instructions: what to do.
+        demos: demonstrations, records with the fields of the step's signature.
+        texts: descriptions that replace those of fields, by name.
+        model: the weights to use, instead of the LM's own.
+        settings: sampling options: temperature, max_tokens, top_p, stop, rollout, extra.
+
+    Raises:
+        ParamsError: an unknown setting.
+
+    >>> Prompt("Answer briefly.", settings={"temperature": 0.2}).settings.temperature
+    0.2
+    """
+
+    instructions: str = ""
+    demos: tuple[Record, ...] = field(default=(), converter=_records)
+    texts: Record = field(factory=Record, converter=_record)
+    model: str | None = None
+    settings: Record = field(factory=Record, converter=_settings)
+
+
+class Params(_Frozen[Prompt]):
+    """An immutable mapping from the path of each step to its prompt.
+
+    >>> params = predict("question -> answer").params
+    >>> params.replace("predict", instructions="Answer in one word.")["predict"].instructions
+    'Answer in one word.'
+    """
+
+    __slots__ = ()
+
+    def replace(self, path: str, **changes: Any) -> Params:
+        """Return the parameters with changes to the prompt of one step.
+
+        Raises:
+            ParamsError: there is no such path.
+        """
+        _check_paths([path], self)
+        return Params({**self._data, path: evolve(self[path], **changes)})
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of their canonical JSON: equal for equal parameters, on every machine."""
+        return hashlib.sha256(canonical(self).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the parameters as the text that `save` writes."""
+        return dumps(self)
+
+    @classmethod
+    def from_json(cls, text: str) -> Params:
+        """Return the parameters of a text that `to_json` wrote; may raise `ParamsError`."""
+        return loads(text)
+
+
+def _check_paths(paths: Iterable[str], known: Iterable[str]) -> None:
+    names = list(known)
+    for path in paths:
+        if path not in names:
+            expected = f"one of {', '.join(names) or 'none: the program has no prompts'}"
+            raise ParamsError("no such path", path, expected, "correct the path")
+
+
+@frozen(eq=False)
+class Program:
+    """A description of what to do: call it with an LM, or let a driver run it.
+
+    Made by `predict`, `program` and the like; never changed: `with_params` returns a new one.
+
+    Attributes:
+        name: of the program; of a step that runs alone, also its path.
+        inputs: the fields it takes.
+        begin: (program, path, inputs) -> flow.
+        steps: the programs it may run, by name.
+        max_calls: how many LM calls one run makes at most; a body that runs a step more than once
+            must say so, for a `Plan` to hold.
+        outputs: the names of its outputs, where they are known before it runs.
+        signature: of a step that asks an LM itself, else None.
+        prompt: of such a step.
+    """
+
+    name: str
+    inputs: tuple[Field, ...]
+    begin: Callable[[Program, str, Record], Flow]
+    steps: Record = field(factory=Record, converter=_record)
+    max_calls: int = 1
+    outputs: tuple[str, ...] = ()
+    signature: Signature | None = None
+    prompt: Prompt | None = None
+
+    def __call__(self, lm: LM, /, **inputs: Any) -> Prediction:
+        """Run the program in this thread; the same as `run(program, lm, inputs)`."""
+        return run(self, lm, inputs)
+
+    def flow(self, /, **inputs: Any) -> Flow:
+        """Return the body as a generator, to be stepped by hand: it yields effects."""
+        return self.begin(self, self.root, check_inputs(self, inputs))
+
+    @property
+    def root(self) -> str:
+        """The path of the program when it runs alone."""
+        return self.name if self.prompt is not None else ""
+
+    @property
+    def leaves(self) -> dict[str, Program]:
+        """The steps that ask an LM, by path."""
+        return dict(_leaves(self, self.root))
+
+    @property
+    def params(self) -> Params:
+        """The prompts of all steps, by path."""
+        return Params({path: leaf.prompt for path, leaf in self.leaves.items()})
+
+    def with_params(self, params: Mapping[str, Prompt]) -> Program:
+        """Return the program with other prompts; those not named stay.
+
+        Raises:
+            ParamsError: a path that the program does not have.
+        """
+        _check_paths(params, self.leaves)
+        return _with_params(self, self.root, params)
+
+    def __repr__(self) -> str:
+        takes, steps = (", ".join(f.name for f in self.inputs)), ", ".join(self.leaves)
+        return f"<program {self.name}({takes}) with prompts for {steps or 'nothing'}>"
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _leaves(one: Program, path: str) -> Iterator[tuple[str, Program]]:
+    if one.prompt is not None:
+        yield path, one
+    for name, step in one.steps.items():
+        yield from _leaves(step, _join(path, name))
+
+
+def _with_params(one: Program, path: str, params: Mapping[str, Prompt]) -> Program:
+    if one.prompt is not None:
+        return evolve(one, prompt=params.get(path, one.prompt))
+    steps = {n: _with_params(step, _join(path, n), params) for n, step in one.steps.items()}
+    return evolve(one, steps=steps)
+
+
+def check_inputs(one: Program, inputs: Mapping[str, Any]) -> Record:
+    """Return the inputs as a record in the program's order, with its defaults filled in.
+
+    Raises:
+        DataError: a field is missing, or is not one of the program's.
+
+    >>> check_inputs(predict("question -> answer"), {"question": "2+2?"})
+    Record(question='2+2?')
+    """
+    known = [f.name for f in one.inputs]
+    for name in inputs:
+        if name not in known:
+            expected = f"the inputs {', '.join(known) or '(none)'}"
+            raise DataError("unknown field", name, expected, "correct the name")
+    return select_inputs(one, inputs)
+
+
+def select_inputs(one: Program, example: Mapping[str, Any]) -> Record:
+    """Return those fields of an example that are the program's inputs, defaults filled in.
+
+    Raises:
+        DataError: an input is missing.
+
+    >>> select_inputs(predict("question -> answer"), {"question": "2+2?", "answer": "4"})
+    Record(question='2+2?')
+    """
+    chosen = {f.name: example.get(f.name, f.default) for f in one.inputs}
+    missing = [name for name, value in chosen.items() if value is attrs.NOTHING]
+    if missing:
+        expected, todo = f"the fields {', '.join(chosen)}", f"add the input {missing[0]!r}"
+        raise DataError(f"missing field {missing[0]!r} in", dict(example), expected, todo)
+    return Record(chosen)
+
+
+@frozen
+class Run:
+    """The effect of running a program as a step; its outcome is the `Prediction`."""
+
+    program: Program
+    inputs: Record = field(converter=_record)
+    name: str = ""
+
+
+@frozen
+class Call:
+    """The effect of calling a function that is no LM: a tool, a search, an interpreter."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(factory=dict)
+
+
+@frozen
+class Sleep:
+    """The effect of waiting for some seconds."""
+
+    seconds: float
+
+
+def invoke(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Call:
+    """Return the effect of calling `function(*args, **kwargs)`; its outcome is the result.
+
+    >>> invoke(max, 1, 2).args
+    (1, 2)
+    """
+    return Call(function, args, kwargs)
+
+
+class Steps:
+    """The steps that a program body may yield: `steps.name(field=value)` makes a `Run`."""
+
+    def __init__(self, steps: Mapping[str, Program]) -> None:
+        vars(self).update({name: partial(_step, name, step) for name, step in steps.items()})
+
+    def __getattr__(self, name: str) -> Any:
+        known = f"one of {', '.join(vars(self)) or '(none)'}"
+        raise AttributeError(explain("no such step", name, known, "name it in program(...)"))
+
+
+def _step(name: str, step: Program, /, **inputs: Any) -> Run:
+    return Run(step, check_inputs(step, inputs), name)
+
+
+def program(
+    *, max_calls: int | None = None, **steps: Program
+) -> Callable[[Callable[..., Flow]], Program]:
+    """Make a program from a generator function: its first parameter takes the steps.
+
+    Args:
+        max_calls: how many LM calls one run makes at most; by default each step runs once.
+        **steps: the programs that the body may run, by the names they have there.
+
+    Raises:
+        SignatureError: the body is no generator function, or a step is no program.
+
+    >>> @program(draft=predict("topic -> text"), check=predict("text -> verdict"))
+    ... def careful(steps, topic):
+    ...     draft = yield steps.draft(topic=topic)
+    ...     return (yield steps.check(text=draft.text))
+    >>> list(careful.params)
+    ['draft', 'check']
+    """
+    for name, step in steps.items():
+        if not isinstance(step, Program):
+            todo = f"write {name}=predict(...)"
+            raise SignatureError(f"the step {name!r} is none", step, "a program", todo)
+    calls = sum(step.max_calls for step in steps.values()) if max_calls is None else max_calls
+
+    def make(body: Callable[..., Flow]) -> Program:
+        name = getattr(body, "__name__", "program")
+        if not inspect.isgeneratorfunction(body):
+            todo = "yield what it wants done: answer = yield steps.answer(question=question)"
+            raise SignatureError("a body that never yields", name, "a generator", todo)
+        inputs = _parameters(body, {})[1:]
+        return Program(name, tuple(inputs), partial(_begin_body, body), Record(steps), calls)
+
+    return make
+
+
+def _begin_body(body: Callable[..., Flow], one: Program, path: str, inputs: Record) -> Flow:
+    return body(Steps(one.steps), **inputs)
+
+
+def preview(one: Program, /, **inputs: Any) -> tuple[Message, ...]:
+    """Return the exact messages of a program's first LM request; no LM is needed.
+
+    Raises:
+        DataError: wrong inputs; or the program does something else first.
+
+    >>> preview(predict("question -> answer"), question="2+2?")[-1].role
+    'user'
+    """
+    effect = next(one.flow(**inputs), None)
+    while isinstance(effect, (Run, tuple, list)):
+        if isinstance(effect, Run):
+            step = effect.program
+            effect = next(step.begin(step, effect.name, effect.inputs), None)
+        else:
+            effect = first(effect) if effect else None
+    if isinstance(effect, Request):
+        return effect.messages
+    todo = "preview one of its steps: preview(program.steps['name'], ...)"
+    raise DataError("no LM request to show", effect, "a request first", todo)
+
+
+# == 8. Drivers ====================================================================================
+# `_interpret` turns a program into a flow of leaf effects (Request, Call, Sleep, or a tuple of such
+# flows, to be performed concurrently) and collects the trace. A driver performs leaf effects.
+
+
+def _interpret(one: Program, inputs: Record, path: str, parent: str, events: list[Event]) -> Flow:
+    """Run a program: yield leaf effects, append what happened to `events`, return a prediction."""
+    start, began = len(events), time.perf_counter()
+    outputs, failure = None, ""
+    try:
+        outputs = yield from _advance(one.begin(one, path, inputs), path, events)
+        outputs = _check_outputs(one, outputs)
+    except Exception as error:
+        failure = _failure(error)
+        raise
+    finally:
+        seconds = time.perf_counter() - began
+        event = Event(path, "step", inputs, outputs, None, None, failure, parent, seconds)
+        events.append(event)
+    return Prediction(outputs, trace=events[start:])
+
+
+def _failure(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _check_outputs(one: Program, outputs: Any) -> Record:
+    if type(outputs) is Record:
+        return outputs
+    if isinstance(outputs, Mapping):
+        return Record(outputs)
+    todo = "return a prediction or a dict"
+    raise SignatureError(f"{one.name} returned no fields", outputs, "a mapping", todo)
+
+
+def _advance(flow: Flow, path: str, events: list[Event]) -> Flow:
+    """Step a body to its end; an effect that fails is raised at its `yield`."""
+    try:
+        effect = next(flow)
+        while True:
+            try:
+                outcome = yield from _reduce(effect, path, events)
+            except Exception as error:
+                effect = flow.throw(error)
+            else:
+                effect = flow.send(outcome)
+    except StopIteration as end:
+        return end.value
+
+
+def _reduce(effect: Any, path: str, events: list[Event]) -> Flow:
+    """Reduce one effect to leaf effects."""
+    if isinstance(effect, Request):
+        return _request(effect, path, events)
+    if isinstance(effect, Run):
+        name = _join(path, effect.name or effect.program.name)
+        return _interpret(effect.program, effect.inputs, name, path, events)
+    if isinstance(effect, Call):
+        return _call(effect, path, events)
+    if isinstance(effect, Sleep):
+        return _plain(effect)
+    if isinstance(effect, (tuple, list)):
+        return _together(effect, path, events)
+    todo = "yield steps.name(...), a Request, invoke(...), Sleep(...) or a tuple of these"
+    raise SignatureError("no effect was yielded", effect, "an effect", todo)
+
+
+def _request(effect: Request, path: str, events: list[Event]) -> Flow:
+    began, response, failure = time.perf_counter(), None, ""
+    try:
+        response = yield effect
+    except Exception as error:
+        failure = _failure(error)
+        raise
+    finally:
+        seconds = time.perf_counter() - began
+        events.append(Event(path, "lm", None, None, effect, response, failure, path, seconds))
+    return response
+
+
+def _call(effect: Call, path: str, events: list[Event]) -> Flow:
+    name = getattr(effect.function, "__name__", type(effect.function).__name__)
+    given = Record(args=effect.args, kwargs=effect.kwargs)
+    began, outputs, failure = time.perf_counter(), None, ""
+    try:
+        outputs = yield effect
+    except Exception as error:
+        failure = _failure(error)
+        raise
+    finally:
+        seconds, name = time.perf_counter() - began, _join(path, name)
+        events.append(Event(name, "call", given, outputs, None, None, failure, path, seconds))
+    return outputs
+
+
+def _plain(effect: Any) -> Flow:
+    return (yield effect)
+
+
+def _together(effects: Sequence[Any], path: str, events: list[Event]) -> Flow:
+    """Have several effects performed at once; results and events in the order of the effects."""
+    traces: list[list[Event]] = [[] for _ in effects]
+    flows = tuple(
+        _caught(effect, path, trace) for effect, trace in zip(effects, traces, strict=True)
+    )
+    outcomes = yield flows
+    events.extend(concat(traces))
+    for _, error in outcomes:
+        if error is not None:
+            raise error
+    return tuple(value for value, _ in outcomes)
+
+
+def _caught(effect: Any, path: str, events: list[Event]) -> Flow:
+    try:
+        return (yield from _reduce(effect, path, events)), None
+    except Exception as error:
+        return None, error
+
+
+def _drive(flow: Flow, lm: LM, workers: int = 1) -> Any:
+    """Perform the leaf effects of a flow in this thread; tuples on up to `workers` threads."""
+    try:
+        effect = next(flow)
+        while True:
+            try:
+                outcome = _perform(effect, lm, workers)
+            except Exception as error:
+                effect = flow.throw(error)
+            else:
+                effect = flow.send(outcome)
+    except StopIteration as end:
+        return end.value
+
+
+def _perform(effect: Any, lm: LM, workers: int) -> Any:
+    if isinstance(effect, Request):
+        return _ask(lm, effect)
+    if isinstance(effect, Call):
+        return effect.function(*effect.args, **effect.kwargs)
+    if isinstance(effect, Sleep):
+        return time.sleep(effect.seconds)
+    return tuple(ordered_map(partial(_drive, lm=lm, workers=workers), effect, workers=workers))
+
+
+def _ask(lm: LM, request: Request) -> Response:
+    response = lm(request)
+    if isinstance(response, Response):
+        return response
+    todo = f"return Response({cut(repr(response), 40)})"
+    raise DataError("the LM returned no response", response, "a Response", todo)
+
+
+def run(
+    one: Program,
+    lm: LM,
+    inputs: Mapping[str, Any],
+    *,
+    params: Mapping[str, Prompt] | None = None,
+    workers: int = 1,
+) -> Prediction:
+    """Run a program once, in this thread.
+
+    Args:
+        one: the program.
+        lm: what answers its requests.
+        inputs: exactly its input fields.
+        params: prompts instead of its own.
+        workers: threads for effects that it yields together.
+
+    Raises:
+        DataError: a field is missing or unknown.
+        Exception: what the program, its tools or the LM raise.
+
+    Calls: what the program makes, `one.max_calls` at most.
+
+    >>> run(predict("question -> answer"), stub_lm(), {"question": "2+2?"}).answer
+    'text'
+    """
+    ready = one if params is None else one.with_params(params)
+    return _run(ready, lm, check_inputs(ready, inputs), [], workers)
+
+
+def _run(one: Program, lm: LM, inputs: Record, events: list[Event], workers: int = 1) -> Prediction:
+    result: Prediction = _drive(_interpret(one, inputs, one.root, "", events), lm, workers)
+    return result
+
+
+def run_many(
+    one: Program,
+    lm: LM,
+    inputs_list: Iterable[Mapping[str, Any]],
+    *,
+    workers: int | None = None,
+    executor: Executor | None = None,
+) -> list[Prediction]:
+    """Run a program on many inputs; results stand in the order of the inputs.
+
+    Args:
+        one: the program.
+        lm: what answers its requests.
+        inputs_list: for each run exactly its input fields.
+        workers: threads; by default what the LM declares as `concurrency`, else this thread only.
+        executor: any `concurrent.futures.Executor` to run on instead.
+
+    Raises:
+        Exception: that of the first run, in order, that failed; later ones are not begun.
+
+    Calls: `one.max_calls` at most for each of the inputs.
+
+    >>> done = run_many(predict("question -> answer"), stub_lm(), [{"question": "a"}] * 2)
+    >>> [prediction.answer for prediction in done]
+    ['text', 'text']
+    """
+    checked = [check_inputs(one, inputs) for inputs in inputs_list]
+    work = partial(_run_one, one, lm)
+    return list(ordered_map(work, checked, workers=workers_for(lm, workers), executor=executor))
+
+
+def _run_one(one: Program, lm: LM, inputs: Record) -> Prediction:
+    return _run(one, lm, inputs, [])
+
+
+def workers_for(lm: LM, workers: int | None) -> int:
+    """Return how many runs go on at once: as asked, else as the LM declares, else one.
+
+    Raises:
+        DataError: less than one.
+
+    >>> workers_for(stub_lm(), None)
+    1
+    """
+    count: int = getattr(lm, "concurrency", 1) if workers is None else workers
+    if count < 1:
+        raise DataError("no workers", count, "1 or more", "leave workers out")
+    return count
+
+
+_AHEAD = 4  # submitted for each worker, so that one slow run does not leave the others idle
+
+
+def ordered_map(
+    function: Callable[[T], V],
+    items: Iterable[T],
+    *,
+    workers: int = 1,
+    executor: Executor | None = None,
+) -> Iterator[V]:
+    """Map over items on several threads or on an executor, lazily; results in order.
+
+    After an error no further item is begun; Ctrl-C does not wait for those that are under way.
+
+    >>> list(ordered_map(abs, [-3, -2, -1], workers=2))
+    [3, 2, 1]
+    """
+    if executor is None and workers == 1:
+        yield from map(function, items)
+        return
+    pool = executor or ThreadPoolExecutor(workers, thread_name_prefix="lmopt")
+    waiting: deque[Future[V]] = deque()
+    patient = True
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= _AHEAD * max(workers, 16):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except KeyboardInterrupt:
+        patient = False
+        raise
+    finally:
+        for future in waiting:
+            future.cancel()
+        if executor is None:
+            pool.shutdown(wait=patient, cancel_futures=True)
+
+
+# == 9. Modules ====================================================================================
+
+
+def predict(
+    task: str | Signature | Callable[..., Any],
+    *,
+    instructions: str | None = None,
+    types: Mapping[str, Any] | None = None,
+    adapter: Adapter = chat,
+    retries: int = 2,
+    name: str = "predict",
+    **settings: Any,
+) -> Program:
+    """Make the program that asks an LM once for the outputs of a signature.
+
+    A reply that does not hold them is answered with what was wrong, and asked again.
+
+    Args:
+        task: what `signature` takes.
+        instructions: instead of those of the signature.
+        types: your own types in the text of the signature.
+        adapter: the format of messages and replies.
+        retries: how many times a reply that cannot be read is asked again, 0 or more.
+        name: of the program; its path where it runs alone.
+        **settings: sampling options: temperature, max_tokens, top_p, stop, rollout, extra.
+
+    Raises:
+        SignatureError: the signature is wrong.
+        ParamsError: an unknown setting.
+        ParseError: (when it runs) the last reply could not be read either.
+
+    Calls: 1 for a run, and up to `retries` more.
+
+    >>> predict("question -> answer")(scripted_lm([{"answer": "4"}]), question="2+2?").answer
+    '4'
+    """
+    made = signature(task, instructions=instructions, types=types)
+    if retries < 0:
+        raise SignatureError("too few retries", retries, "0 or more", "raise retries")
+    prompt = Prompt(made.instructions, settings=settings)
+    begin = partial(_predict, adapter, retries)
+    outputs = tuple(one.name for one in made.outputs)
+    return Program(name, made.inputs, begin, Record(), retries + 1, outputs, made, prompt)
+
+
+def _predict(adapter: Adapter, retries: int, one: Program, path: str, inputs: Record) -> Flow:
+    task, prompt = one.signature, one.prompt
+    assert task is not None and prompt is not None  # a leaf has both
+    request = Request(
+        adapter.render(task, prompt, inputs),
+        prompt.model,
+        step=path,
+        signature=task,
+        inputs=inputs,
+        adapter=adapter,
+        **prompt.settings._data,
+    )
+    for left in range(retries, -1, -1):
+        response = yield request
+        try:
+            return adapter.parse(task, response)
+        except ParseError as error:
+            error.request = request
+            if not left:
+                raise
+            request = evolve(request, messages=request.messages + _ask_again(response, error))
+
+
+def _ask_again(response: Response, error: ParseError) -> tuple[Message, Message]:
+    problem = f"Your reply cannot be used: {error}. Reply again, with every field."
+    # Some providers refuse an empty message.
+    return Message("assistant", response.text.strip() or "(empty)"), Message("user", problem)
+
+
+def chain_of_thought(
+    task: str | Signature | Callable[..., Any],
+    *,
+    instructions: str | None = None,
+    types: Mapping[str, Any] | None = None,
+    name: str = "chain_of_thought",
+    **options: Any,
+) -> Program:
+    """Make a `predict` that writes its `reasoning` before the outputs.
+
+    Args:
+        task: what `signature` takes.
+        instructions: instead of those of the signature.
+        types: your own types in the text of the signature.
+        name: of the program; its path where it runs alone.
+        **options: what else `predict` takes.
+
+    Calls: those of `predict`.
+
+    Reference: Wei et al. 2022, arXiv 2201.11903.
+
+    >>> [f.name for f in chain_of_thought("question -> answer").signature.outputs]
+    ['reasoning', 'answer']
+    """
+    made = signature(task, instructions=instructions, types=types)
+    thought = Field("reasoning", desc="the steps that lead to the answer")
+    return predict(made.prepend(thought), name=name, **options)
+
+
+def pipeline(**steps: Program) -> Program:
+    """Make the program that runs steps one after the other, each on all fields known by then.
+
+    Its inputs are what a step needs and no earlier step makes; its outputs are all that they make.
+
+    Args:
+        **steps: programs whose inputs and outputs have the same names where they meet.
+
+    Raises:
+        SignatureError: what a step returns is not known before it runs, and others follow it.
+
+    Calls: those of the steps.
+
+    >>> pipeline(draft=predict("topic -> text"), check=predict("text -> verdict")).inputs
+    (Field(name='topic', type=<class 'str'>, desc=''),)
+    """
+    made: tuple[str, ...] = ()
+    inputs: list[Field] = []
+    for index, (name, step) in enumerate(steps.items(), start=1):
+        if not step.outputs and index < len(steps):
+            todo = "write a body with @program instead"
+            raise SignatureError("a step with unknown outputs", name, "predict", todo)
+        inputs += [one for one in step.inputs if one.name not in made]
+        made += step.outputs
+    calls = sum(step.max_calls for step in steps.values())
+    needed = tuple(unique(inputs, key=lambda one: one.name))
+    return Program("pipeline", needed, _pipeline, Record(steps), calls, tuple(unique(made)))
+
+
+def _pipeline(one: Program, path: str, inputs: Record) -> Flow:
+    made = Record()
+    for name, step in one.steps.items():
+        outputs = yield Run(step, select_inputs(step, inputs | made), name)
+        made = made | outputs
+    return made
+
+
+# == 10. LMs =======================================================================================
+# First those that need no network, then the wire.
+
+
+class _Scripted:
+    """Replies in order, for one program run at a time."""
+
+    def __init__(self, replies: Iterable[Any]) -> None:
+        self._replies, self._left, self._lock = tuple(replies), 0, threading.Lock()
+
+    def __call__(self, request: Request) -> Response:
+        with self._lock:
+            index, self._left = self._left, self._left + 1
+        if index < len(self._replies):
+            return _reply(self._replies[index], request)
+        asked = request.messages[-1].content if request.messages else ""
+        problem = f"scripted_lm has given all of its {len(self._replies)} replies; one more request"
+        raise ReplayMiss(problem, asked, "no further request", "script one more reply")
+
+
+def _reply(answer: Any, request: Request) -> Response:
+    """Make a response of a text, of fields in the format that was asked for, or of an error."""
+    if isinstance(answer, BaseException):
+        raise answer
+    if isinstance(answer, Mapping):
+        if request.signature is None or request.adapter is None:
+            todo = "answer with a text or a Response"
+            raise DataError("fields for a request without a step", answer, "text", todo)
+        answer = render_outputs(request.adapter, request.signature, answer)
+    return answer if isinstance(answer, Response) else Response(str(answer))
+
+
+def scripted_lm(replies: Iterable[Any]) -> LM:
+    """Make an LM that gives these replies in order, for one program run at a time.
+
+    Args:
+        replies: texts, mappings of output fields, responses, or exceptions to raise.
+
+    Raises:
+        ReplayMiss: (when asked) all replies have been given.
+
+    >>> scripted_lm(["Hello"])(Request([Message("user", "Hi")])).text
+    'Hello'
+    """
+    return _Scripted(replies)
+
+
+def mock_lm(function: Callable[[Record], Any]) -> LM:
+    """Make an LM that answers with `function(inputs)`, in whatever format was asked for.
+
+    Args:
+        function: inputs -> mapping of output fields; or a text, a response, an exception.
+
+    Raises:
+        DataError: (when asked) the request does not come from a step with a signature.
+
+    >>> lm = mock_lm(lambda inputs: {"answer": inputs.question.upper()})
+    >>> predict("question -> answer")(lm, question="hi").answer
+    'HI'
+    """
+    return partial(_mock, function)
+
+
+def _mock(function: Callable[[Record], Any], request: Request) -> Response:
+    if request.inputs is None:
+        todo = "use scripted_lm for bare requests"
+        raise DataError("a request without inputs", request.messages, "a step's", todo)
+    return _reply(function(request.inputs), request)
+
+
+def stub_lm() -> LM:
+    """Make an LM that answers every step with sample values of the types it asks for.
+
+    >>> predict("text -> tags: list[int]")(stub_lm(), text="hello").tags
+    [1]
+    """
+    return _stub
+
+
+def _stub(request: Request) -> Response:
+    if request.signature is None:
+        return Response("text")
+    return _reply({one.name: sample(one.type) for one in request.signature.outputs}, request)
+
+
+def toy_lm(*, seed: int = 0) -> LM:
+    """Make a small LM that really learns in context, from nothing but the messages it is sent.
+
+    It knows the `chat` format and no data. For each output field it weighs the values that it sees:
+    those of the demonstrations, by how alike their words are to the question's, rare and long
+    words counting more; those of rules in the instructions (a line like: if the text mentions "refund", answer
+    "billing"); and the allowed values of the type. With a temperature, or without one but with a
+    `rollout`, it samples. Good for teaching and for tests of optimizers; no stand-in for a real LM.
+
+    Args:
+        seed: of its sampling; equal requests get equal answers.
+
+    >>> qa = predict("animal -> sound").with_params(
+    ...     {"predict": Prompt(demos=[{"animal": "a big dog", "sound": "woof"}])}
+    ... )
+    >>> qa(toy_lm(), animal="my dog").sound
+    'woof'
+    """
+    return partial(_toy, seed)
+
+
+_TOY_FIELD = re.compile(r"^\d+\. `(\w+)` \((.*?)(?:, as JSON)?\)(?::|$)", re.MULTILINE)
+
+
+def _toy(seed: int, request: Request) -> Response:
+    system = "\n".join(one.content for one in request.messages if one.role == "system")
+    turns = [one.content for one in request.messages if one.role != "system"]
+    last = max((n for n in range(0, len(turns), 2) if "[[ ##" in turns[n]), default=len(turns) - 1)
+    demos = [_toy_demo(given, made) for given, made in partition(2, turns[: max(last, 0)])]
+    question = _toy_question(turns[last]) if turns else ""
+    asked = _toy_words(question)
+    alike = _toy_alike(asked, [known for known, _ in demos])
+    rules = _toy_rules(system.rpartition("Instructions:")[2], asked)
+    fields = _TOY_FIELD.findall(system.partition("Output fields:")[2])
+    reply = []
+    for index, (name, kind) in enumerate(fields, start=1):
+        votes = _toy_prior(kind, asked)
+        for value, weight in rules if index == len(fields) else []:
+            _toy_vote(votes, kind, value, weight)
+        for weight, (_, made) in zip(alike, demos, strict=True):
+            _toy_vote(votes, kind, made.get(name, _UNKNOWN), weight)
+        value = _toy_sample(seed, request, votes) if votes else _toy_guess(kind, question)
+        reply.append(_section(name, value))
+    text = "\n\n".join([*reply, _END]) if reply else question
+    read = sum(one.content.count(" ") + 1 for one in request.messages)
+    spent = Usage(calls=1, input_tokens=read, output_tokens=text.count(" ") + 1)
+    return Response(text, usage=spent, model="toy")
+
+
+def _toy_question(turn: str) -> str:
+    """The inputs in the last message, without the sentence that asks for a reply."""
+    text = turn.rpartition("\n\nReply with ")[0] or turn
+    return " ".join(sections(text).values()) or text
+
+
+@lru_cache(maxsize=4096)
+def _toy_demo(given: str, made: str) -> tuple[frozenset[str], dict[str, str]]:
+    """The words and the outputs of a demonstration."""
+    outputs = sections(made)
+    return _toy_words(*sections(given).values(), *outputs.values()), outputs
+
+
+def _toy_words(*texts: str) -> frozenset[str]:
+    """The first letters of each word, which most of its forms share."""
+    return frozenset(word[:5] for text in texts for word in re.findall(r"[^\W_]+", text.lower()))
+
+
+def _toy_alike(asked: frozenset[str], known: Sequence[frozenset[str]]) -> list[float]:
+    """Weigh how alike each demonstration is: shared words, rare and long ones more, in a cosine."""
+    times = Counter(concat(known))
+    rare = {
+        word: math.log((len(known) + 1) / (n + 0.5)) * max(len(word) - 2, 0.2)
+        for word, n in times.items()
+    }
+    sizes = [math.sqrt(sum([rare[word] for word in one]) or 1) for one in known]
+    shared = [sum([rare[word] for word in asked & one]) for one in known]
+    return [(common / size) ** 1.5 for common, size in zip(shared, sizes, strict=True)]
+
+
+def _toy_rules(instructions: str, asked: frozenset[str]) -> list[tuple[str, float]]:
+    """Find the rules that hold here: a line whose last quoted text is the answer to the others."""
+    quoted = [re.findall(r'"([^"]+)"', line) for line in instructions.splitlines()]
+    return [
+        (answer, 4.0)
+        for *signs, answer in filter(None, quoted)
+        if any(_toy_words(sign) <= asked for sign in signs)
+    ]
+
+
+def _toy_prior(kind: str, asked: frozenset[str]) -> dict[str, float]:
+    """Give each allowed value of a type a small weight, more where the question has its words."""
+    if not kind.startswith("one of "):
+        return {}
+    values = [str(value) for value in json.loads(f"[{kind.removeprefix('one of ')}]")]
+    return {value: 0.01 + 0.1 * len(_toy_words(value) & asked) for value in values}
+
+
+def _toy_vote(votes: dict[str, float], kind: str, value: str, weight: float) -> None:
+    if value in votes or not (kind.startswith("one of ") or value == _UNKNOWN):
+        votes[value] = votes.get(value, 0.01) + weight
+
+
+def _toy_sample(seed: int, request: Request, votes: Mapping[str, float]) -> str:
+    spread = request.temperature if request.temperature is not None else float(request.rollout != 0)
+    top = max(votes, key=lambda value: votes[value])
+    if spread <= 0:
+        return top
+    weights = [(weight / votes[top]) ** (2 / spread) for weight in votes.values()]
+    return seeded(seed, "toy", request.key).choices(list(votes), weights)[0]
+
+
+def _toy_guess(kind: str, question: str) -> str:
+    """Answer with nothing to go by: a number of the question, or its first words."""
+    number = re.search(r"\d+", question)
+    plain = {"int": "0", "float": "0", "true or false": "false"}
+    if kind in ("int", "float") and number:
+        return number[0]
+    opening = {"l": "[]", "d": "{}", "n": "null"}.get(kind[:1], "null")
+    return plain.get(kind) or (" ".join(question.split()[:8]) if kind == "str" else opening)
+
+
+@frozen
+class _HttpLM:
+    """An LM behind a URL: two pure functions for its format, and idle clients to ask with.
+
+    One client for each call under way, kept alive between calls: a shared one slows down with the
+    number of connections. Clients are made where they are used, never sent to another process.
+    """
+
+    url: str
+    model: str
+    encode: Callable[[Request], dict[str, Any]]
+    decode: Callable[[Any], Response]
+    key: str | None = field(repr=False)
+    key_name: str = field(repr=False)
+    headers: Record = field(repr=False)
+    defaults: Record
+    concurrency: int
+    timeout: float
+    price: tuple[float, float] | None
+    client: httpx.Client | None = field(repr=False, eq=False)
+    _idle: dict[int, deque[httpx.Client]] = field(factory=dict, init=False, repr=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        weakref.finalize(self, _close, self._idle)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, a.name) for a in attrs.fields(type(self)) if a.init)
+
+    @property
+    def identity(self) -> str:
+        """What beside a request decides the answer: end point, model and defaults."""
+        return canonical([self.url, self.model, self.defaults])
+
+    def close(self) -> None:
+        """Close the idle connections; the next call opens new ones."""
+        _close(self._idle)
+
+    def __call__(self, request: Request) -> Response:
+        payload = {"model": self.model, **self.defaults, **self.encode(request)}
+        key = self.key or os.environ.get(self.key_name)
+        if self.key_name and not key:
+            todo = f"set it, or pass api_key= to the LM of {self.url}"
+            raise Unauthorized("no API key", self.key_name, "an API key", todo)
+        secrets = [key or "", *map(str, self.headers.values())]
+        hide = partial(_hide, tuple(filter(None, secrets)))
+        authorization = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {"Content-Type": "application/json", **authorization, **self.headers}
+        status, after, body = self._post(_dump(jsonable(payload)).encode(), headers, hide)
+        if status != 200:
+            raise _http_error(self.url, status, after, hide(body.decode("utf-8", "replace")))
+        response = self._decoded(body, hide)
+        return evolve(response, usage=_priced(response.usage, self.price))
+
+    def _decoded(self, body: bytes, hide: Callable[[str], str]) -> Response:
+        try:
+            return self.decode(json.loads(body))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            text = hide(body.decode("utf-8", "backslashreplace"))
+            what = f"{self.url} sent an answer that cannot be read ({type(error).__name__})"
+            raise LMError(
+                what,
+                text,
+                "a completion as JSON in UTF-8",
+                "check base_url",
+                status=200,
+                body=cut(text),
+                retryable=True,
+            ) from None
+
+    def _post(
+        self, content: bytes, headers: dict[str, str], hide: Callable[[str], str]
+    ) -> tuple[int, str, bytes]:
+        import httpx
+
+        try:
+            response = self._send(content, headers)
+            return response.status_code, response.headers.get("retry-after", ""), response.content
+        except httpx.TimeoutException:
+            failure: LMError = LMTimeout(
+                f"{self.url} did not answer", self.timeout, "an answer", "ask again", retryable=True
+            )
+        except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:
+            lost = isinstance(error, httpx.TransportError)
+            retryable = lost and not isinstance(error, httpx.UnsupportedProtocol)
+            what = f"{self.url} cannot be reached ({type(error).__name__})"
+            failure = LMError(
+                what,
+                hide(str(error)),
+                "an HTTP answer",
+                "check it and base_url",
+                retryable=retryable,
+            )
+        raise failure  # out here, so that no httpx error with the headers hangs on it
+
+    def _send(self, content: bytes, headers: dict[str, str]) -> httpx.Response:
+        import httpx
+
+        if self.client is not None:
+            return self.client.post(self.url, content=content, headers=headers)
+        idle = self._idle.setdefault(os.getpid(), deque())
+        try:
+            client = idle.pop()
+        except IndexError:
+            client = httpx.Client(timeout=self.timeout)
+        try:
+            response = client.post(self.url, content=content, headers=headers)
+        except BaseException:
+            client.close()
+            raise
+        idle.append(client)
+        return response
+
+
+def _close(idle: dict[int, deque[httpx.Client]]) -> None:
+    clients = idle.get(os.getpid(), deque())
+    while clients:
+        clients.pop().close()
+
+
+def _hide(secrets: tuple[str, ...], text: str) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
+
+
+def _http_error(url: str, status: int, after: str, text: str) -> LMError:
+    """Map a failed HTTP answer to the error of whose fault it is."""
+    kinds: dict[int, tuple[type[LMError], str]] = {
+        401: (Unauthorized, "check the API key"),
+        403: (Unauthorized, "check what the API key may do"),
+        408: (LMTimeout, "ask again"),
+        429: (RateLimited, "wait, or raise the quota"),
+    }
+    kind, todo = kinds.get(status, (LMError, "ask again" if status >= 500 else "see the answer"))
+    if status in (400, 413) and re.search(r"context.?(length|window)|too long", text, re.I):
+        kind, todo = ContextWindowExceeded, "shorten the prompt: fewer or shorter demonstrations"
+    retryable = (status in (408, 409, 429) or status >= 500) and "insufficient_quota" not in text
+    problem = explain(f"{url} answered {status}", text, "200", todo)
+    wait = _seconds(after)
+    return kind(problem, status=status, body=cut(text), retryable=retryable, retry_after=wait)
+
+
+def _seconds(after: str) -> float | None:
+    """Read a Retry-After header: seconds, or the date to wait for."""
+    try:
+        return max(0.0, float(after))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(after).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _priced(spent: Usage, price: tuple[float, float] | None) -> Usage:
+    if price is None:
+        return spent
+    cost = spent.input_tokens * price[0] + spent.output_tokens * price[1]
+    return evolve(spent, cost=cost / 1e6)
+
+
+def _openai_encode(request: Request) -> dict[str, Any]:
+    """Write a request in the OpenAI chat-completions format."""
+    options = {
+        "model": request.model,
+        "messages": [attrs.asdict(one) for one in request.messages],
+        "temperature": request.temperature,
+        "max_tokens": request.max_tokens,
+        "top_p": request.top_p,
+        "stop": list(request.stop) or None,
+        "tools": list(request.tools) or None,
+        "tool_choice": request.tool_choice,
+        "response_format": request.schema
+        and {
+            "type": "json_schema",
+            "json_schema": {"name": "reply", "strict": True, "schema": request.schema},
+        },
+    }
+    given: dict[str, Any] = valfilter(lambda value: value is not None, options)
+    return given | dict(request.extra)
+
+
+def _openai_decode(data: Any) -> Response:
+    """Read a response in the OpenAI chat-completions format."""
+    choice = data["choices"][0]
+    message = choice["message"]
+    spent = data.get("usage") or {}
+    text = message.get("content") or message.get("refusal") or ""
+    if not isinstance(text, str):
+        raise TypeError("content is no text")
+    return Response(
+        text,
+        tool_calls=tuple(map(_openai_tool_call, message.get("tool_calls") or ())),
+        usage=Usage(
+            calls=1,
+            input_tokens=spent.get("prompt_tokens") or 0,
+            output_tokens=spent.get("completion_tokens") or 0,
+            cached_tokens=get_in(["prompt_tokens_details", "cached_tokens"], spent) or 0,
+        ),
+        model=data.get("model") or "",
+        finish_reason=choice.get("finish_reason") or "stop",
+        reasoning=message.get("reasoning_content") or message.get("reasoning") or "",
+        logprobs=choice.get("logprobs"),
+    )
+
+
+def _openai_tool_call(data: Any) -> ToolCall:
+    called = data["function"]
+    return ToolCall(data.get("id") or "", called["name"], json.loads(called["arguments"] or "{}"))
+
+
+_OPENAI = "https://api.openai.com/v1"
+
+
+def openai_lm(
+    model: str,
+    *,
+    base_url: str = _OPENAI,
+    api_key: str | None = None,
+    concurrency: int = 16,
+    timeout: float = 60.0,
+    headers: Mapping[str, str] | None = None,
+    price: tuple[float, float] | None = None,
+    client: httpx.Client | None = None,
+    **defaults: Any,
+) -> LM:
+    """Make an LM that speaks the OpenAI chat-completions format over HTTP.
+
+    It serves OpenAI, vLLM, SGLang, Ollama, LM Studio, llama.cpp, OpenRouter and whatever else has
+    that end point. A value of it pickles and shows no key; connections open at the first call.
+
+    Args:
+        model: as the provider names it.
+        base_url: of the provider, without "/chat/completions".
+        api_key: by default, at OpenAI only, the environment variable OPENAI_API_KEY.
+        concurrency: how many calls `evaluate` and the optimizers make at once, 1 or more.
+        timeout: seconds to wait for the provider.
+        headers: further HTTP headers.
+        price: US dollars for a million tokens read, and for a million written.
+        client: an `httpx.Client` to use instead of our own.
+        **defaults: fields of the request body where a request does not set them.
+
+    Raises:
+        LMError: (when asked) `Unauthorized`, `RateLimited`, `ContextWindowExceeded`, `LMTimeout` or
+            itself; `retryable` tells whether asking again may help. No error holds the key.
+
+    Calls: one HTTP request for each call; it never retries by itself.
+
+    >>> openai_lm("gpt-4o-mini", api_key="secret", temperature=0).model
+    'gpt-4o-mini'
+    """
+    return _HttpLM(
+        url=base_url.rstrip("/") + "/chat/completions",
+        model=model,
+        encode=_openai_encode,
+        decode=_openai_decode,
+        key=api_key,
+        key_name="OPENAI_API_KEY" if base_url == _OPENAI else "",
+        headers=Record(headers or {}),
+        defaults=Record(defaults),
+        concurrency=concurrency,
+        timeout=timeout,
+        price=price,
+        client=client,
+    )
+
+
+def connect(name: str, **options: Any) -> LM:
+    """Make the LM of a name: "openai/MODEL", "ollama/MODEL" (on this machine) or "toy".
+
+    Args:
+        name: provider and model.
+        **options: for the maker of that LM, such as `temperature` or `api_key`.
+
+    Raises:
+        DataError: an unknown provider, or no model.
+
+    >>> connect("ollama/llama3.2").url
+    'http://localhost:11434/v1/chat/completions'
+    """
+    provider, _, model = name.partition("/")
+    if name == "toy":
+        return toy_lm(**options)
+    if provider == "openai" and model:
+        return openai_lm(model, **options)
+    if provider == "ollama" and model:
+        return openai_lm(model, **{"base_url": "http://localhost:11434/v1", **options})
+    known = "'openai/MODEL', 'ollama/MODEL' or 'toy'"
+    raise DataError("unknown LM", name, known, "or make it with openai_lm(base_url=...)")
+
+
+# == 11. Evaluation ================================================================================
+
+
+@frozen
+class Score:
+    """What a metric returns where a number is not enough.
+
+    Attributes:
+        value: 0 (wrong) to 1 (right).
+        feedback: what was wrong and how to do better, for reflective optimizers.
+        steps: the same for single steps, by path.
+    """
+
+    value: float
+    feedback: str = ""
+    steps: Record = field(factory=Record, converter=_record)
+
+
+Metric = Callable[[Record, Prediction], "float | bool | Score"]
+"""metric(example, prediction) -> how good it is, 0 to 1; `prediction.trace` tells how it came."""
+
+
+@frozen
+class Row:
+    """One example of an evaluation; where the program failed, `prediction` only has the trace."""
+
+    example: Record
+    prediction: Prediction
+    score: float
+    feedback: str = ""
+    error: str = ""
+    steps: Record = field(factory=Record)
+
+
+_Z95 = statistics.NormalDist().inv_cdf(0.975)
+
+
+@frozen
+class Evaluation:
+    """The rows of an evaluation and what follows from them.
+
+    >>> wrong, right = (Row(Record(), Prediction(), score) for score in (0.0, 1.0))
+    >>> Evaluation((wrong, right, right, right))
+    <score 0.750, 95% 0.301 to 0.954, 4 rows, 0 errors>
+    """
+
+    rows: tuple[Row, ...]
+
+    @property
+    def score(self) -> float:
+        """The mean of the rows' scores, 0 to 1."""
+        return self.total / len(self.rows)
+
+    @property
+    def total(self) -> float:
+        """The sum of the rows' scores."""
+        return math.fsum(row.score for row in self.rows)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the score, by Wilson 1927.
+
+        Made for scores that are 0 or 1; for scores between them it is wider than need be.
+        """
+        n, z, p = len(self.rows), _Z95, self.score
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return max(0.0, middle - half), min(1.0, middle + half)
+
+    @property
+    def errors(self) -> tuple[Row, ...]:
+        """The rows in which the program failed."""
+        return tuple(row for row in self.rows if row.error)
+
+    @property
+    def usage(self) -> Usage:
+        """What all runs cost together."""
+        return sum((row.prediction.usage for row in self.rows), Usage())
+
+    def records(self) -> list[Record]:
+        """Return each row as one flat record, all with the same fields."""
+        rows = [_flat(row) for row in self.rows]
+        names = dict.fromkeys(concat(rows))
+        return [Record({name: row.get(name, "") for name in names}) for row in rows]
+
+    def table(self, limit: int = 20) -> str:
+        """Return the first rows as a text table, cells cut to 30 characters."""
+        rows = self.records()[:limit]
+        cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+        left = len(self.rows) - len(rows)
+        return "\n".join([*lines, f"... and {left} more rows"] if left else lines)
+
+    def to_csv(self) -> str:
+        """Return the rows as CSV, with a header; structured values as JSON."""
+        out = io.StringIO(newline="")
+        writer = csv.DictWriter(out, list(self.records()[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({n: write(Any, v) for n, v in row.items()} for row in self.records())
+        return out.getvalue()
+
+    def to_json(self) -> str:
+        """Return the rows as a JSON list of objects."""
+        return _dump(jsonable(self.records(), other=repr), indent=1)
+
+    def _repr_html_(self) -> str:
+        rows = self.records()[:100]
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
+        body = "".join(f"<tr>{''.join(map(_html_cell, row.values()))}</tr>" for row in rows)
+        return f"<p>{html.escape(repr(self))}</p><table><tr>{head}</tr>{body}</table>"
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        counts = f"{len(self.rows)} rows, {len(self.errors)} errors"
+        shown = f"; first: {self.errors[0].error}" if self.errors else ""
+        return f"<score {self.score:.3f}, 95% {low:.3f} to {high:.3f}, {counts}{cut(shown)}>"
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    given = dict(row.example)
+    made = {(f"predicted {n}" if n in given else n): v for n, v in row.prediction.items()}
+    notes = {"feedback": row.feedback, "error": row.error}
+    return {"score": row.score, **given, **made, **{n: note for n, note in notes.items() if note}}
+
+
+def _cell(value: Any) -> str:
+    text = value if isinstance(value, str) else _dump(jsonable(value, other=repr))
+    return cut(" ".join(text.split()), 30)
+
+
+def _html_cell(value: Any) -> str:
+    return f"<td>{html.escape(_cell(value))}</td>"
+
+
+def evaluate(
+    one: Program,
+    dataset: Iterable[Mapping[str, Any]],
+    metric: Metric,
+    *,
+    lm: LM,
+    params: Mapping[str, Prompt] | None = None,
+    workers: int | None = None,
+    executor: Executor | None = None,
+    failure_score: float = 0.0,
+    max_errors: int | None = None,
+    progress: Callable[..., Iterable[Any]] | None = None,
+) -> Evaluation:
+    """Run a program on a data set and score each prediction.
+
+    A row in which the program itself fails (a reply that cannot be read, a tool that raises) gets
+    `failure_score`. What would fail on every row (a dead key, a spent budget, a wrong metric) is no
+    wrong answer: it is raised at once.
+
+    Args:
+        one: the program.
+        dataset: examples with at least the inputs of the program.
+        metric: (example, prediction) -> 0 to 1, bool, or `Score`; called on the workers.
+        lm: what answers the requests.
+        params: prompts instead of the program's own.
+        workers: threads; by default what the LM declares as `concurrency`, else this thread only.
+        executor: any `concurrent.futures.Executor` to run on instead.
+        failure_score: of a row in which the program failed, 0 to 1.
+        max_errors: stop when more rows than this have failed.
+        progress: called as tqdm is, with an iterable, `total=` and `desc=`.
+
+    Returns:
+        the evaluation, its rows in the order of the data set.
+
+    Raises:
+        DataError: no examples, or one lacks an input; more than `max_errors` rows failed.
+        MetricError: the metric raised, or returned no number from 0 to 1; says for which row.
+        LMError: the LM could not be asked.
+
+    Calls: `one.max_calls` at most for each example.
+
+    >>> qa = predict("question -> answer")
+    >>> lm = mock_lm(lambda inputs: {"answer": "4"})
+    >>> data = [{"question": "2+2?", "answer": "4"}, {"question": "2+3?", "answer": "5"}]
+    >>> evaluate(qa, data, exact_match, lm=lm).score
+    0.5
+    """
+    ready = one if params is None else one.with_params(params)
+    examples = check_dataset(ready, dataset)
+    work = partial(_row, ready, lm, metric, failure_score)
+    pending = ordered_map(work, examples, workers=workers_for(lm, workers), executor=executor)
+    wrap = progress or _same_items
+    rows: list[Row] = []
+    failed = 0
+    for row in wrap(pending, total=len(examples), desc="evaluate"):
+        if isinstance(row, MetricError):
+            row.rows = tuple(rows)
+            raise row
+        rows.append(row)
+        failed += bool(row.error)
+        if max_errors is not None and failed > max_errors:
+            todo = "correct the program, or raise max_errors"
+            what = f"{failed} of {len(rows)} rows failed; the last"
+            raise DataError(what, row.error, f"at most {max_errors}", todo, rows=tuple(rows))
+    return Evaluation(tuple(rows))
+
+
+def _same_items(items: Iterable[T], **_: Any) -> Iterable[T]:
+    return items
+
+
+def check_dataset(one: Program, dataset: Iterable[Mapping[str, Any]]) -> tuple[Record, ...]:
+    """Return a data set as records, after checking that each has the program's inputs.
+
+    Raises:
+        DataError: it is empty, or an example lacks an input; says which.
+
+    >>> check_dataset(predict("question -> answer"), [{"question": "2+2?"}])
+    (Record(question='2+2?'),)
+    """
+    examples = _records(dataset)
+    if not examples:
+        raise DataError("an empty data set", [], "at least one example", "add examples")
+    for index, example in enumerate(examples):
+        try:
+            select_inputs(one, example)
+        except DataError as error:
+            raise DataError(f"example {index}: {error}") from error
+    return examples
+
+
+def _row(
+    one: Program, lm: LM, metric: Metric, failure_score: float, example: Record
+) -> Row | MetricError:
+    events: list[Event] = []
+    try:
+        prediction = _run(one, lm, select_inputs(one, example), events)
+    except Exception as error:
+        if stops(error):
+            raise
+        failed = Prediction(trace=events)
+        return Row(example, failed, failure_score, error=f"{type(error).__name__}: {error}")
+    try:
+        score = _measure(metric, example, prediction)
+    except MetricError as error:
+        return error
+    return Row(example, prediction, score.value, score.feedback, "", score.steps)
+
+
+def stops(error: Exception) -> bool:
+    """Tell whether an error would fail every row alike, so that it must stop an evaluation.
+
+    >>> stops(Unauthorized("no key")), stops(ParseError("no answer")), stops(ZeroDivisionError())
+    (True, False, False)
+    """
+    return isinstance(error, LmoptError) and not isinstance(
+        error, (ParseError, ContextWindowExceeded)
+    )
+
+
+def _measure(metric: Metric, example: Record, prediction: Prediction) -> Score:
+    row = {"example": dict(example), "prediction": dict(prediction)}
+    try:
+        result = metric(example, prediction)
+    except LMError:
+        raise  # of a judge
+    except Exception as error:
+        what = f"the metric raised {type(error).__name__} ({error}) for"
+        raise MetricError(what, row, "a score", "correct the metric") from error
+    score = result if isinstance(result, Score) else Score(result)
+    number = isinstance(score.value, (bool, int, float)) or hasattr(score.value, "__float__")
+    if not (number and 0.0 <= float(score.value) <= 1.0):
+        what = f"the metric returned {cut(repr(result), 60)} for"
+        raise MetricError(what, row, "a number from 0 to 1", "correct or rescale it")
+    return evolve(score, value=float(score.value))
+
+
+@frozen
+class Comparison:
+    """How much better the second of two evaluations is, row by row.
+
+    Attributes:
+        difference: mean score of the second minus that of the first, -1 to 1.
+        interval: its 95 % interval.
+        p_value: how probable such a difference is when there is none.
+        better: number of rows in which the second scores higher.
+        worse: number of rows in which it scores lower.
+        rows: number of rows.
+    """
+
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+    better: int
+    worse: int
+    rows: int
+
+
+def compare(a: Evaluation, b: Evaluation) -> Comparison:
+    """Compare two evaluations of the same examples: what going from `a` to `b` gains.
+
+    The test is that of random signs (Fisher 1935) in its normal approximation, which for scores of
+    0 and 1 is McNemar's; the interval is the one that excludes 0 exactly where p < 0.05.
+
+    Raises:
+        DataError: the evaluations are not of the same examples.
+
+    >>> rows = [Row(Record(n=n), Prediction(), 0.0) for n in range(9)]
+    >>> c = compare(Evaluation(tuple(rows)), Evaluation(tuple(evolve(r, score=1.0) for r in rows)))
+    >>> c.difference, round(c.p_value, 4)
+    (1.0, 0.0027)
+    """
+    if [row.example for row in a.rows] != [row.example for row in b.rows]:
+        sizes = (len(a.rows), len(b.rows))
+        todo = "evaluate both on one data set"
+        raise DataError("different examples", sizes, "the same, in the same order", todo)
+    gains = [after.score - before.score for before, after in zip(a.rows, b.rows, strict=True)]
+    n, mean = len(gains), math.fsum(gains) / len(gains)
+    error = math.sqrt(math.fsum(gain * gain for gain in gains)) / n
+    p = math.erfc(abs(mean) / error / math.sqrt(2)) if error else 1.0
+    interval = (max(-1.0, mean - _Z95 * error), min(1.0, mean + _Z95 * error))
+    better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    return Comparison(mean, interval, p, better, worse, n)
+
+
+def _labels(
+    example: Mapping[str, Any], prediction: Mapping[str, Any], name: str | None
+) -> list[tuple[Any, Any]]:
+    """Pair the expected and the predicted value of one field, or of all that both have."""
+    names = [name] if name else [one for one in prediction if one in example]
+    for one in names or ["(any)"]:
+        if one not in example or one not in prediction:
+            expected = f"a field of {list(example)} and of {list(prediction)}"
+            raise DataError("no field to compare", one, expected, "name it: field=")
+    return [(example[one], prediction[one]) for one in names]
+
+
+def normalize(value: Any) -> str:
+    """Return a text without what seldom matters: case, accents' form, punctuation, articles.
+
+    Signs and points of numbers stay, and so does a text that is nothing but an article.
+
+    >>> normalize("The  Eiffel-Tower!"), normalize("$1,234.50"), normalize("-5"), normalize("A")
+    ('eiffel tower', '1234.50', '-5', 'a')
+    """
+    text = value if isinstance(value, str) else _dump(jsonable(value))
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = re.sub(r"(?<=\d),(?=\d{3})|['’]", "", text)
+    tokens = re.findall(r"(?<!\w)-?\d+(?:\.\d+)?|\w+|[^\w\s!-/:-@\[-`{-~]", text)
+    return " ".join([one for one in tokens if one not in ("a", "an", "the")] or tokens)
+
+
+def exact_match(
+    example: Mapping[str, Any], prediction: Mapping[str, Any], *, field: str | None = None
+) -> float:
+    """Score 1 where the predicted values equal the expected ones after `normalize`, else 0.
+
+    Args:
+        example: with the expected values.
+        prediction: with the values of the program.
+        field: the one to compare; by default all that both have must match.
+
+    Raises:
+        DataError: they have no such field in common.
+
+    >>> exact_match({"answer": "Paris"}, {"answer": "paris."})
+    1.0
+    """
+    pairs = _labels(example, prediction, field)
+    return float(all(normalize(expected) == normalize(made) for expected, made in pairs))
+
+
+def f1(
+    example: Mapping[str, Any], prediction: Mapping[str, Any], *, field: str | None = None
+) -> float:
+    """Score the overlap of words: the harmonic mean of precision and recall, 0 to 1.
+
+    Args:
+        example: with the expected values.
+        prediction: with the values of the program.
+        field: the one to compare; by default the mean over all that both have.
+
+    Raises:
+        DataError: they have no such field in common.
+
+    Reference: Rajpurkar et al. 2016, arXiv 1606.05250.
+
+    >>> f1({"answer": "Paris"}, {"answer": "Paris, France"})
+    0.6666666666666666
+    """
+    return statistics.fmean(_overlap(*pair) for pair in _labels(example, prediction, field))
+
+
+def _overlap(expected: Any, made: Any) -> float:
+    wanted, given = Counter(normalize(expected).split()), Counter(normalize(made).split())
+    total = wanted.total() + given.total()
+    return 2 * (wanted & given).total() / total if total else 1.0
+
+
+# == 12. Storage ===================================================================================
+
+
+def dumps(params: Mapping[str, Prompt]) -> str:
+    """Return parameters as JSON text, stable and fit to be compared line by line.
+
+    Raises:
+        DataError: a demonstration holds a value that has no JSON form.
+
+    >>> loads(dumps(predict("question -> answer").params))["predict"].demos
+    ()
+    """
+    prompts = {path: _compact(jsonable(prompt)) for path, prompt in params.items()}
+    return _dump({"format": _FORMAT, "params": prompts}, indent=2) + "\n"
+
+
+_FORMAT = "lmopt params 1"
+
+
+def _compact(prompt: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in prompt.items() if value or name == "instructions"}
+
+
+def loads(text: str) -> Params:
+    """Return the parameters of a text that `dumps` wrote.
+
+    Raises:
+        ParamsError: it is not such a text; says where.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        todo = f"restore the file ({error})"
+        raise ParamsError("these are no parameters", text, "JSON", todo) from error
+    if not isinstance(data, dict) or data.get("format") != _FORMAT:
+        todo = "save parameters with this version"
+        raise ParamsError("these are no parameters", text, f"format {_FORMAT!r}", todo)
+    prompts = data.get("params")
+    try:
+        return Params(coerce(dict[str, Prompt], prompts))
+    except ValueError as error:
+        todo = f"correct it ({error})"
+        raise ParamsError("a wrong prompt", prompts, words(Prompt), todo) from error
+
+
+def save(params: Mapping[str, Prompt], path: str | os.PathLike[str]) -> None:
+    """Write parameters to a file, whole or not at all: a crash leaves the old one.
+
+    Raises:
+        DataError: a demonstration holds a value that has no JSON form; nothing was written.
+        OSError: the file cannot be written.
+    """
+    text, target = dumps(params), Path(path).resolve()
+    draft = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with draft.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def load(path: str | os.PathLike[str]) -> Params:
+    """Return the parameters of a file that `save` wrote.
+
+    Raises:
+        ParamsError: it is not such a file.
+        OSError: the file cannot be read.
+    """
+    try:
+        return loads(Path(path).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ParamsError(
+            "this is no text", str(path), "UTF-8", f"restore the file ({error})"
+        ) from error
+    except ParamsError as error:
+        raise ParamsError(f"{path}: {error}") from error
+
+
+def diff(a: Mapping[str, Prompt], b: Mapping[str, Prompt]) -> str:
+    """Return what changed from one set of parameters to another, "" for nothing.
+
+    >>> old = predict("question -> answer").params
+    >>> print(diff(old, old.replace("predict", instructions="Answer briefly.")))
+    --- predict
+    +++ predict
+    -instructions: Given the fields `question`, produce the fields `answer`.
+    +instructions: Answer briefly.
+    """
+    changes = [_changes(path, a.get(path), b.get(path)) for path in dict.fromkeys([*a, *b])]
+    return "\n".join(filter(None, changes))
+
+
+def _changes(path: str, a: Prompt | None, b: Prompt | None) -> str:
+    lines = difflib.unified_diff(_prompt_lines(a), _prompt_lines(b), path, path, n=0, lineterm="")
+    return "\n".join(line for line in lines if not line.startswith("@@"))
+
+
+def _prompt_lines(prompt: Prompt | None) -> list[str]:
+    if prompt is None:
+        return []
+    rest = _compact(jsonable(evolve(prompt, instructions="", demos=())))
+    return [
+        *f"instructions: {prompt.instructions}".split("\n"),
+        *(f"demo: {demo.to_json()}" for demo in prompt.demos),
+        *(f"{name}: {_dump(value)}" for name, value in rest.items() if value),
+    ]
+
+
+def read_examples(path: str | os.PathLike[str]) -> tuple[Record, ...]:
+    """Return the examples of a file: .csv (all values texts), .json (a list) or .jsonl.
+
+    Raises:
+        DataError: another kind of file, or something in it is wrong; says the line.
+        OSError: the file cannot be read.
+    """
+    file = Path(path)
+    readers = {".csv": _read_csv, ".json": _read_json, ".jsonl": _read_lines}
+    if file.suffix.lower() not in readers:
+        known = ", ".join(readers)
+        raise DataError("unknown kind of file", str(file), known, "convert it")
+    raw = file.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        problem = explain(
+            f"line {line} is no UTF-8", raw[error.start :][:20], "UTF-8", "convert it"
+        )
+        raise DataError(f"{file}: {problem}") from error
+    try:
+        return tuple(readers[file.suffix.lower()](text))
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from error
+
+
+def _read_lines(text: str) -> Iterator[Record]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield Record.from_json(line)
+            except DataError as error:
+                raise DataError(f"line {number}: {error}") from error
+
+
+def _read_json(text: str) -> Iterator[Record]:
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        line = text.split("\n")[error.lineno - 1]
+        raise DataError(
+            f"line {error.lineno}: this is no JSON", line, "JSON", str(error)
+        ) from error
+    if not isinstance(data, list):
+        raise DataError("line 1: no list", data, "a list of objects", "wrap it in [...]")
+    for index, item in enumerate(data):
+        if not isinstance(item, dict):
+            raise DataError(f"item {index} is no object", item, "{...}", "correct it")
+        yield Record(item)
+
+
+def _read_csv(text: str) -> Iterator[Record]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    names: list[str] = []
+    try:
+        for cells in reader:
+            if names and cells and len(cells) != len(names):
+                what = f"line {reader.line_num} has {len(cells)} cells"
+                raise DataError(what, cells, f"{len(names)}: {names}", "quote the commas")
+            if names and cells:
+                yield Record(zip(names, cells, strict=True))
+            names = names or cells
+    except csv.Error as error:
+        what = f"line {reader.line_num} is no CSV"
+        raise DataError(what, str(error), "cells and commas", "correct it") from error
