@@ -56,6 +56,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
@@ -272,8 +273,8 @@ class _Frozen(Mapping[str, V]):
     _data: dict[str, V]
 
     def __init__(self, mapping: Any = (), /, **fields: V) -> None:
-        known = type(mapping) in (Record, Prediction, Params)
-        data = mapping._data if known else _named(type(self).__name__, mapping)
+        ours = _Frozen in type(mapping).__mro__  # isinstance of an abstract class is slow
+        data = mapping._data if ours else _named(type(self).__name__, mapping)
         object.__setattr__(self, "_data", {**data, **fields} if fields else data)
 
     def __getitem__(self, name: str) -> V:
@@ -305,7 +306,8 @@ class _Frozen(Mapping[str, V]):
         todo = f"make a new one: record | {{{name!r}: value}}"
         raise AttributeError(explain(f"a {kind} never changes", name, "no assignment", todo))
 
-    __delattr__ = __setattr__  # type: ignore[assignment]
+    def __delattr__(self, name: str) -> None:
+        setattr(self, name, None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._data,)
@@ -497,7 +499,7 @@ def _kind(tp: Any) -> _Kind:
     for kind in _KINDS:
         if kind.fits(tp):
             return kind
-    known = "str int float bool None Any Literal Enum Optional list tuple dict or an attrs class"
+    known = "str, int, float, bool, Literal, an Enum, X | None, list, dict or an attrs class"
     raise SignatureError("unknown type", tp, known, "use one of these")
 
 
@@ -538,9 +540,11 @@ def read(tp: Any, text: str) -> Any:
         return text
     data = _data(text)
     try:
-        return coerce(tp, data)
+        value = coerce(tp, data)
     except ValueError:
-        return coerce(tp, text)  # 1e3 or true, where the type wants these very characters
+        return coerce(tp, text)
+    # 1e3 is a number in JSON, but where a text is wanted it is these very characters.
+    return text if isinstance(value, str) and not isinstance(data, str) else value
 
 
 def write(tp: Any, value: Any) -> str:
@@ -771,7 +775,7 @@ def _is(*types: Any) -> Callable[[Any], bool]:
 
 _KINDS = (
     _Kind(_is(str), lambda tp: "str", _to_text, lambda tp: "text"),
-    _Kind(_is(int, float), lambda tp: tp.__name__, _to_number, lambda tp: 1),
+    _Kind(_is(int, float), lambda tp: tp.__name__, _to_number, lambda tp: tp(1)),
     _Kind(_is(bool), lambda tp: "true or false", _to_bool, lambda tp: True),
     _Kind(_is(None, type(None)), lambda tp: "null", _to_none, lambda tp: None),
     _Kind(_is(Any), lambda tp: "any", _same, lambda tp: "text"),
@@ -972,13 +976,14 @@ def _parse_signature(text: str, types: Mapping[str, Any]) -> Signature:
         todo = "write 'question -> answer'"
         raise SignatureError("not one arrow", text, "'inputs -> outputs'", todo)
     arrow = bare.index("->")
-    return Signature(_parse_side(text[:arrow], types), _parse_side(text[arrow + 2 :], types))
+    inputs, outputs = text[:arrow].strip(), text[arrow + 2 :].strip()
+    return Signature(_parse_side(inputs, types), _parse_side(outputs, types))
 
 
 def _parse_side(text: str, types: Mapping[str, Any]) -> list[Field]:
     """Read one side as what it looks like: the parameters of a Python function."""
     try:
-        parsed = ast.parse(f"def side({text.strip()}): ...").body[0]
+        parsed = ast.parse(f"def side({text}): ...").body[0]
     except SyntaxError as error:
         todo = f"correct it ({error.msg})"
         raise SignatureError("wrong syntax", text, "'name, name: type'", todo) from error
@@ -1132,7 +1137,7 @@ class Request:
     tools: tuple[Any, ...] = field(default=(), converter=_tuple)
     tool_choice: Any = None
     rollout: int = 0
-    extra: Record = field(factory=Record, converter=_record)
+    extra: Record = field(default=Record(), converter=_record)
     step: str | None = _hidden()
     signature: Signature | None = _hidden()
     inputs: Record | None = _hidden()
@@ -1398,9 +1403,9 @@ class Prompt:
 
     instructions: str = ""
     demos: tuple[Record, ...] = field(default=(), converter=_records)
-    texts: Record = field(factory=Record, converter=_record)
+    texts: Record = field(default=Record(), converter=_record)
     model: str | None = None
-    settings: Record = field(factory=Record, converter=_settings)
+    settings: Record = field(default=Record(), converter=_settings)
 
 
 class Params(_Frozen[Prompt]):
@@ -1466,7 +1471,7 @@ class Program:
     name: str
     inputs: tuple[Field, ...]
     begin: Callable[[Program, str, Record], Flow]
-    steps: Record = field(factory=Record, converter=_record)
+    steps: Record = field(default=Record(), converter=_record)
     max_calls: int = 1
     outputs: tuple[str, ...] = ()
     signature: Signature | None = None
@@ -1513,21 +1518,21 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _leaves(one: Program, path: str) -> Iterator[tuple[str, Program]]:
-    if one.prompt is not None:
-        yield path, one
-    for name, step in one.steps.items():
+def _leaves(program: Program, path: str) -> Iterator[tuple[str, Program]]:
+    if program.prompt is not None:
+        yield path, program
+    for name, step in program.steps.items():
         yield from _leaves(step, _join(path, name))
 
 
-def _with_params(one: Program, path: str, params: Mapping[str, Prompt]) -> Program:
-    if one.prompt is not None:
-        return evolve(one, prompt=params.get(path, one.prompt))
-    steps = {n: _with_params(step, _join(path, n), params) for n, step in one.steps.items()}
-    return evolve(one, steps=steps)
+def _with_params(program: Program, path: str, params: Mapping[str, Prompt]) -> Program:
+    if program.prompt is not None:
+        return evolve(program, prompt=params.get(path, program.prompt))
+    steps = {n: _with_params(step, _join(path, n), params) for n, step in program.steps.items()}
+    return evolve(program, steps=steps)
 
 
-def check_inputs(one: Program, inputs: Mapping[str, Any]) -> Record:
+def check_inputs(program: Program, inputs: Mapping[str, Any]) -> Record:
     """Return the inputs as a record in the program's order, with its defaults filled in.
 
     Raises:
@@ -1536,15 +1541,15 @@ def check_inputs(one: Program, inputs: Mapping[str, Any]) -> Record:
     >>> check_inputs(predict("question -> answer"), {"question": "2+2?"})
     Record(question='2+2?')
     """
-    known = [f.name for f in one.inputs]
+    known = [f.name for f in program.inputs]
     for name in inputs:
         if name not in known:
             expected = f"the inputs {', '.join(known) or '(none)'}"
             raise DataError("unknown field", name, expected, "correct the name")
-    return select_inputs(one, inputs)
+    return select_inputs(program, inputs)
 
 
-def select_inputs(one: Program, example: Mapping[str, Any]) -> Record:
+def select_inputs(program: Program, example: Mapping[str, Any]) -> Record:
     """Return those fields of an example that are the program's inputs, defaults filled in.
 
     Raises:
@@ -1553,7 +1558,7 @@ def select_inputs(one: Program, example: Mapping[str, Any]) -> Record:
     >>> select_inputs(predict("question -> answer"), {"question": "2+2?", "answer": "4"})
     Record(question='2+2?')
     """
-    chosen = {f.name: example.get(f.name, f.default) for f in one.inputs}
+    chosen = {f.name: example.get(f.name, f.default) for f in program.inputs}
     missing = [name for name, value in chosen.items() if value is attrs.NOTHING]
     if missing:
         expected, todo = f"the fields {', '.join(chosen)}", f"add the input {missing[0]!r}"
@@ -1646,11 +1651,11 @@ def program(
     return make
 
 
-def _begin_body(body: Callable[..., Flow], one: Program, path: str, inputs: Record) -> Flow:
-    return body(Steps(one.steps), **inputs)
+def _begin_body(body: Callable[..., Flow], program: Program, path: str, inputs: Record) -> Flow:
+    return body(Steps(program.steps), **inputs)
 
 
-def preview(one: Program, /, **inputs: Any) -> tuple[Message, ...]:
+def preview(program: Program, /, **inputs: Any) -> tuple[Message, ...]:
     """Return the exact messages of a program's first LM request; no LM is needed.
 
     Raises:
@@ -1659,7 +1664,7 @@ def preview(one: Program, /, **inputs: Any) -> tuple[Message, ...]:
     >>> preview(predict("question -> answer"), question="2+2?")[-1].role
     'user'
     """
-    effect = next(one.flow(**inputs), None)
+    effect = next(program.flow(**inputs), None)
     while isinstance(effect, (Run, tuple, list)):
         if isinstance(effect, Run):
             step = effect.program
@@ -1677,13 +1682,15 @@ def preview(one: Program, /, **inputs: Any) -> tuple[Message, ...]:
 # flows, to be performed concurrently) and collects the trace. A driver performs leaf effects.
 
 
-def _interpret(one: Program, inputs: Record, path: str, parent: str, events: list[Event]) -> Flow:
+def _interpret(
+    program: Program, inputs: Record, path: str, parent: str, events: list[Event]
+) -> Flow:
     """Run a program: yield leaf effects, append what happened to `events`, return a prediction."""
     start, began = len(events), time.perf_counter()
     outputs, failure = None, ""
     try:
-        outputs = yield from _advance(one.begin(one, path, inputs), path, events)
-        outputs = _check_outputs(one, outputs)
+        outputs = yield from _advance(program.begin(program, path, inputs), path, events)
+        outputs = _check_outputs(program, outputs)
     except Exception as error:
         failure = _failure(error)
         raise
@@ -1698,13 +1705,13 @@ def _failure(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _check_outputs(one: Program, outputs: Any) -> Record:
+def _check_outputs(program: Program, outputs: Any) -> Record:
     if type(outputs) is Record:
         return outputs
     if isinstance(outputs, Mapping):
         return Record(outputs)
     todo = "return a prediction or a dict"
-    raise SignatureError(f"{one.name} returned no fields", outputs, "a mapping", todo)
+    raise SignatureError(f"{program.name} returned no fields", outputs, "a mapping", todo)
 
 
 def _advance(flow: Flow, path: str, events: list[Event]) -> Flow:
@@ -1826,7 +1833,7 @@ def _ask(lm: LM, request: Request) -> Response:
 
 
 def run(
-    one: Program,
+    program: Program,
     lm: LM,
     inputs: Mapping[str, Any],
     *,
@@ -1836,7 +1843,7 @@ def run(
     """Run a program once, in this thread.
 
     Args:
-        one: the program.
+        program: the program.
         lm: what answers its requests.
         inputs: exactly its input fields.
         params: prompts instead of its own.
@@ -1846,22 +1853,24 @@ def run(
         DataError: a field is missing or unknown.
         Exception: what the program, its tools or the LM raise.
 
-    Calls: what the program makes, `one.max_calls` at most.
+    Calls: what the program makes, `program.max_calls` at most.
 
     >>> run(predict("question -> answer"), stub_lm(), {"question": "2+2?"}).answer
     'text'
     """
-    ready = one if params is None else one.with_params(params)
+    ready = program if params is None else program.with_params(params)
     return _run(ready, lm, check_inputs(ready, inputs), [], workers)
 
 
-def _run(one: Program, lm: LM, inputs: Record, events: list[Event], workers: int = 1) -> Prediction:
-    result: Prediction = _drive(_interpret(one, inputs, one.root, "", events), lm, workers)
+def _run(
+    program: Program, lm: LM, inputs: Record, events: list[Event], workers: int = 1
+) -> Prediction:
+    result: Prediction = _drive(_interpret(program, inputs, program.root, "", events), lm, workers)
     return result
 
 
 def run_many(
-    one: Program,
+    program: Program,
     lm: LM,
     inputs_list: Iterable[Mapping[str, Any]],
     *,
@@ -1871,7 +1880,7 @@ def run_many(
     """Run a program on many inputs; results stand in the order of the inputs.
 
     Args:
-        one: the program.
+        program: the program.
         lm: what answers its requests.
         inputs_list: for each run exactly its input fields.
         workers: threads; by default what the LM declares as `concurrency`, else this thread only.
@@ -1880,19 +1889,19 @@ def run_many(
     Raises:
         Exception: that of the first run, in order, that failed; later ones are not begun.
 
-    Calls: `one.max_calls` at most for each of the inputs.
+    Calls: `program.max_calls` at most for each of the inputs.
 
     >>> done = run_many(predict("question -> answer"), stub_lm(), [{"question": "a"}] * 2)
     >>> [prediction.answer for prediction in done]
     ['text', 'text']
     """
-    checked = [check_inputs(one, inputs) for inputs in inputs_list]
-    work = partial(_run_one, one, lm)
+    checked = [check_inputs(program, inputs) for inputs in inputs_list]
+    work = partial(_run_one, program, lm)
     return list(ordered_map(work, checked, workers=workers_for(lm, workers), executor=executor))
 
 
-def _run_one(one: Program, lm: LM, inputs: Record) -> Prediction:
-    return _run(one, lm, inputs, [])
+def _run_one(program: Program, lm: LM, inputs: Record) -> Prediction:
+    return _run(program, lm, inputs, [])
 
 
 def workers_for(lm: LM, workers: int | None) -> int:
@@ -1919,10 +1928,11 @@ def ordered_map(
     *,
     workers: int = 1,
     executor: Executor | None = None,
-) -> Iterator[V]:
+) -> Generator[V, None, None]:
     """Map over items on several threads or on an executor, lazily; results in order.
 
-    After an error no further item is begun; Ctrl-C does not wait for those that are under way.
+    After an error no further item is begun; Ctrl-C does not wait for those that are under way. Who
+    stops early closes the iterator.
 
     >>> list(ordered_map(abs, [-3, -2, -1], workers=2))
     [3, 2, 1]
@@ -1995,8 +2005,8 @@ def predict(
     return Program(name, made.inputs, begin, Record(), retries + 1, outputs, made, prompt)
 
 
-def _predict(adapter: Adapter, retries: int, one: Program, path: str, inputs: Record) -> Flow:
-    task, prompt = one.signature, one.prompt
+def _predict(adapter: Adapter, retries: int, program: Program, path: str, inputs: Record) -> Flow:
+    task, prompt = program.signature, program.prompt
     assert task is not None and prompt is not None  # a leaf has both
     request = Request(
         adapter.render(task, prompt, inputs),
@@ -2019,7 +2029,9 @@ def _predict(adapter: Adapter, retries: int, one: Program, path: str, inputs: Re
 
 
 def _ask_again(response: Response, error: ParseError) -> tuple[Message, Message]:
-    problem = f"Your reply cannot be used: {error}. Reply again, with every field."
+    problem = (
+        f"Your reply cannot be used: {error}. Reply again with every field, in the same structure."
+    )
     # Some providers refuse an empty message.
     return Message("assistant", response.text.strip() or "(empty)"), Message("user", problem)
 
@@ -2082,9 +2094,9 @@ def pipeline(**steps: Program) -> Program:
     return Program("pipeline", needed, _pipeline, Record(steps), calls, tuple(unique(made)))
 
 
-def _pipeline(one: Program, path: str, inputs: Record) -> Flow:
+def _pipeline(program: Program, path: str, inputs: Record) -> Flow:
     made = Record()
-    for name, step in one.steps.items():
+    for name, step in program.steps.items():
         outputs = yield Run(step, select_inputs(step, inputs | made), name)
         made = made | outputs
     return made
@@ -2180,9 +2192,10 @@ def toy_lm(*, seed: int = 0) -> LM:
 
     It knows the `chat` format and no data. For each output field it weighs the values that it sees:
     those of the demonstrations, by how alike their words are to the question's, rare and long
-    words counting more; those of rules in the instructions (a line like: if the text mentions "refund", answer
-    "billing"); and the allowed values of the type. With a temperature, or without one but with a
-    `rollout`, it samples. Good for teaching and for tests of optimizers; no stand-in for a real LM.
+    words counting more; those of rules in the instructions (a line like: if the text mentions
+    "refund", answer "billing"); and the allowed values of the type. With a temperature, or without
+    one but with a `rollout`, it samples. Good for teaching and for tests of optimizers; no stand-in
+    for a real LM.
 
     Args:
         seed: of its sampling; equal requests get equal answers.
@@ -2226,7 +2239,8 @@ def _toy(seed: int, request: Request) -> Response:
 
 def _toy_question(turn: str) -> str:
     """The inputs in the last message, without the sentence that asks for a reply."""
-    text = turn.rpartition("\n\nReply with ")[0] or turn
+    rest, _, ending = turn.rpartition("\n")
+    text = rest if ending.startswith("Reply with ") else turn
     return " ".join(sections(text).values()) or text
 
 
@@ -2555,7 +2569,7 @@ def openai_lm(
         key=api_key,
         key_name="OPENAI_API_KEY" if base_url == _OPENAI else "",
         headers=Record(headers or {}),
-        defaults=Record(defaults),
+        defaults=Record(jsonable(defaults)),
         concurrency=concurrency,
         timeout=timeout,
         price=price,
@@ -2602,7 +2616,7 @@ class Score:
 
     value: float
     feedback: str = ""
-    steps: Record = field(factory=Record, converter=_record)
+    steps: Record = field(default=Record(), converter=_record)
 
 
 Metric = Callable[[Record, Prediction], "float | bool | Score"]
@@ -2618,7 +2632,7 @@ class Row:
     score: float
     feedback: str = ""
     error: str = ""
-    steps: Record = field(factory=Record)
+    steps: Record = Record()
 
 
 _Z95 = statistics.NormalDist().inv_cdf(0.975)
@@ -2686,7 +2700,7 @@ class Evaluation:
         out = io.StringIO(newline="")
         writer = csv.DictWriter(out, list(self.records()[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({n: write(Any, v) for n, v in row.items()} for row in self.records())
+        writer.writerows({n: _shown(v) for n, v in row.items()} for row in self.records())
         return out.getvalue()
 
     def to_json(self) -> str:
@@ -2713,9 +2727,12 @@ def _flat(row: Row) -> dict[str, Any]:
     return {"score": row.score, **given, **made, **{n: note for n, note in notes.items() if note}}
 
 
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else _dump(jsonable(value, other=repr))
+
+
 def _cell(value: Any) -> str:
-    text = value if isinstance(value, str) else _dump(jsonable(value, other=repr))
-    return cut(" ".join(text.split()), 30)
+    return cut(" ".join(_shown(value).split()), 30)
 
 
 def _html_cell(value: Any) -> str:
@@ -2723,7 +2740,7 @@ def _html_cell(value: Any) -> str:
 
 
 def evaluate(
-    one: Program,
+    program: Program,
     dataset: Iterable[Mapping[str, Any]],
     metric: Metric,
     *,
@@ -2742,7 +2759,7 @@ def evaluate(
     wrong answer: it is raised at once.
 
     Args:
-        one: the program.
+        program: the program.
         dataset: examples with at least the inputs of the program.
         metric: (example, prediction) -> 0 to 1, bool, or `Score`; called on the workers.
         lm: what answers the requests.
@@ -2761,7 +2778,7 @@ def evaluate(
         MetricError: the metric raised, or returned no number from 0 to 1; says for which row.
         LMError: the LM could not be asked.
 
-    Calls: `one.max_calls` at most for each example.
+    Calls: `program.max_calls` at most for each example.
 
     >>> qa = predict("question -> answer")
     >>> lm = mock_lm(lambda inputs: {"answer": "4"})
@@ -2769,23 +2786,23 @@ def evaluate(
     >>> evaluate(qa, data, exact_match, lm=lm).score
     0.5
     """
-    ready = one if params is None else one.with_params(params)
+    ready = program if params is None else program.with_params(params)
     examples = check_dataset(ready, dataset)
     work = partial(_row, ready, lm, metric, failure_score)
-    pending = ordered_map(work, examples, workers=workers_for(lm, workers), executor=executor)
-    wrap = progress or _same_items
+    threads = workers_for(lm, workers)
     rows: list[Row] = []
     failed = 0
-    for row in wrap(pending, total=len(examples), desc="evaluate"):
-        if isinstance(row, MetricError):
-            row.rows = tuple(rows)
-            raise row
-        rows.append(row)
-        failed += bool(row.error)
-        if max_errors is not None and failed > max_errors:
-            todo = "correct the program, or raise max_errors"
-            what = f"{failed} of {len(rows)} rows failed; the last"
-            raise DataError(what, row.error, f"at most {max_errors}", todo, rows=tuple(rows))
+    with closing(ordered_map(work, examples, workers=threads, executor=executor)) as pending:
+        for row in (progress or _same_items)(pending, total=len(examples), desc="evaluate"):
+            if isinstance(row, MetricError):
+                row.rows = tuple(rows)
+                raise row
+            rows.append(row)
+            failed += bool(row.error)
+            if max_errors is not None and failed > max_errors:
+                what, todo = f"{failed} of {len(rows)} rows failed; the last", "correct the program"
+                known = f"at most {max_errors}"
+                raise DataError(what, row.error, known, todo, rows=tuple(rows))
     return Evaluation(tuple(rows))
 
 
@@ -2793,7 +2810,7 @@ def _same_items(items: Iterable[T], **_: Any) -> Iterable[T]:
     return items
 
 
-def check_dataset(one: Program, dataset: Iterable[Mapping[str, Any]]) -> tuple[Record, ...]:
+def check_dataset(program: Program, dataset: Iterable[Mapping[str, Any]]) -> tuple[Record, ...]:
     """Return a data set as records, after checking that each has the program's inputs.
 
     Raises:
@@ -2807,18 +2824,18 @@ def check_dataset(one: Program, dataset: Iterable[Mapping[str, Any]]) -> tuple[R
         raise DataError("an empty data set", [], "at least one example", "add examples")
     for index, example in enumerate(examples):
         try:
-            select_inputs(one, example)
+            select_inputs(program, example)
         except DataError as error:
             raise DataError(f"example {index}: {error}") from error
     return examples
 
 
 def _row(
-    one: Program, lm: LM, metric: Metric, failure_score: float, example: Record
+    program: Program, lm: LM, metric: Metric, failure_score: float, example: Record
 ) -> Row | MetricError:
     events: list[Event] = []
     try:
-        prediction = _run(one, lm, select_inputs(one, example), events)
+        prediction = _run(program, lm, select_inputs(program, example), events)
     except Exception as error:
         if stops(error):
             raise
@@ -3001,7 +3018,8 @@ _FORMAT = "lmopt params 1"
 
 
 def _compact(prompt: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in prompt.items() if value or name == "instructions"}
+    blank = jsonable(Prompt())
+    return {n: v for n, v in prompt.items() if v != blank[n] or n == "instructions"}
 
 
 def loads(text: str) -> Params:
@@ -3155,6 +3173,9 @@ def _read_csv(text: str) -> Iterator[Record]:
             if names and cells:
                 yield Record(zip(names, cells, strict=True))
             names = names or cells
+            if len(set(names)) < len(names):
+                what = f"line {reader.line_num} names a column twice"
+                raise DataError(what, names, "distinct names", "rename one")
     except csv.Error as error:
         what = f"line {reader.line_num} is no CSV"
         raise DataError(what, str(error), "cells and commas", "correct it") from error

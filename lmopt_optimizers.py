@@ -250,7 +250,8 @@ def labeled(
     demos = [
         lmopt.Record({name: row[name] for name in inputs + outputs if name in row})
         for row in examples
-        if any(name in row for name in inputs) and any(name in row for name in outputs)
+        if (not inputs or any(name in row for name in inputs))
+        and any(name in row for name in outputs)
     ]
     return spread(demos, k, by=outputs, seed=seed)
 

@@ -21,6 +21,7 @@ TASK = """ticket -> team: Literal['billing', 'refunds', 'shipping', 'returns', '
 
 
 def options(args: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -35,6 +36,10 @@ def options(args: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(given: argparse.Namespace, lm: lmopt.LM) -> lmopt.Comparison:
+    """Do the job, and return how much better the program got."""
+    folder = Path(given.out).resolve().parent
+    if not folder.is_dir():  # found out now, not after the calls are paid for
+        raise FileNotFoundError(f"no such folder for --out: {folder}")
     rows = lmopt.read_examples(given.data)
     program = lmopt.predict(given.signature, instructions=given.instructions)
     for name in program.outputs:
@@ -52,9 +57,7 @@ def main(given: argparse.Namespace, lm: lmopt.LM) -> lmopt.Comparison:
     print(f"Before:             {before}")
 
     few = bootstrap_few_shot(lm, max_labeled=min(16, given.demos))
-    after = evaluate(
-        program, held_out, exact_match, lm=lm, params=few(program, learn, exact_match)
-    )
+    after = evaluate(program, held_out, exact_match, lm=lm, params=few(program, learn, exact_match))
     print(f"bootstrap_few_shot: {after}")
 
     search = random_search(lm, candidates=given.candidates, max_labeled=given.demos)

@@ -41,8 +41,14 @@ HOSTILE = [
     "None",
 ]
 
-texts = st.sampled_from(HOSTILE) | st.text(st.characters(codec=None)) | st.text("[]# a\\\n\"'`", max_size=30)
-names = st.sampled_from(["answer", "question", "completed", "x", "größe", "team", "notes", "a", "b"])
+texts = (
+    st.sampled_from(HOSTILE)
+    | st.text(st.characters(codec=None))
+    | st.text("[]# a\\\n\"'`", max_size=30)
+)
+names = st.sampled_from(
+    ["answer", "question", "completed", "x", "größe", "team", "notes", "a", "b"]
+)
 
 # Each is a pair: a type, and a strategy of its values.
 plain = [
@@ -70,7 +76,10 @@ def _nested(pair: tuple[Any, Any]) -> list[tuple[Any, Any]]:
 people = st.builds(Person, texts, st.integers(), st.lists(texts, max_size=2))
 once = [deeper for pair in [*plain, (Person, people)] for deeper in _nested(pair)]
 twice = [deeper for pair in once[::3] for deeper in _nested(pair)]
-unions = [(int | str, st.integers() | texts), (str | bool | None, texts | st.booleans() | st.none())]
+unions = [
+    (int | str, st.integers() | texts),
+    (str | bool | None, texts | st.booleans() | st.none()),
+]
 types = [*once, *twice, *unions]
 
 
@@ -88,7 +97,9 @@ def tasks(draw: Any) -> tuple[Signature, Record, Record]:
     made = [(Field(name, pair[0]), pair[1]) for name in fields for pair in [draw(typed_values())]]
     cut = draw(st.integers(0, len(made) - 1))
     task = Signature([one for one, _ in made[:cut]], [one for one, _ in made[cut:]], draw(texts))
-    inputs, outputs = ({one.name: value for one, value in side} for side in (made[:cut], made[cut:]))
+    inputs, outputs = (
+        {one.name: value for one, value in side} for side in (made[:cut], made[cut:])
+    )
     return task, Record(inputs), Record(outputs)
 
 

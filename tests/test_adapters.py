@@ -42,10 +42,18 @@ def test_rendering_is_stable_and_the_prefix_is_the_same_for_all_inputs(drawn, ot
     assert chat.render(task, prompt, changed)[:-1] == first[:-1]
 
 
-@given(tasks(), texts | st.text() | st.text("[#]\\ answer\n", max_size=200), st.sampled_from(["stop", "length"]))
+@given(
+    tasks(),
+    texts | st.text() | st.text("[#]\\ answer\n", max_size=200),
+    st.sampled_from(["stop", "length"]),
+)
 def test_any_text_at_all_gives_fields_or_a_parse_error(drawn, text, reason):
     task, _, outputs = drawn
-    for reply in (text, f"[[ ## {task.outputs[0].name} ## ]]\n{text}", render_outputs(chat, task, outputs)[: len(text)]):
+    for reply in (
+        text,
+        f"[[ ## {task.outputs[0].name} ## ]]\n{text}",
+        render_outputs(chat, task, outputs)[: len(text)],
+    ):
         response = Response(reply, finish_reason=reason)
         try:
             found = chat.parse(task, response)
@@ -89,8 +97,16 @@ def test_replies_as_models_write_them(reply, expected):
     ("reply", "reason", "parts"),
     [
         ("five", "stop", ("`n` is missing", "'five'", "expected int", "write it")),
-        ("[[ ## n ## ]]\nfive", "stop", ("`n` cannot be read", "'five'", "expected int", "correct")),
-        ("[[ ## n ## ]]\n5", "length", ("cut off", "[[ ## n ## ]]", "expected an end", "max_tokens")),
+        (
+            "[[ ## n ## ]]\nfive",
+            "stop",
+            ("`n` cannot be read", "'five'", "expected int", "correct"),
+        ),
+        (
+            "[[ ## n ## ]]\n5",
+            "length",
+            ("cut off", "[[ ## n ## ]]", "expected an end", "max_tokens"),
+        ),
         ("", "stop", ("`n` is missing", "''", "expected int", "write it")),
     ],
 )
@@ -104,7 +120,14 @@ def test_a_reply_that_cannot_be_read_says_which_field_and_why(reply, reason, par
 
 def test_a_megabyte_of_anything_is_read_at_once():
     task = sig("-> n: int, text")
-    for text in (" " * 10**6, "[[ ## " * 10**5, "\\" * 10**6, "\n [[" * 10**5, "`" * 10**6, "[" * 10**6):
+    for text in (
+        " " * 10**6,
+        "[[ ## " * 10**5,
+        "\\" * 10**6,
+        "\n [[" * 10**5,
+        "`" * 10**6,
+        "[" * 10**6,
+    ):
         began = time.perf_counter()
         for reply in (text, f"[[ ## text ## ]]\n{text}\n[[ ## n ## ]]\n{text}"):
             with pytest.raises(ParseError):
@@ -113,7 +136,11 @@ def test_a_megabyte_of_anything_is_read_at_once():
 
 
 RICH = Signature(
-    (Field("ticket", str, "what the customer wrote"), Field("notes", list[str]), Field("age", int | None)),
+    (
+        Field("ticket", str, "what the customer wrote"),
+        Field("notes", list[str]),
+        Field("age", int | None),
+    ),
     (
         Field("reasoning", str, "the steps that lead to the answer"),
         Field("team", Literal["billing", "technical"], "who can help"),

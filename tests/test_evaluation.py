@@ -1,0 +1,380 @@
+"""Evaluation: scores and intervals, what is a wrong answer and what is not, metrics."""
+
+import csv
+import io
+import json
+import math
+import statistics
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lmopt
+from lmopt import (
+    DataError,
+    Evaluation,
+    MetricError,
+    Prediction,
+    Record,
+    Row,
+    Score,
+    compare,
+    evaluate,
+    exact_match,
+    f1,
+    mock_lm,
+    normalize,
+    predict,
+    stub_lm,
+)
+
+qa = predict("question -> answer")
+DATA = [{"question": f"{n}?", "answer": str(n)} for n in range(20)]
+knows_half = mock_lm(
+    lambda inputs: {"answer": inputs.question[:-1] if int(inputs.question[:-1]) % 2 else "?"}
+)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 16])
+def test_a_score_with_its_rows(workers):
+    result = evaluate(qa, DATA, exact_match, lm=knows_half, workers=workers)
+    assert result.score == 0.5 and len(result.rows) == 20 and result.errors == ()
+    assert [row.example for row in result.rows] == DATA
+    assert [row.score for row in result.rows] == [0.0, 1.0] * 10
+    assert result.usage.calls == 20
+    assert result == evaluate(qa, DATA, exact_match, lm=knows_half)
+
+
+def test_the_interval_is_wilsons():
+    """Worked example: 81 of 263 (Newcombe 1998, table I)."""
+    rows = tuple(Row(Record(n=n), Prediction(), float(n < 81)) for n in range(263))
+    low, high = Evaluation(rows).interval
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
+def test_the_interval_holds_the_score_and_stays_within_0_and_1(scores):
+    result = Evaluation(tuple(Row(Record(), Prediction(), score) for score in scores))
+    low, high = result.interval
+    assert 0 <= low <= result.score + 1e-12 and result.score - 1e-12 <= high <= 1 and low < high
+
+
+def test_a_metric_may_return_a_bool_a_number_or_a_score_with_feedback():
+    for made, value in ((True, 1.0), (False, 0.0), (1, 1.0), (0.25, 0.25), (Score(True), 1.0)):
+        row = evaluate(qa, DATA[:1], lambda e, p, made=made: made, lm=stub_lm()).rows[0]
+        assert row.score == value and type(row.score) is float
+    row = evaluate(
+        qa, DATA[:1], lambda e, p: Score(0.5, "be brief", {"predict": "no"}), lm=stub_lm()
+    ).rows[0]
+    assert (row.feedback, row.steps.predict) == ("be brief", "no")
+
+
+def test_a_metric_sees_the_trace():
+    seen = []
+    evaluate(qa, DATA[:1], lambda e, p: seen.append([x.kind for x in p.trace]) or 1, lm=stub_lm())
+    assert seen == [["lm", "step"]]
+
+
+@pytest.mark.parametrize(
+    ("made", "part"),
+    [
+        (float("nan"), "the metric returned nan for"),
+        (float("inf"), "returned inf"),
+        (2, "returned 2"),
+        (-0.1, "returned -0.1"),
+        (None, "returned None"),
+        ("good", "returned 'good'"),
+        (Score(None), "returned Score"),
+    ],
+)
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_metric_that_returns_no_score_is_your_error_and_finished_rows_are_kept(
+    made, part, workers
+):
+    def metric(example, prediction):
+        return made if example.question == "7?" else 1.0
+
+    with pytest.raises(
+        MetricError, match="7?.*; expected a number from 0 to 1; correct or"
+    ) as caught:
+        evaluate(qa, DATA, metric, lm=stub_lm(), workers=workers)
+    assert part in str(caught.value) and "'question': '7?'" in str(caught.value)
+    assert [row.example for row in caught.value.rows] == DATA[:7]
+
+
+def test_a_metric_that_raises_is_your_error():
+    with pytest.raises(
+        MetricError,
+        match=r"raised ZeroDivisionError \(division by zero\) for: .*'0\?'.*; correct the metric",
+    ) as caught:
+        evaluate(qa, DATA, lambda e, p: 1 / 0, lm=stub_lm())
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_what_the_program_gets_wrong_is_a_scored_row():
+    def lm(request):
+        if request.inputs.question == "3?":
+            return lmopt.Response("no fields")
+        if request.inputs.question == "4?":
+            raise lmopt.ContextWindowExceeded("too long")
+        if request.inputs.question == "5?":
+            raise RuntimeError("a tool broke")
+        return knows_half(request)
+
+    result = evaluate(qa, DATA, exact_match, lm=lm, failure_score=0.25, workers=4)
+    assert [row.error.split(":")[0] for row in result.errors] == [
+        "ParseError",
+        "ContextWindowExceeded",
+        "RuntimeError",
+    ]
+    assert [row.score for row in result.rows[3:6]] == [0.25] * 3
+    assert result.usage.calls == 20 + 2  # the unreadable reply was asked again twice
+    failed = result.rows[3].prediction
+    assert failed == {} and failed.trace[-1].inputs == {"question": "3?"} and failed.trace[-1].error
+    assert "20 rows, 3 errors; first: ParseError: " in repr(result)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        lmopt.Unauthorized,
+        lmopt.RateLimited,
+        lmopt.LMTimeout,
+        lmopt.LMError,
+        lmopt.BudgetExceeded,
+        lmopt.ReplayMiss,
+        lmopt.ParamsError,
+    ],
+)
+@pytest.mark.parametrize("workers", [1, 4])
+def test_what_would_fail_on_every_row_is_no_wrong_answer(error, workers):
+    def lm(request):
+        if request.inputs.question == "3?":
+            raise error("no")
+        return stub_lm()(request)
+
+    with pytest.raises(error):
+        evaluate(qa, DATA, exact_match, lm=lm, workers=workers)
+
+
+def test_a_judge_whose_lm_fails_is_no_wrong_metric():
+    def judge(example, prediction):
+        raise lmopt.RateLimited("slow down")
+
+    with pytest.raises(lmopt.RateLimited):
+        evaluate(qa, DATA, judge, lm=stub_lm())
+
+
+def test_too_many_errors_stop():
+    def lm(request):
+        raise RuntimeError("broken")
+
+    with pytest.raises(
+        DataError,
+        match="3 of 3 rows failed; the last: 'RuntimeError: broken'; expected at most 2; correct",
+    ) as caught:
+        evaluate(qa, DATA, exact_match, lm=lm, max_errors=2)
+    assert len(caught.value.rows) == 3
+    assert len(evaluate(qa, DATA[:2], exact_match, lm=lm, max_errors=2).errors) == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], r"an empty data set: \[\]; expected at least one example; add"),
+        (
+            [{"question": "a", "answer": "b"}, {"answer": "c"}],
+            "example 1: missing field 'question' in: .*; add",
+        ),
+        ([5], "a Record needs names: 5"),
+    ],
+)
+def test_data_is_checked_before_the_first_call(data, message):
+    with pytest.raises(DataError, match=message):
+        evaluate(qa, data, exact_match, lm=lambda request: pytest.fail("asked"))
+
+
+def test_progress_is_called_as_tqdm_is():
+    called = []
+
+    def progress(items, total, desc):
+        called.append((total, desc))
+        for item in items:
+            called.append(item.score)
+            yield item
+
+    evaluate(qa, DATA[:2], exact_match, lm=knows_half, progress=progress)
+    assert called == [(2, "evaluate"), 0.0, 1.0]
+
+
+def test_rows_are_evaluated_as_they_are_asked_for_not_all_at_once():
+    active, peak, lock = 0, 0, threading.Lock()
+
+    def lm(request):
+        nonlocal active, peak
+        with lock:
+            active += 1
+            peak = max(peak, active)
+        made = stub_lm()(request)
+        with lock:
+            active -= 1
+        return made
+
+    evaluate(qa, DATA * 5, exact_match, lm=lm, workers=3)
+    assert peak <= 3
+
+
+def odd_rows():
+    def lm(request):
+        if request.inputs.question == "0?":
+            raise RuntimeError("broken")
+        return knows_half(request)
+
+    rows = [*DATA[:3], {"question": "3?", "answer": "3", "tags": ["ä", "b,c"]}]
+    return evaluate(qa, rows, lambda e, p: Score(exact_match(e, p), "<b>"), lm=lm)
+
+
+def test_rows_as_csv_json_table_and_html(golden):
+    result = odd_rows()
+    rows = list(csv.DictReader(io.StringIO(result.to_csv())))
+    assert (
+        len(rows) == 4
+        and rows[0]["error"] == "RuntimeError: broken"
+        and rows[1]["predicted answer"] == "1"
+    )
+    assert json.loads(rows[3]["tags"]) == ["ä", "b,c"]
+    data = json.loads(result.to_json())
+    assert [set(row) for row in data] == [set(data[0])] * 4
+    page = result._repr_html_()
+    assert "&lt;b&gt;" in page and "<b>" not in page and page.count("<tr>") == 5
+    golden("table.txt", f"{result.table()}\n\n{result.table(limit=1)}\n")
+
+
+# -- compare ---------------------------------------------------------------------------------------
+
+
+def graded(scores):
+    return Evaluation(
+        tuple(Row(Record(n=n), Prediction(), score) for n, score in enumerate(scores))
+    )
+
+
+marks = st.integers(0, 20).map(lambda n: n / 20)
+
+
+def test_compare_is_mcnemars_test_for_right_and_wrong():
+    """10 rows got better and 2 worse: chi-squared = (10 - 2)**2 / 12 = 5.333, p = 0.0209."""
+    before, after = graded([0] * 10 + [1] * 2 + [1] * 8), graded([1] * 10 + [0] * 2 + [1] * 8)
+    made = compare(before, after)
+    assert (made.difference, made.better, made.worse, made.rows) == (0.4, 10, 2, 20)
+    assert made.p_value == pytest.approx(0.0209, abs=1e-4)
+
+
+@given(st.lists(st.tuples(marks, marks), min_size=1, max_size=40))
+def test_the_interval_excludes_no_difference_exactly_where_p_is_below_5_percent(pairs):
+    made = compare(graded([a for a, _ in pairs]), graded([b for _, b in pairs]))
+    back = compare(graded([b for _, b in pairs]), graded([a for a, _ in pairs]))
+    low, high = made.interval
+    assert back.difference == -made.difference and back.p_value == made.p_value
+    assert low <= made.difference <= high and 0 <= made.p_value <= 1
+    if not math.isclose(made.p_value, 0.05, rel_tol=1e-6):
+        assert (low > 0 or high < 0) == (made.p_value < 0.05)
+
+
+def test_compare_needs_the_same_examples():
+    with pytest.raises(
+        DataError, match=r"different examples: \(2, 3\); expected the same.*; evaluate both"
+    ):
+        compare(graded([0, 1]), graded([0, 1, 1]))
+    assert compare(graded([0, 1]), graded([0, 1])).p_value == 1.0
+
+
+def test_about_5_percent_of_null_comparisons_are_significant():
+    rng = lmopt.seeded(0, "null")
+    found = [
+        compare(
+            graded([rng.random() < 0.5 for _ in range(40)]),
+            graded([rng.random() < 0.5 for _ in range(40)]),
+        ).p_value
+        < 0.05
+        for _ in range(400)
+    ]
+    assert 0.025 < statistics.fmean(found) < 0.07
+
+
+# -- metrics ---------------------------------------------------------------------------------------
+
+NORMAL = [
+    ("The  Eiffel-Tower!", "eiffel tower"),
+    ("it's", "its"),
+    ("A", "a"),
+    ("a the", "a the"),
+    ("3.5", "3.5"),
+    ("$1,234.50", "1234.50"),
+    ("-5", "-5"),
+    ("5-6", "5 6"),
+    ("ＦＵＬＬ", "full"),
+    ("Straße", "strasse"),
+    ("naïve café", "naïve café"),
+    ("你好。", "你好 。"),
+    ("C++", "c"),
+    (5, "5"),
+    (True, "true"),
+    (None, "null"),
+    (["b", "a"], "b"),
+]
+
+
+@pytest.mark.parametrize(("value", "expected"), NORMAL)
+def test_normalize(value, expected):
+    assert (
+        normalize(value).startswith(expected)
+        if value == ["b", "a"]
+        else normalize(value) == expected
+    )
+
+
+@given(st.text())
+def test_normalize_is_idempotent_and_forgives_case_of_ascii(text):
+    once = normalize(text)
+    assert normalize(once) == once or any(ord(c) > 127 for c in text)
+
+
+MATCHES = [
+    ({"a": "Paris"}, {"a": "paris."}, 1.0),
+    ({"a": "Paris"}, {"a": "London"}, 0.0),
+    ({"a": 4}, {"a": "4"}, 1.0),
+    ({"a": "5"}, {"a": "-5"}, 0.0),
+    ({"a": "3.5"}, {"a": "35"}, 0.0),
+    ({"a": "A"}, {"a": "the"}, 0.0),
+    ({"a": 1, "b": 2, "q": "?"}, {"a": 1, "b": 2, "reasoning": "r"}, 1.0),
+    ({"a": 1, "b": 2}, {"a": 1, "b": 3}, 0.0),
+    ({"a": ["x", "y"]}, {"a": ["x", "y"]}, 1.0),
+]
+
+
+@pytest.mark.parametrize(("example", "prediction", "expected"), MATCHES)
+def test_exact_match(example, prediction, expected):
+    assert exact_match(example, prediction) == expected
+
+
+def test_f1():
+    assert f1({"a": "Paris"}, {"a": "Eiffel Tower is in Paris"}) == pytest.approx(2 * 0.2 / 1.2)
+    assert f1({"a": "x x y"}, {"a": "x y y"}) == pytest.approx(2 / 3)
+    assert f1({"a": ""}, {"a": ""}) == 1.0 and f1({"a": "x"}, {"a": ""}) == 0.0
+    assert f1({"a": "x", "b": "y"}, {"a": "x", "b": "z"}) == 0.5
+
+
+@pytest.mark.parametrize("metric", [exact_match, f1])
+def test_a_field_can_be_named_and_must_be_there(metric):
+    example, made = {"reasoning": "x", "answer": "4"}, {"reasoning": "y", "answer": "4"}
+    assert metric(example, made, field="answer") == 1.0 and metric(example, made) < 1
+    for field in ("anwser", "reasoning"):
+        with pytest.raises(
+            DataError, match="no field to compare: .*; expected a field of .*; name it"
+        ):
+            metric({"answer": "4"}, made, field=field)
+    with pytest.raises(DataError, match="no field to compare"):
+        metric({"answer": "4"}, {"text": "4"})

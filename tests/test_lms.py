@@ -1,0 +1,459 @@
+"""LMs: those that need no network, then the wire over real sockets, with failures and secrets."""
+
+import email.utils
+import gc
+import json
+import pickle
+import time
+import traceback
+
+import httpx
+import pytest
+from wire import completion, failure, served_by, server
+
+import lmopt
+from lmopt import (
+    LMError,
+    Message,
+    Prompt,
+    Request,
+    Response,
+    Usage,
+    chain_of_thought,
+    connect,
+    evaluate,
+    exact_match,
+    mock_lm,
+    openai_lm,
+    predict,
+    scripted_lm,
+    stub_lm,
+    toy_lm,
+)
+from lmopt_optimizers import random_search
+
+ASKED = Request([Message("user", "Hello")])
+KEY = "sk-canary-4711"
+
+
+def test_scripted_lm_gives_its_replies_in_order_and_no_more():
+    lm = scripted_lm(["a", Response("b"), {"answer": "c"}, LMError("down")])
+    assert lm(ASKED).text == "a" and lm(ASKED).text == "b"
+    assert predict("q -> answer")(lm, q="?").answer == "c"
+    with pytest.raises(LMError, match="down"):
+        lm(ASKED)
+    with pytest.raises(
+        lmopt.ReplayMiss, match="all of its 4 replies.*'Hello'; expected no.*; script one"
+    ):
+        lm(ASKED)
+
+
+def test_fields_need_a_step_that_asks_for_them():
+    with pytest.raises(
+        lmopt.DataError, match="fields for a request without a step: .*; answer with"
+    ):
+        scripted_lm([{"answer": "x"}])(ASKED)
+    with pytest.raises(lmopt.DataError, match="a request without inputs: .*; use scripted_lm"):
+        mock_lm(lambda inputs: {})(ASKED)
+
+
+def test_mock_lm_answers_by_a_function_of_the_inputs():
+    lm = mock_lm(lambda inputs: {"n": len(inputs.text)} if inputs.text else LMError("empty"))
+    count = predict("text -> n: int")
+    assert count(lm, text="abc").n == 3
+    with pytest.raises(LMError, match="empty"):
+        count(lm, text="")
+
+
+def test_stub_lm_fits_any_signature_and_pickles():
+    made = predict("a -> s, n: int, l: list[bool], c: Literal['x', 'y'], d: dict[str, float]")
+    lm = pickle.loads(pickle.dumps(stub_lm()))
+    assert made(lm, a=1) == {"s": "text", "n": 1, "l": [True], "c": "x", "d": {"text": 1.0}}
+    assert lm(ASKED).text == "text"
+
+
+# -- toy_lm ----------------------------------------------------------------------------------------
+
+animals = predict("animal -> sound").with_params(
+    {
+        "predict": Prompt(
+            "Tell its sound.",
+            demos=[{"animal": "dog", "sound": "woof"}, {"animal": "cat", "sound": "meow"}],
+        )
+    }
+)
+
+
+def test_toy_lm_answers_by_the_nearest_demonstration():
+    assert [animals(toy_lm(), animal=a).sound for a in ("two dogs", "my Cat!")] == ["woof", "meow"]
+
+
+def test_toy_lm_follows_rules_in_the_instructions():
+    rules = 'If the animal is a "cow" or an "ox", answer "moo".\nOtherwise think.'
+    told = animals.with_params({"predict": Prompt(rules, animals.params["predict"].demos)})
+    assert [told(toy_lm(), animal=a).sound for a in ("brown cow", "ox", "dog")] == [
+        "moo",
+        "moo",
+        "woof",
+    ]
+
+
+def test_toy_lm_keeps_to_the_allowed_values():
+    task = predict("text -> label: Literal['apple pie', 'car', 7]")
+    assert task(toy_lm(), text="a red car").label == "car"
+    assert task(toy_lm(), text="I love pies, apple ones").label == "apple pie"
+    led = task.with_params({"predict": Prompt(demos=[{"text": "a red car", "label": "boat"}])})
+    assert led(toy_lm(), text="a red car").label == "car"
+
+
+def test_toy_lm_answers_every_simple_type_with_nothing_to_go_by():
+    task = predict("text -> a, b: int, c: float, d: bool, e: list[int], f: dict[str, int], g: None")
+    made = task(toy_lm(), text="We had 12 eggs")
+    assert dict(made) == {
+        "a": "We had 12 eggs",
+        "b": 12,
+        "c": 12.0,
+        "d": False,
+        "e": [],
+        "f": {},
+    } | {"g": None}
+    assert predict("-> joke")(toy_lm()).joke == ""
+    assert toy_lm()(Request([])).text == "" and toy_lm()(ASKED).text == "Hello"
+
+
+def test_toy_lm_never_takes_an_unknown_field_for_an_answer():
+    task = chain_of_thought("animal -> sound").with_params(
+        {"chain_of_thought": Prompt(demos=[{"animal": "dog", "sound": "woof"}])}
+    )
+    made = task(toy_lm(), animal="dog")
+    assert made.sound == "woof" and made.reasoning == "dog"
+
+
+def test_toy_lm_is_deterministic_and_sampling_varies():
+    many = [{"animal": "it", "sound": sound} for sound in ("woof", "meow", "moo", "baa")]
+    task = animals.with_params({"predict": Prompt(demos=many)})
+
+    def sounds(seed, **settings):
+        made = [
+            task.with_params({"predict": Prompt(demos=many, settings=settings | {"rollout": n})})
+            for n in range(20)
+        ]
+        return [one(toy_lm(seed=seed), animal="it").sound for one in made]
+
+    assert set(sounds(0, temperature=0.0)) == {sounds(0)[0]}
+    assert sounds(0, temperature=1.0) == sounds(0, temperature=1.0) != sounds(1, temperature=1.0)
+    assert len(set(sounds(0, temperature=1.0))) == 4
+    assert len(set(sounds(0))) == 4
+
+
+def test_toy_lm_does_not_learn_from_a_reply_that_was_refused():
+    task = predict("n -> m: int").with_params({"predict": Prompt(demos=[{"n": "one", "m": 1}])})
+    replies = scripted_lm(["[[ ## m ## ]]\nmany"])
+
+    def lm(request):
+        return replies(request) if len(request.messages) == 4 else toy_lm()(request)
+
+    assert task(lm, n="one").m == 1
+
+
+# -- the wire --------------------------------------------------------------------------------------
+
+
+def test_a_request_and_its_answer_in_the_openai_format():
+    asked = Request(
+        [Message("system", "Be brief."), Message("user", "Hëllo")],
+        temperature=0.0,
+        max_tokens=5,
+        top_p=0.5,
+        stop=["x"],
+        schema={"type": "object"},
+        tools=[{"type": "function"}],
+        tool_choice="auto",
+        rollout=3,
+        extra={"seed": 1, "nested": {"a": (1,)}},
+    )
+    with server(lambda payload: completion("Hi")) as served:
+        lm = openai_lm(
+            "m",
+            base_url=served.base_url + "/",
+            api_key=KEY,
+            headers={"X-Team": "a"},
+            price=(1, 10),
+            user="me",
+        )
+        answer = lm(asked)
+        (path, headers, payload) = served.seen[0]
+        lm.close()
+    assert answer == Response(
+        "Hi",
+        usage=Usage(calls=1, input_tokens=7, output_tokens=3, cached_tokens=2, cost=37e-6),
+        model="served",
+    )
+    assert path == "/v1/chat/completions"
+    assert headers["Authorization"] == f"Bearer {KEY}" and headers["X-Team"] == "a"
+    assert payload == {
+        "model": "m",
+        "user": "me",
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hëllo"},
+        ],
+        "temperature": 0.0,
+        "max_tokens": 5,
+        "top_p": 0.5,
+        "stop": ["x"],
+        "tools": [{"type": "function"}],
+        "tool_choice": "auto",
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "reply", "strict": True, "schema": {"type": "object"}},
+        },
+        "seed": 1,
+        "nested": {"a": [1]},
+    }
+
+
+def test_tool_calls_reasoning_and_missing_usage_are_read():
+    call = {"id": "c1", "function": {"name": "search", "arguments": '{"q": "x"}'}}
+    message = {"content": None, "tool_calls": [call], "reasoning_content": "hm"}
+    data = {"choices": [{"message": message, "finish_reason": "tool_calls"}]}
+    with server(lambda payload: (200, {}, json.dumps(data).encode())) as served:
+        lm = openai_lm("m", base_url=served.base_url)
+        answer = lm(ASKED)
+        assert "Authorization" not in served.seen[0][1]
+        lm.close()
+    assert answer == Response(
+        "",
+        tool_calls=(lmopt.ToolCall("c1", "search", {"q": "x"}),),
+        usage=Usage(calls=1),
+        finish_reason="tool_calls",
+        reasoning="hm",
+    )
+
+
+FAILURES = [
+    (
+        failure(401, f"Incorrect API key provided: {KEY}"),
+        lmopt.Unauthorized,
+        False,
+        "check the API key",
+    ),
+    (failure(403), lmopt.Unauthorized, False, "check what the API key may do"),
+    (failure(429, Retry_After="7"), lmopt.RateLimited, True, "wait"),
+    (failure(429, "insufficient_quota"), lmopt.RateLimited, False, "raise the quota"),
+    (
+        failure(400, "maximum context length is 4096 tokens"),
+        lmopt.ContextWindowExceeded,
+        False,
+        "shorten",
+    ),
+    (failure(400, "bad request"), LMError, False, "see the answer"),
+    (failure(404), LMError, False, "answered 404"),
+    (failure(408), lmopt.LMTimeout, True, "ask again"),
+    (failure(500), LMError, True, "ask again"),
+    (failure(503, "x" * 10_000), LMError, True, "answered 503"),
+    ((302, {"Location": "/elsewhere"}, b""), LMError, False, "answered 302"),
+    ((500, {}, b"\xff\xfe\xff"), LMError, True, "answered 500"),
+    ((200, {}, b'{"choices": [{"mess'), LMError, True, "cannot be read (JSONDecodeError)"),
+    ((200, {}, b"<html>\xe9</html>"), LMError, True, "cannot be read"),
+    (
+        (200, {}, '{"choices": [{"message": {"content": "é"}}]}'.encode("latin-1")),
+        LMError,
+        True,
+        "cannot be read (UnicodeDecodeError)",
+    ),
+    ((200, {}, b'{"error": "overloaded"}'), LMError, True, "cannot be read (KeyError)"),
+    ((200, {}, b'{"choices": []}'), LMError, True, "cannot be read (IndexError)"),
+    ((200, {}, b"[1]"), LMError, True, "cannot be read (TypeError)"),
+    (
+        (200, {}, b'{"choices": [{"message": {"content": 5}}]}'),
+        LMError,
+        True,
+        "cannot be read (TypeError)",
+    ),
+    (None, LMError, True, "cannot be reached (RemoteProtocolError)"),
+]
+
+
+def holds_key(error: BaseException) -> bool:
+    """Whether the key is on an error: in its texts, attributes, causes or pickle."""
+    chain = [error]
+    while chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(chain[-1].__cause__ or chain[-1].__context__)
+    shown = [text for one in chain for text in (str(one), repr(one), repr(vars(one)))]
+    shown += traceback.format_exception(error)
+    headers = [
+        repr(dict(one.request.headers)) for one in chain if isinstance(one, httpx.RequestError)
+    ]
+    return KEY in "".join(shown + headers) or KEY.encode() in pickle.dumps(error)
+
+
+@pytest.mark.parametrize(("answer", "kind", "retryable", "part"), FAILURES)
+def test_every_failure_is_the_right_error_and_holds_no_key(answer, kind, retryable, part):
+    with server(lambda payload: answer) as served:
+        lm = openai_lm("m", base_url=served.base_url, api_key=KEY)
+        with pytest.raises(LMError) as caught:
+            lm(ASKED)
+        assert len(served.seen) == 1  # it never asks again by itself
+        lm.close()
+    error = caught.value
+    assert type(error) is kind and error.retryable is retryable
+    assert part in str(error) and "; expected " in str(error) and len(str(error)) < 500
+    assert error.status == (answer[0] if answer else None)
+    assert not holds_key(error)
+
+
+def test_retry_after_is_seconds_or_a_date():
+    date = email.utils.formatdate(time.time() + 3600, usegmt=True)
+    for header, low, high in (
+        ("7", 7, 7),
+        ("0.5", 0.5, 0.5),
+        (date, 3500, 3601),
+        ("soon", None, None),
+        ("-1", 0, 0),
+    ):
+        with server(lambda payload, header=header: failure(429, Retry_After=header)) as served:
+            lm = openai_lm("m", base_url=served.base_url)
+            with pytest.raises(lmopt.RateLimited) as caught:
+                lm(ASKED)
+            lm.close()
+        after = caught.value.retry_after
+        assert after is None if low is None else low <= after <= high
+
+
+def test_a_server_that_does_not_answer_or_is_not_there():
+    slow = httpx.MockTransport(
+        lambda request: (_ for _ in ()).throw(httpx.ReadTimeout("slow", request=request))
+    )
+    with (
+        httpx.Client(transport=slow) as client,
+        pytest.raises(
+            lmopt.LMTimeout, match="did not answer: 60.0; expected an answer; ask again"
+        ) as caught,
+    ):
+        openai_lm("m", api_key=KEY, client=client)(ASKED)
+    assert caught.value.retryable and not holds_key(caught.value)
+    with server(lambda payload: None) as served:
+        gone = served.base_url
+    for url, retryable in (
+        (gone, True),
+        ("ftp://x", False),
+        ("no url", False),
+        ("http://[::1", False),
+    ):
+        lm = openai_lm("m", base_url=url, api_key=KEY)
+        with pytest.raises(
+            LMError, match="cannot be reached .*; expected an HTTP answer; check"
+        ) as caught:
+            lm(ASKED)
+        assert caught.value.retryable is retryable and not holds_key(caught.value)
+        lm.close()
+
+
+def test_openai_needs_a_key_and_others_never_get_it(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(
+        lmopt.Unauthorized, match="no API key: 'OPENAI_API_KEY'; expected .*; set it, or"
+    ):
+        openai_lm("m")(ASKED)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with server(lambda payload: completion("Hi")) as served:
+        lm = openai_lm("m", base_url=served.base_url)
+        lm(ASKED)
+        lm.close()
+        assert KEY not in repr(served.seen)
+    seen = []
+    echo = httpx.MockTransport(
+        lambda request: seen.append(request) or httpx.Response(200, content=completion("Hi")[2])
+    )
+    with httpx.Client(transport=echo) as client:
+        assert openai_lm("m", client=client)(ASKED).text == "Hi"
+    assert seen[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+def test_an_lm_shows_no_key_pickles_and_keeps_its_connection():
+    with server(lambda payload: completion("Hi")) as served:
+        lm = openai_lm(
+            "m", base_url=served.base_url, api_key=KEY, headers={"X-Key": KEY}, temperature=1
+        )
+        assert KEY not in repr(lm) and KEY not in lm.identity
+        lm(ASKED)
+        lm(ASKED)
+        assert sum(map(len, lm._idle.values())) == 1
+        again = pickle.loads(pickle.dumps(lm))
+        assert again == lm and again.identity == lm.identity and again(ASKED).text == "Hi"
+        again.close()
+        del lm
+        gc.collect()  # an unclosed socket would be a warning, hence an error
+
+
+def test_what_cannot_be_sent_is_an_error_of_yours():
+    with pytest.raises(lmopt.DataError, match="no JSON form"):
+        openai_lm("m", api_key=KEY)(Request(ASKED.messages, extra={"x": object()}))
+    with pytest.raises(lmopt.DataError, match="no JSON form"):
+        openai_lm("m", api_key=KEY, x=object())
+
+
+def test_a_lone_surrogate_can_be_sent():
+    with server(lambda payload: completion("Hi")) as served:
+        lm = openai_lm("m", base_url=served.base_url)
+        assert lm(Request([Message("user", "\ud800")])).text == "Hi"
+        lm.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("openai/gpt-4o-mini", "https://api.openai.com/v1/chat/completions"),
+        ("openai/ft:gpt:a/b", "https://api.openai.com/v1/chat/completions"),
+        ("ollama/llama3.2", "http://localhost:11434/v1/chat/completions"),
+    ],
+)
+def test_connect_picks_by_prefix(name, url):
+    lm = connect(name, temperature=0)
+    assert lm.url == url and f"openai/{lm.model}" in (name, f"openai/{name.partition('/')[2]}")
+
+
+@pytest.mark.parametrize("name", ["", "gpt-4o", "openai/", "acme/x", "toy/x"])
+def test_connect_says_what_it_knows(name):
+    with pytest.raises(
+        lmopt.DataError, match="unknown LM: .*; expected 'openai/MODEL', .*; or make it"
+    ):
+        connect(name)
+
+
+def test_an_optimization_over_http():
+    """The main job on real sockets, eight calls at once: the same result as offline."""
+    task = predict("animal -> sound")
+    rows = [
+        {"animal": f"{a} {n}", "sound": s}
+        for n in range(8)
+        for a, s in (("dog", "woof"), ("cat", "meow"))
+    ]
+    search = {"candidates": 3, "max_labeled": 4}
+    offline = random_search(toy_lm(), **search)(task, rows, exact_match)
+    with server(served_by(toy_lm())) as served:
+        lm = openai_lm("toy", base_url=served.base_url, concurrency=8)
+        online = random_search(lm, **search)(task, rows, exact_match)
+        result = evaluate(task, rows, exact_match, lm=lm, params=online)
+        lm.close()
+    assert online == offline
+    assert result.score > 0.9 and result.usage.input_tokens == 7 * 16
+
+
+def test_a_failing_server_stops_an_optimization_and_keeps_the_best_so_far():
+    task = predict("animal -> sound")
+    rows = [
+        {"animal": f"{a} {n}", "sound": s}
+        for n in range(8)
+        for a, s in (("dog", "woof"), ("cat", "meow"))
+    ]
+    answers = served_by(toy_lm())
+    count = iter(range(10_000))
+    with server(lambda payload: answers(payload) if next(count) < 20 else failure(401)) as served:
+        lm = openai_lm("toy", base_url=served.base_url, api_key=KEY, concurrency=1)
+        with pytest.raises(lmopt.Unauthorized) as caught:
+            random_search(lm, candidates=3, max_labeled=4)(task, rows, exact_match)
+        lm.close()
+    assert len(served.seen) == 21
+    assert len(caught.value.best["predict"].demos) == 4

@@ -1,0 +1,129 @@
+"""The main job of a newcomer: the quick start on its own data, on real data, and on bad input."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+from conftest import ROOT
+
+import lmopt
+from lmopt import evaluate, exact_match, predict, read_examples, toy_lm
+from lmopt_optimizers import labeled_few_shot, random_search, split
+
+SCRIPT = ROOT / "examples" / "quickstart.py"
+
+
+def load_example(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_script(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        cwd=cwd,
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        encoding="utf-8",
+    )
+
+
+def test_the_tickets_are_many_and_even():
+    rows = read_examples(ROOT / "examples" / "tickets.jsonl")
+    teams = Counter(row.team for row in rows)
+    assert len({row.ticket for row in rows}) == len(rows) >= 180
+    assert len(teams) == 8 and max(teams.values()) - min(teams.values()) <= 1
+
+
+def test_the_quick_start_does_its_job(tmp_path):
+    began = time.monotonic()
+    done = run_script(cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - began < 10
+    for part in (
+        "--- system ---",
+        "Before: ",
+        "random_search: ",
+        "p = ",
+        "+demo: ",
+        "-> {'team': ",
+    ):
+        assert part in done.stdout
+    params = lmopt.load(tmp_path / "params.json")
+    assert 0 < len(params["predict"].demos) <= 48
+    assert run_script(cwd=tmp_path).stdout == done.stdout
+
+
+def test_the_gain_on_the_tickets_is_significant(tmp_path, capsys):
+    quickstart = load_example("quickstart")
+    gain = quickstart.main(quickstart.options(["--out", str(tmp_path / "p.json")]), toy_lm())
+    assert gain.difference > 0.2 and gain.p_value < 0.001 and gain.interval[0] > 0
+
+
+def test_the_users_own_job_on_real_data(real_data, tmp_path):
+    data = str(real_data / "banking20.jsonl")
+    job = ("--data", data, "--signature", "text -> intent", "--demos", "64", "--candidates", "2")
+    done = run_script(*job, "--out", "mine.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(lmopt.load(tmp_path / "mine.json")["predict"].demos) <= 64
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda lm: labeled_few_shot(k=64),
+        lambda lm: random_search(lm, candidates=2, max_labeled=64),
+    ],
+)
+def test_on_real_questions_the_score_rises_from_nothing_to_half(real_data, make):
+    learn, held_out = split(read_examples(real_data / "banking20.jsonl"), share=0.75)
+    task, lm = predict("text -> intent"), toy_lm()
+    assert len(held_out) == 200 and len({row.intent for row in held_out}) == 20
+    before = evaluate(task, held_out, exact_match, lm=lm)
+    params = make(lm)(task, learn, exact_match)
+    after = evaluate(task, held_out, exact_match, lm=lm, params=params)
+    assert before.score < 0.05 and after.score >= 0.5
+    assert len(params["predict"].demos) <= 64
+    assert lmopt.compare(before, after).p_value < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data", "none.csv"), "FileNotFoundError: .*none.csv"),
+        (("--data", "bad.jsonl"), "DataError: bad.jsonl: line 2: this is no JSON"),
+        (("--signature", "ticket -> tema"), "DataError: no such field in the data: 'tema'"),
+        (("--signature", "ticket"), "SignatureError: not one arrow: 'ticket'"),
+        (("--signature", "tickt -> team"), "DataError: missing field 'tickt'"),
+        (("--lm", "acme/x"), "DataError: unknown LM: 'acme/x'"),
+        (("--lm", "openai/gpt-4o-mini"), "Unauthorized: no API key: 'OPENAI_API_KEY'"),
+        (("--demos", "-1"), "DataError: max_labeled is too small: -1"),
+        (("--out", "nowhere/params.json"), "FileNotFoundError: .*nowhere"),
+    ],
+)
+def test_bad_input_is_one_clear_line(tmp_path, arguments, message):
+    (tmp_path / "bad.jsonl").write_text(
+        '{"ticket": "a", "team": "b"}\n{"ticket": \n', encoding="utf-8"
+    )
+    done = run_script(*arguments, cwd=tmp_path)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert pytest.raises(AssertionError, match=message).matches(AssertionError(done.stderr)), (
+        done.stderr
+    )
+
+
+def test_the_data_of_a_user_may_be_csv(tmp_path):
+    rows = [f"{color} thing {n},{color}" for n in range(10) for color in ("red", "blue", "größe")]
+    (tmp_path / "data.csv").write_text("text,label\n" + "\n".join(rows), encoding="utf-8")
+    done = run_script(
+        "--data", "data.csv", "--signature", "text -> label", "--candidates", "1", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    demos = json.loads((tmp_path / "params.json").read_text("utf-8"))["params"]["predict"]["demos"]
+    assert {demo["label"] for demo in demos} == {"red", "blue", "größe"}

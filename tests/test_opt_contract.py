@@ -1,0 +1,232 @@
+"""The laws of optimizers: every optimizer is a row of one table that is put through all of them."""
+
+import contextlib
+import itertools
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections import Counter
+
+import pytest
+from conftest import ROOT
+
+import lmopt
+from lmopt import chain_of_thought, evaluate, exact_match, predict, program, toy_lm
+from lmopt_optimizers import Optimizer, Plan, bootstrap_few_shot, labeled_few_shot, random_search
+
+ANIMALS = {"dog": "woof", "cat": "meow", "cow": "moo"}
+ROWS = [
+    {"animal": f"{animal} {n}", "sound": sound}
+    for n, (animal, sound) in enumerate(list(ANIMALS.items()) * 6)
+]
+
+
+@program(think=chain_of_thought("animal -> kind"), tell=predict("animal, kind -> sound"))
+def two_steps(steps, animal):
+    thought = yield steps.think(animal=animal)
+    return (yield steps.tell(animal=animal, kind=thought.kind))
+
+
+PROGRAMS = {"one step": predict("animal -> sound"), "two steps": two_steps}
+
+OPTIMIZERS = {
+    "labeled_few_shot": lambda lm, **o: labeled_few_shot(k=5),
+    "bootstrap_few_shot": lambda lm, **o: bootstrap_few_shot(lm, max_labeled=6, rounds=2, **o),
+    "bootstrap only": lambda lm, **o: bootstrap_few_shot(
+        lm, max_bootstrapped=2, max_labeled=0, threshold=0, **o
+    ),
+    "random_search": lambda lm, **o: random_search(lm, candidates=3, max_labeled=4, **o),
+    "random_search of labels": lambda lm, **o: random_search(
+        lm, candidates=2, max_bootstrapped=0, max_labeled=3, stop_at=0.9, **o
+    ),
+}
+table = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+programs = pytest.mark.parametrize("task", PROGRAMS.values(), ids=PROGRAMS)
+
+
+def counted(lm, stop=None, error=None):
+    """An LM that counts its calls, and raises an error instead of call number `stop`."""
+    numbers, lock = itertools.count(), threading.Lock()
+
+    def ask(request):
+        with lock:
+            ask.calls = next(numbers) + 1
+        if ask.calls == stop:
+            raise error
+        return lm(request)
+
+    ask.calls = 0
+    return ask
+
+
+def uneven(request, rng=random.Random(0)):  # noqa: B008
+    """A toy LM that takes now less, now more time."""
+    threading.Event().wait(rng.random() / 1000)
+    return toy_lm()(request)
+
+
+@table
+@programs
+def test_nothing_is_changed_and_the_result_fits_the_program(make, task):
+    rows, params = [dict(row) for row in ROWS], task.params
+    made = make(toy_lm())(task, rows, exact_match)
+    assert rows == ROWS and task.params == params
+    assert task.with_params(made).params == made and list(made) == list(params)
+    assert [made[path].instructions for path in made] == [
+        params[path].instructions for path in params
+    ]
+
+
+@table
+@programs
+def test_the_same_bytes_for_any_number_of_workers_and_any_delays(make, task):
+    made = {
+        lmopt.dumps(make(uneven, workers=workers)(task, ROWS, exact_match))
+        for workers in (1, 2, 16)
+    }
+    assert made == {lmopt.dumps(make(toy_lm())(task, ROWS, exact_match))}
+
+
+@table
+@programs
+def test_trials_are_the_same_each_time_and_start_with_the_start(make, task):
+    trials = list(make(toy_lm()).trials(task, ROWS, exact_match))
+    assert trials == list(make(toy_lm(), workers=4).trials(task, ROWS, exact_match))
+    assert trials[0].params == task.params and trials[0].parent is None and len(trials) > 1
+    assert all(trial.parent < index for index, trial in enumerate(trials) if index)
+    assert [trial.calls for trial in trials] == sorted(trial.calls for trial in trials)
+    scored = [trial for trial in trials if trial.score is not None]
+    assert all(trial.evaluation.score == trial.score for trial in scored)
+
+
+def test_the_same_bytes_in_every_process():
+    code = """
+        import sys
+        sys.path[:0] = ["tests", "."]
+        from test_opt_contract import *
+        for make in OPTIMIZERS.values():
+            for task in PROGRAMS.values():
+                print(make(toy_lm(), workers=2)(task, ROWS, exact_match).digest)
+    """
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", "\n".join(line[8:] for line in code.splitlines())],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1", "random")
+    }
+    assert len(seen) == 1 and len(seen.pop().split()) == len(OPTIMIZERS) * len(PROGRAMS)
+
+
+@table
+@programs
+def test_it_stays_within_its_plan(make, task):
+    lm, metrics = counted(toy_lm()), []
+
+    def metric(example, prediction):
+        metrics.append(1)
+        return exact_match(example, prediction)
+
+    optimizer = make(lm)
+    plan = optimizer.plan(task, ROWS)
+    assert lm.calls == 0
+    trials = list(optimizer.trials(task, ROWS, metric))
+    assert lm.calls == trials[-1].calls <= plan.calls
+    assert len(metrics) <= plan.metrics and len(metrics) <= plan.runs
+    assert isinstance(plan, Plan) and plan.calls == plan.runs * task.max_calls
+
+
+@table
+@programs
+def test_it_is_never_worse_than_its_start_on_the_rows_it_scores_on(make, task):
+    trials = list(make(toy_lm()).trials(task, ROWS, exact_match))
+    best = make(toy_lm())(task, ROWS, exact_match)
+    scores = [trial.score for trial in trials if trial.score is not None]
+    if scores:
+        val = [row.example for row in trials[0].evaluation.rows]
+        result = evaluate(task, val, exact_match, lm=toy_lm(), params=best)
+        assert result.score == max(scores) >= trials[0].score
+        assert best == next(trial.params for trial in trials if trial.score == max(scores))
+    else:
+        assert best == trials[-1].params
+
+
+@table
+@pytest.mark.parametrize("error", [lmopt.BudgetExceeded("spent"), KeyboardInterrupt()])
+def test_a_spent_budget_or_ctrl_c_at_any_call_gives_the_best_so_far(make, error):
+    task, whole = PROGRAMS["one step"], counted(toy_lm())
+    trials = list(make(whole).trials(task, ROWS, exact_match))
+    for stop in range(1, whole.calls + 1, 3):
+        made = make(counted(toy_lm(), stop, error))(task, ROWS, exact_match)
+        done = [trial for trial in trials if trial.calls < stop]
+        assert made in [trial.params for trial in done] or made == task.params
+        scores = [trial.score for trial in done if trial.score is not None]
+        assert not scores or made == next(t.params for t in done if t.score == max(scores))
+
+
+@table
+@pytest.mark.parametrize("workers", [1, 4])
+def test_killed_at_any_call_and_started_again_over_its_answers_it_ends_in_the_same_bytes(
+    make, workers
+):
+    task, whole = PROGRAMS["one step"], counted(toy_lm())
+    expected = lmopt.dumps(make(whole)(task, ROWS, exact_match))
+    for stop in range(1, whole.calls + 1, 7):
+        answers, paid = {}, Counter()
+
+        def remembered(request, lm, answers=answers, paid=paid):
+            if request.key not in answers:
+                answers[request.key] = lm(request)
+                paid[request.key] += 1
+            return answers[request.key]
+
+        killed = counted(toy_lm(), stop, SystemExit())
+        with contextlib.suppress(SystemExit):
+            make(lambda r, lm=killed: remembered(r, lm), workers=workers)(task, ROWS, exact_match)
+        made = make(lambda r: remembered(r, toy_lm()))(task, ROWS, exact_match)
+        assert lmopt.dumps(made) == expected
+        assert workers > 1 or set(paid.values()) <= {1}
+
+
+@table
+def test_a_failing_lm_stops_it_with_the_error_and_the_best_so_far(make):
+    task, whole = PROGRAMS["one step"], counted(toy_lm())
+    make(whole)(task, ROWS, exact_match)
+    for stop in range(1, whole.calls + 1, 5):
+        with pytest.raises(lmopt.Unauthorized) as caught:
+            make(counted(toy_lm(), stop, lmopt.Unauthorized("no")))(task, ROWS, exact_match)
+        assert task.with_params(caught.value.best).params == caught.value.best
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "labeled_few_shot"])
+def test_a_metric_that_raises_stops_it_and_says_for_which_row(name):
+    make = OPTIMIZERS[name]
+    with pytest.raises(lmopt.MetricError, match="the metric raised ZeroDivisionError .*'animal': "):
+        make(toy_lm())(PROGRAMS["one step"], ROWS, lambda example, prediction: 1 / 0)
+
+
+@table
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], r"an empty data set: \[\]; expected at least one example; add"),
+        ([*ROWS, {"sound": "?"}], "example 18: missing field 'animal' in: .*; add the input"),
+    ],
+)
+def test_wrong_data_is_found_before_the_first_call(make, rows, message):
+    optimizer = make(lambda request: pytest.fail("asked"))
+    for act in (optimizer, optimizer.trials, optimizer.plan):
+        arguments = (rows, exact_match) if act != optimizer.plan else (rows,)
+        with pytest.raises(lmopt.DataError, match=message):
+            act(PROGRAMS["one step"], *arguments)
+
+
+def test_a_repr_is_short_and_shows_no_lm():
+    assert repr(random_search(toy_lm())) == "Optimizer(name='random_search')"
+    assert isinstance(random_search(toy_lm()), Optimizer)

@@ -1,0 +1,86 @@
+"""A small HTTP server that speaks the OpenAI chat-completions format, for tests on real sockets."""
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from lmopt import LM, Message, Request
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def completion(text: str, **changes: Any) -> Answer:
+    """A good answer with this text."""
+    data = {
+        "model": "served",
+        "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
+        "usage": {
+            "prompt_tokens": 7,
+            "completion_tokens": 3,
+            "prompt_tokens_details": {"cached_tokens": 2},
+        },
+    } | changes
+    return 200, {}, json.dumps(data).encode()
+
+
+def failure(status: int, message: str = "no", **headers: str) -> Answer:
+    """A refusal, as providers word it."""
+    return status, headers, json.dumps({"error": {"message": message}}).encode()
+
+
+def served_by(lm: LM) -> Callable[[dict[str, Any]], Answer]:
+    """Answer requests with an LM."""
+
+    def answer(payload: dict[str, Any]) -> Answer:
+        messages = [Message(one["role"], one["content"]) for one in payload["messages"]]
+        asked = Request(messages, temperature=payload.get("temperature"))
+        return completion(lm(asked).text)
+
+    return answer
+
+
+@contextlib.contextmanager
+def server(answer: Callable[[dict[str, Any]], Answer | None]) -> Iterator[Any]:
+    """Serve on a free port; `answer` returning None drops the connection. Yields the server."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.server.seen.append((self.path, dict(self.headers), payload))  # type: ignore[attr-defined]
+            made = answer(payload)
+            if made is None:
+                self.close_connection = True
+                return
+            status, headers, body = made
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        seen: list[Any]
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            pass  # a client that went away
+
+    served = Server(("127.0.0.1", 0), Handler)
+    served.seen = []
+    served.base_url = f"http://127.0.0.1:{served.server_port}/v1"  # type: ignore[attr-defined]
+    thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield served
+    finally:
+        served.shutdown()
+        served.server_close()
+        thread.join()
