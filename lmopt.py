@@ -125,6 +125,15 @@ def explain(what: str, value: object, expected: str, todo: str) -> str:
     return f"{what}: {cut(repr(value))}; expected {expected}; {todo}"
 
 
+def describe(error: BaseException) -> str:
+    """Return class and message of an error.
+
+    >>> describe(ValueError("no"))
+    'ValueError: no'
+    """
+    return f"{type(error).__name__}: {error}"
+
+
 class LmoptError(Exception):
     """Base of every error raised here: made of a message, or of the four parts of `explain`.
 
@@ -224,7 +233,7 @@ def jsonable(value: Any, *, other: Callable[[Any], Any] | None = None) -> Any:
     if isinstance(value, (str, int, float)):
         return value
     if isinstance(value, Mapping):
-        return {str(key): turn(item) for key, item in value.items()}
+        return {str(turn(key)): turn(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [turn(item) for item in value]
     if isinstance(value, (set, frozenset)):
@@ -700,7 +709,7 @@ def _to_items(tp: Any, data: Any) -> list[Any]:
 
 
 def _is_dict(tp: Any) -> bool:
-    return tp is dict or typing.get_origin(tp) is dict
+    return tp is dict or typing.get_origin(tp) in (dict, Mapping)
 
 
 def _pair(tp: Any) -> tuple[Any, Any]:
@@ -1591,7 +1600,7 @@ class Sleep:
     seconds: float
 
 
-def invoke(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Call:
+def invoke(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:
     """Return the effect of calling `function(*args, **kwargs)`; its outcome is the result.
 
     >>> invoke(max, 1, 2).args
@@ -1686,36 +1695,14 @@ def _interpret(
     program: Program, inputs: Record, path: str, parent: str, events: list[Event]
 ) -> Flow:
     """Run a program: yield leaf effects, append what happened to `events`, return a prediction."""
-    start, began = len(events), time.perf_counter()
-    outputs, failure = None, ""
-    try:
-        outputs = yield from _advance(program.begin(program, path, inputs), path, events)
-        outputs = _check_outputs(program, outputs)
-    except Exception as error:
-        failure = _failure(error)
-        raise
-    finally:
-        seconds = time.perf_counter() - began
-        event = Event(path, "step", inputs, outputs, None, None, failure, parent, seconds)
-        events.append(event)
+    start, body = len(events), _advance(program, inputs, path, events)
+    outputs = yield from _logged(body, events, path, "step", parent, inputs)
     return Prediction(outputs, trace=events[start:])
 
 
-def _failure(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-def _check_outputs(program: Program, outputs: Any) -> Record:
-    if type(outputs) is Record:
-        return outputs
-    if isinstance(outputs, Mapping):
-        return Record(outputs)
-    todo = "return a prediction or a dict"
-    raise SignatureError(f"{program.name} returned no fields", outputs, "a mapping", todo)
-
-
-def _advance(flow: Flow, path: str, events: list[Event]) -> Flow:
+def _advance(program: Program, inputs: Record, path: str, events: list[Event]) -> Flow:
     """Step a body to its end; an effect that fails is raised at its `yield`."""
+    flow = program.begin(program, path, inputs)
     try:
         effect = next(flow)
         while True:
@@ -1726,56 +1713,63 @@ def _advance(flow: Flow, path: str, events: list[Event]) -> Flow:
             else:
                 effect = flow.send(outcome)
     except StopIteration as end:
-        return end.value
+        return _check_outputs(program, end.value)
+    finally:
+        flow.close()
+
+
+def _check_outputs(program: Program, outputs: Any) -> Record:
+    if type(outputs) is Record or isinstance(outputs, Mapping):
+        return _record(outputs)
+    todo = "return a prediction or a dict"
+    raise SignatureError(f"{program.name} returned no fields", outputs, "a mapping", todo)
 
 
 def _reduce(effect: Any, path: str, events: list[Event]) -> Flow:
     """Reduce one effect to leaf effects."""
     if isinstance(effect, Request):
-        return _request(effect, path, events)
+        return _logged(_once(effect), events, path, "lm", path, request=effect)
     if isinstance(effect, Run):
         name = _join(path, effect.name or effect.program.name)
         return _interpret(effect.program, effect.inputs, name, path, events)
     if isinstance(effect, Call):
-        return _call(effect, path, events)
+        name = getattr(effect.function, "__name__", type(effect.function).__name__)
+        given = Record(args=effect.args, kwargs=effect.kwargs)
+        return _logged(_once(effect), events, _join(path, name), "call", path, given)
     if isinstance(effect, Sleep):
-        return _plain(effect)
+        return _once(effect)
     if isinstance(effect, (tuple, list)):
         return _together(effect, path, events)
     todo = "yield steps.name(...), a Request, invoke(...), Sleep(...) or a tuple of these"
     raise SignatureError("no effect was yielded", effect, "an effect", todo)
 
 
-def _request(effect: Request, path: str, events: list[Event]) -> Flow:
-    began, response, failure = time.perf_counter(), None, ""
+def _once(effect: Any) -> Flow:
+    return (yield effect)
+
+
+def _logged(
+    flow: Flow,
+    events: list[Event],
+    path: str,
+    kind: Literal["step", "lm", "call"],
+    parent: str,
+    inputs: Record | None = None,
+    request: Request | None = None,
+) -> Flow:
+    """Run a flow to its end, and append the event of it, whether it succeeds or fails."""
+    began, outcome, failure = time.perf_counter(), None, ""
     try:
-        response = yield effect
+        outcome = yield from flow
     except Exception as error:
-        failure = _failure(error)
+        failure = describe(error)
         raise
     finally:
         seconds = time.perf_counter() - began
-        events.append(Event(path, "lm", None, None, effect, response, failure, path, seconds))
-    return response
-
-
-def _call(effect: Call, path: str, events: list[Event]) -> Flow:
-    name = getattr(effect.function, "__name__", type(effect.function).__name__)
-    given = Record(args=effect.args, kwargs=effect.kwargs)
-    began, outputs, failure = time.perf_counter(), None, ""
-    try:
-        outputs = yield effect
-    except Exception as error:
-        failure = _failure(error)
-        raise
-    finally:
-        seconds, name = time.perf_counter() - began, _join(path, name)
-        events.append(Event(name, "call", given, outputs, None, None, failure, path, seconds))
-    return outputs
-
-
-def _plain(effect: Any) -> Flow:
-    return (yield effect)
+        outputs, response = (None, outcome) if request else (outcome, None)
+        made = Event(path, kind, inputs, outputs, request, response, failure, parent, seconds)
+        events.append(made)
+    return outcome
 
 
 def _together(effects: Sequence[Any], path: str, events: list[Event]) -> Flow:
@@ -1812,6 +1806,8 @@ def _drive(flow: Flow, lm: LM, workers: int = 1) -> Any:
                 effect = flow.send(outcome)
     except StopIteration as end:
         return end.value
+    finally:
+        flow.close()
 
 
 def _perform(effect: Any, lm: LM, workers: int) -> Any:
@@ -1887,7 +1883,7 @@ def run_many(
         executor: any `concurrent.futures.Executor` to run on instead.
 
     Raises:
-        Exception: that of the first run, in order, that failed; later ones are not begun.
+        Exception: that of the first run, in order, that failed; no further one is begun then.
 
     Calls: `program.max_calls` at most for each of the inputs.
 
@@ -2349,12 +2345,11 @@ class _HttpLM:
 
     def __call__(self, request: Request) -> Response:
         payload = {"model": self.model, **self.defaults, **self.encode(request)}
-        key = self.key or os.environ.get(self.key_name)
+        key = (self.key or os.environ.get(self.key_name) or "").strip()
         if self.key_name and not key:
             todo = f"set it, or pass api_key= to the LM of {self.url}"
             raise Unauthorized("no API key", self.key_name, "an API key", todo)
-        secrets = [key or "", *map(str, self.headers.values())]
-        hide = partial(_hide, tuple(filter(None, secrets)))
+        hide = partial(_hide, [key, *map(str, self.headers.values())])
         authorization = {"Authorization": f"Bearer {key}"} if key else {}
         headers = {"Content-Type": "application/json", **authorization, **self.headers}
         status, after, body = self._post(_dump(jsonable(payload)).encode(), headers, hide)
@@ -2429,9 +2424,11 @@ def _close(idle: dict[int, deque[httpx.Client]]) -> None:
         clients.pop().close()
 
 
-def _hide(secrets: tuple[str, ...], text: str) -> str:
-    for secret in secrets:
-        text = text.replace(secret, "***")
+def _hide(secrets: Iterable[str], text: str) -> str:
+    """Blot secrets out of a text, piece by piece: a line break inside may be shown escaped."""
+    for piece in concat(secret.split() for secret in secrets):
+        if len(piece) >= 8:  # shorter ones are names like "none", and parts of many words
+            text = text.replace(piece, "***")
     return text
 
 
@@ -2840,7 +2837,7 @@ def _row(
         if stops(error):
             raise
         failed = Prediction(trace=events)
-        return Row(example, failed, failure_score, error=f"{type(error).__name__}: {error}")
+        return Row(example, failed, failure_score, error=describe(error))
     try:
         score = _measure(metric, example, prediction)
     except MetricError as error:
@@ -2863,14 +2860,13 @@ def _measure(metric: Metric, example: Record, prediction: Prediction) -> Score:
     row = {"example": dict(example), "prediction": dict(prediction)}
     try:
         result = metric(example, prediction)
-    except LMError:
+    except (LMError, BudgetExceeded, ReplayMiss):
         raise  # of a judge
     except Exception as error:
         what = f"the metric raised {type(error).__name__} ({error}) for"
         raise MetricError(what, row, "a score", "correct the metric") from error
     score = result if isinstance(result, Score) else Score(result)
-    number = isinstance(score.value, (bool, int, float)) or hasattr(score.value, "__float__")
-    if not (number and 0.0 <= float(score.value) <= 1.0):
+    if not (hasattr(score.value, "__float__") and 0.0 <= float(score.value) <= 1.0):
         what = f"the metric returned {cut(repr(result), 60)} for"
         raise MetricError(what, row, "a number from 0 to 1", "correct or rescale it")
     return evolve(score, value=float(score.value))
@@ -3036,9 +3032,12 @@ def loads(text: str) -> Params:
     if not isinstance(data, dict) or data.get("format") != _FORMAT:
         todo = "save parameters with this version"
         raise ParamsError("these are no parameters", text, f"format {_FORMAT!r}", todo)
-    prompts = data.get("params")
+    prompts: Any = data.get("params")
     try:
-        return Params(coerce(dict[str, Prompt], prompts))
+        params = Params(coerce(dict[str, Prompt], prompts))
+        for name in set(concat(prompts.values())) - set(jsonable(Prompt())):
+            raise ValueError(f"{name!r} is no part of a prompt")
+        return params
     except ValueError as error:
         todo = f"correct it ({error})"
         raise ParamsError("a wrong prompt", prompts, words(Prompt), todo) from error

@@ -414,11 +414,13 @@ def _guide(
     """The teacher's parameters for a block, with no demonstration that gives an answer away."""
     params = teacher.params
     if not any(prompt.demos for prompt in params.values()):
-        params = labeled_demos(teacher, [row for row in examples if row not in block], k, seed=seed)
+        asked = set(block)
+        others = [row for row in examples if row not in asked]
+        params = labeled_demos(teacher, others, k, seed=seed)
     for path, leaf in teacher.leaves.items():
         names = [one.name for one in leaf.inputs]
-        asked = [_values(row, names) for row in block]
-        demos = [demo for demo in params[path].demos if _values(demo, names) not in asked]
+        given = [_values(row, names) for row in block]
+        demos = [demo for demo in params[path].demos if _values(demo, names) not in given]
         params = params.replace(path, demos=demos)
     return params
 

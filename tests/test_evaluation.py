@@ -159,11 +159,12 @@ def test_what_would_fail_on_every_row_is_no_wrong_answer(error, workers):
         evaluate(qa, DATA, exact_match, lm=lm, workers=workers)
 
 
-def test_a_judge_whose_lm_fails_is_no_wrong_metric():
+@pytest.mark.parametrize("error", [lmopt.RateLimited, lmopt.BudgetExceeded, lmopt.ReplayMiss])
+def test_a_judge_whose_lm_fails_is_no_wrong_metric(error):
     def judge(example, prediction):
-        raise lmopt.RateLimited("slow down")
+        raise error("no")
 
-    with pytest.raises(lmopt.RateLimited):
+    with pytest.raises(error):
         evaluate(qa, DATA, judge, lm=stub_lm())
 
 

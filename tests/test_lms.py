@@ -303,6 +303,19 @@ def test_every_failure_is_the_right_error_and_holds_no_key(answer, kind, retryab
     assert not holds_key(error)
 
 
+def test_a_key_read_from_a_file_with_its_newline_works_and_does_not_leak():
+    for key, works in ((f"{KEY}\n", True), (f"{KEY}\n{KEY}", False)):
+        with server(lambda payload: completion("Hi")) as served:
+            lm = openai_lm("m", base_url=served.base_url, api_key=key)
+            if works:
+                assert lm(ASKED).text == "Hi"
+            else:
+                with pytest.raises(LMError, match="cannot be reached") as caught:
+                    lm(ASKED)
+                assert not holds_key(caught.value)
+            lm.close()
+
+
 def test_retry_after_is_seconds_or_a_date():
     date = email.utils.formatdate(time.time() + 3600, usegmt=True)
     for header, low, high in (

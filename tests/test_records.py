@@ -2,6 +2,7 @@
 
 import copy
 import enum
+import json
 import pickle
 
 import attrs
@@ -122,6 +123,15 @@ def test_a_prediction_adds_the_trace_and_its_cost():
     again = pickle.loads(pickle.dumps(prediction))
     assert again == prediction == Record(trace=1, answer=2) and again.trace == prediction.trace
     assert type(prediction | {"answer": 3}) is Record
+
+
+def test_a_trace_goes_to_json_and_back():
+    lm = lmopt.scripted_lm(["no", {"n": 2}, lmopt.Unauthorized("dead")])
+    task = lmopt.predict("text -> n: int", temperature=0.5, extra={"a": [1]})
+    failed = Event("x", "call", Record(args=(1,)), [2], error="E: no")
+    trace = (*task(lm, text="é").trace, failed)
+    again = lmopt.coerce(tuple[Event, ...], json.loads(lmopt.canonical(trace)))
+    assert again == trace and again[0].request.key == trace[0].request.key
 
 
 def test_times_take_no_part_in_equality():

@@ -118,6 +118,7 @@ GOOD = dumps(predict("q -> a").params)
             json.dumps({"format": "lmopt params 1", "params": {"a": {"settings": {"x": 1}}}}),
             "unknown setting: 'x'",
         ),
+        (GOOD.replace('"instructions"', '"instruction"'), "'instruction' is no part of a prompt"),
     ],
 )
 def test_a_corrupt_file_says_what_is_wrong(tmp_path, text, message):
