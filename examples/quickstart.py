@@ -13,7 +13,7 @@ from pathlib import Path
 
 import lmopt
 from lmopt import evaluate, exact_match
-from lmopt_optimizers import bootstrap_few_shot, random_search, split
+from lmopt_optimizers import bootstrap_few_shot, random_search, split, spread
 
 TICKETS = Path(__file__).with_name("tickets.jsonl")
 TASK = """ticket -> team: Literal['billing', 'refunds', 'shipping', 'returns', 'account',
@@ -30,6 +30,7 @@ def options(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--instructions", help="what the program is to do, in a sentence or two")
     parser.add_argument("--lm", default="toy", help="openai/MODEL, ollama/MODEL or toy")
     parser.add_argument("--demos", type=int, default=48, help="demonstrations at most")
+    parser.add_argument("--rows", type=int, default=800, help="examples to use at most")
     parser.add_argument("--candidates", type=int, default=8, help="sets of them to try")
     parser.add_argument("--out", default="params.json", help="where the parameters go")
     return parser.parse_args(args)
@@ -45,8 +46,7 @@ def main(given: argparse.Namespace, lm: lmopt.LM) -> lmopt.Comparison:
     for name in program.outputs:
         if not any(name in row for row in rows):
             raise lmopt.DataError("no such field in the data", name, list(rows[:1]), "label it")
-    learn, held_out = split(rows, share=0.75)
-    held_out = held_out[:200]
+    learn, held_out = split(spread(rows, given.rows, by=program.outputs), share=0.75)
     print(f"{len(rows)} examples: {len(learn)} to learn from, {len(held_out)} held out\n")
 
     print("The first prompt:\n")
@@ -62,7 +62,12 @@ def main(given: argparse.Namespace, lm: lmopt.LM) -> lmopt.Comparison:
 
     search = random_search(lm, candidates=given.candidates, max_labeled=given.demos)
     print(f"random_search: at most {search.plan(program, learn).calls} LM calls")
-    best = lmopt.Params(search(program, learn, exact_match))
+    try:
+        best = search(program, learn, exact_match)
+    except lmopt.LmoptError as error:  # keep what is paid for
+        lmopt.save(error.best or program.params, given.out)
+        raise
+    lmopt.save(best, given.out)
     after = evaluate(program, held_out, exact_match, lm=lm, params=best)
     print(f"random_search:      {after}")
     gain = lmopt.compare(before, after)
@@ -77,7 +82,6 @@ def main(given: argparse.Namespace, lm: lmopt.LM) -> lmopt.Comparison:
     print(*(lmopt.cut(line, 100) for line in changes[:8]), sep="\n")
     print(f"... and {len(changes) - 8} more lines\n" if len(changes) > 8 else "")
 
-    lmopt.save(best, given.out)
     loaded = program.with_params(lmopt.load(given.out))
     print(f"Saved to {given.out}, loaded again, and asked:\n")
     print(f"  {dict(inputs)}\n  -> {dict(loaded(lm, **inputs))}")
@@ -90,3 +94,5 @@ if __name__ == "__main__":
         main(arguments, lmopt.connect(arguments.lm))
     except (lmopt.LmoptError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

@@ -66,6 +66,22 @@ def test_the_gain_on_the_tickets_is_significant(tmp_path, capsys):
     assert gain.difference > 0.2 and gain.p_value < 0.001 and gain.interval[0] > 0
 
 
+def test_a_failing_lm_loses_nothing_that_was_paid_for(tmp_path):
+    quickstart = load_example("quickstart")
+    given, asked = quickstart.options(["--out", str(tmp_path / "p.json"), "--rows", "80"]), []
+
+    def lm(request):
+        asked.append(request)
+        if len(asked) > 150:
+            raise lmopt.Unauthorized("the key was revoked")
+        return toy_lm()(request)
+
+    with pytest.raises(lmopt.Unauthorized) as caught:
+        quickstart.main(given, lm)
+    kept = lmopt.load(tmp_path / "p.json")
+    assert kept == caught.value.best and len(kept["predict"].demos) > 0
+
+
 def test_the_users_own_job_on_real_data(real_data, tmp_path):
     data = str(real_data / "banking20.jsonl")
     job = ("--data", data, "--signature", "text -> intent", "--demos", "64", "--candidates", "2")
