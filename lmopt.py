@@ -77,8 +77,6 @@ __all__ = [
     "BudgetExceeded", "ReplayMiss",
     # 2. Records
     "Record", "Prediction", "Event", "Usage", "jsonable", "canonical", "seeded",
-    # 3. Types
-    "words", "coerce", "read", "write", "sample",
     # 4. Signatures
     "Field", "Signature", "signature",
     # 5. Messages
@@ -94,7 +92,7 @@ __all__ = [
     # 10. LMs
     "scripted_lm", "mock_lm", "stub_lm", "toy_lm", "openai_lm", "connect",
     # 11. Evaluation
-    "Score", "Row", "Evaluation", "Metric", "evaluate", "Comparison", "compare",
+    "Score", "Row", "Evaluation", "Metric", "evaluate", "Comparison", "compare", "normalize",
     "exact_match", "f1",
     # 12. Storage
     "save", "load", "dumps", "loads", "diff", "read_examples",
@@ -677,6 +675,10 @@ def _is_union(tp: Any) -> bool:
     return typing.get_origin(tp) in (Union, pytypes.UnionType)
 
 
+def _union_words(tp: Any) -> str:
+    return " or ".join(map(words, typing.get_args(tp)))
+
+
 def _to_union(tp: Any, data: Any) -> Any:
     """Take the alternative that the data already is; else the first it can become, text last."""
     alternatives = typing.get_args(tp)
@@ -702,6 +704,18 @@ def _item(tp: Any) -> Any:
     return first(typing.get_args(tp) or (Any,))
 
 
+def _list_words(tp: Any) -> str:
+    return f"list[{words(_item(tp))}]"
+
+
+def _to_tuple(tp: Any, data: Any) -> tuple[Any, ...]:
+    return tuple(_to_items(tp, data))
+
+
+def _sample_items(tp: Any) -> list[Any]:
+    return [sample(_item(tp))]
+
+
 def _to_items(tp: Any, data: Any) -> list[Any]:
     if not isinstance(data, list):
         raise _not(f"a JSON list, {words(tp)}", data)
@@ -716,11 +730,24 @@ def _pair(tp: Any) -> tuple[Any, Any]:
     return typing.get_args(tp) or (str, Any)
 
 
+def _dict_words(tp: Any) -> str:
+    return f"dict[{', '.join(map(words, _pair(tp)))}]"
+
+
+def _sample_dict(tp: Any) -> dict[str, Any]:
+    key, value = map(sample, _pair(tp))
+    return {str(key): value}
+
+
 def _to_dict(tp: Any, data: Any) -> dict[Any, Any]:
     key, value = _pair(tp)
     if not isinstance(data, dict):
         raise _not(f"a JSON object, {words(tp)}", data)
     return {_at("a key", key, k): _at(f"{k!r}", value, item) for k, item in data.items()}
+
+
+def _to_record(tp: Any, data: Any) -> Record:
+    return Record(_to_dict(dict, data))
 
 
 @frozen
@@ -789,40 +816,11 @@ _KINDS = (
     _Kind(_is(None, type(None)), lambda tp: "null", _to_none, lambda tp: None),
     _Kind(_is(Any), lambda tp: "any", _same, lambda tp: "text"),
     _Kind(_is_choice, _choice_words, _to_choice, lambda tp: jsonable(_choices(tp)[0])),
-    _Kind(
-        _is_union,
-        lambda tp: " or ".join(map(words, typing.get_args(tp))),
-        _to_union,
-        lambda tp: sample(typing.get_args(tp)[0]),
-    ),
-    _Kind(
-        _is_list,
-        lambda tp: f"list[{words(_item(tp))}]",
-        _to_items,
-        lambda tp: [sample(_item(tp))],
-        structured=True,
-    ),
-    _Kind(
-        _is_tuple,
-        lambda tp: f"list[{words(_item(tp))}]",
-        lambda tp, data: tuple(_to_items(tp, data)),
-        lambda tp: [sample(_item(tp))],
-        structured=True,
-    ),
-    _Kind(
-        _is_dict,
-        lambda tp: f"dict[{', '.join(map(words, _pair(tp)))}]",
-        _to_dict,
-        lambda tp: {str(sample(_pair(tp)[0])): sample(_pair(tp)[1])},
-        structured=True,
-    ),
-    _Kind(
-        _is(Record),
-        lambda tp: "dict[str, any]",
-        lambda tp, data: Record(_to_dict(dict, data)),
-        lambda tp: {"name": "text"},
-        structured=True,
-    ),
+    _Kind(_is_union, _union_words, _to_union, lambda tp: sample(typing.get_args(tp)[0])),
+    _Kind(_is_list, _list_words, _to_items, _sample_items, structured=True),
+    _Kind(_is_tuple, _list_words, _to_tuple, _sample_items, structured=True),
+    _Kind(_is_dict, _dict_words, _to_dict, _sample_dict, structured=True),
+    _Kind(_is(Record), lambda tp: "dict[str, any]", _to_record, _sample_dict, structured=True),
     _Kind(_is_attrs, _object_words, _to_object, _sample_object, structured=True),
 )
 
@@ -2364,15 +2362,9 @@ class _HttpLM:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             text = hide(body.decode("utf-8", "backslashreplace"))
             what = f"{self.url} sent an answer that cannot be read ({type(error).__name__})"
-            raise LMError(
-                what,
-                text,
-                "a completion as JSON in UTF-8",
-                "check base_url",
-                status=200,
-                body=cut(text),
-                retryable=True,
-            ) from None
+            facts = {"status": 200, "body": cut(text), "retryable": True}
+            expected, todo = "a completion as JSON in UTF-8", "ask again, or check base_url"
+            raise LMError(what, text, expected, todo, **facts) from None
 
     def _post(
         self, content: bytes, headers: dict[str, str], hide: Callable[[str], str]
@@ -2383,19 +2375,14 @@ class _HttpLM:
             response = self._send(content, headers)
             return response.status_code, response.headers.get("retry-after", ""), response.content
         except httpx.TimeoutException:
-            failure: LMError = LMTimeout(
-                f"{self.url} did not answer", self.timeout, "an answer", "ask again", retryable=True
-            )
+            what = f"{self.url} did not answer in time"
+            expected = f"an answer in {self.timeout} s"
+            failure: LMError = LMTimeout(what, None, expected, "ask again", retryable=True)
         except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:
-            lost = isinstance(error, httpx.TransportError)
-            retryable = lost and not isinstance(error, httpx.UnsupportedProtocol)
-            what = f"{self.url} cannot be reached ({type(error).__name__})"
-            failure = LMError(
-                what,
-                hide(str(error)),
-                "an HTTP answer",
-                "check it and base_url",
-                retryable=retryable,
+            what, shown = f"{self.url} cannot be reached ({type(error).__name__})", hide(str(error))
+            failure = LMError(what, shown, "an HTTP answer", "check it and base_url")
+            failure.retryable = isinstance(error, httpx.TransportError) and not isinstance(
+                error, httpx.UnsupportedProtocol
             )
         raise failure  # out here, so that no httpx error with the headers hangs on it
 

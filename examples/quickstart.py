@@ -9,11 +9,15 @@ and LM it does your own job:
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import attrs
 
 import lmopt
 from lmopt import evaluate, exact_match
-from lmopt_optimizers import bootstrap_few_shot, random_search, split, spread
+from lmopt_optimizers import Optimizer, Trial, bootstrap_few_shot, random_search, split, spread
 
 TICKETS = Path(__file__).with_name("tickets.jsonl")
 TASK = """ticket -> team: Literal['billing', 'refunds', 'shipping', 'returns', 'account',
@@ -34,6 +38,17 @@ def options(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--candidates", type=int, default=8, help="sets of them to try")
     parser.add_argument("--out", default="params.json", help="where the parameters go")
     return parser.parse_args(args)
+
+
+def watched(optimizer: Optimizer) -> Optimizer:
+    """Print each trial of an optimizer as it is done."""
+
+    def search(*task: Any) -> Iterator[Trial]:
+        for trial in optimizer.search(*task):
+            print(f"  {trial.score:.3f} after {trial.calls} calls: {trial.note}", flush=True)
+            yield trial
+
+    return attrs.evolve(optimizer, search=search)
 
 
 def main(given: argparse.Namespace, lm: lmopt.LM) -> lmopt.Comparison:
@@ -61,9 +76,9 @@ def main(given: argparse.Namespace, lm: lmopt.LM) -> lmopt.Comparison:
     print(f"bootstrap_few_shot: {after}")
 
     search = random_search(lm, candidates=given.candidates, max_labeled=given.demos)
-    print(f"random_search: at most {search.plan(program, learn).calls} LM calls")
+    print(f"random_search, with at most {search.plan(program, learn).calls} LM calls:")
     try:
-        best = search(program, learn, exact_match)
+        best = watched(search)(program, learn, exact_match)
     except lmopt.LmoptError as error:  # keep what is paid for
         lmopt.save(error.best or program.params, given.out)
         raise

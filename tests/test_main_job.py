@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import time
@@ -129,9 +130,7 @@ def test_bad_input_is_one_clear_line(tmp_path, arguments, message):
     )
     done = run_script(*arguments, cwd=tmp_path)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert pytest.raises(AssertionError, match=message).matches(AssertionError(done.stderr)), (
-        done.stderr
-    )
+    assert re.search(message, done.stderr)
 
 
 def test_the_data_of_a_user_may_be_csv(tmp_path):
