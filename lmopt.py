@@ -3010,6 +3010,9 @@ def loads(text: str) -> Params:
 
     Raises:
         ParamsError: it is not such a text; says where.
+
+    >>> loads(dumps({"predict": Prompt("Be brief.")}))["predict"].instructions
+    'Be brief.'
     """
     try:
         data = json.loads(text)
@@ -3036,6 +3039,12 @@ def save(params: Mapping[str, Prompt], path: str | os.PathLike[str]) -> None:
     Raises:
         DataError: a demonstration holds a value that has no JSON form; nothing was written.
         OSError: the file cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save({"predict": Prompt("Be brief.")}, Path(folder, "params.json"))
+    ...     load(Path(folder, "params.json"))["predict"].instructions
+    'Be brief.'
     """
     text, target = dumps(params), Path(path).resolve()
     draft = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
@@ -3055,6 +3064,10 @@ def load(path: str | os.PathLike[str]) -> Params:
     Raises:
         ParamsError: it is not such a file.
         OSError: the file cannot be read.
+
+    >>> load("none.json")
+    Traceback (most recent call last):
+    FileNotFoundError: [Errno 2] No such file or directory: 'none.json'
     """
     try:
         return loads(Path(path).read_text(encoding="utf-8"))
@@ -3102,6 +3115,12 @@ def read_examples(path: str | os.PathLike[str]) -> tuple[Record, ...]:
     Raises:
         DataError: another kind of file, or something in it is wrong; says the line.
         OSError: the file cannot be read.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "rows.csv").write_text("text,label\\nhello,greeting\\n")
+    ...     read_examples(Path(folder, "rows.csv"))
+    (Record(text='hello', label='greeting'),)
     """
     file = Path(path)
     readers = {".csv": _read_csv, ".json": _read_json, ".jsonl": _read_lines}

@@ -211,8 +211,12 @@ def spread(
     """
     rows, names = list(examples), tuple(by)
     lmopt.seeded(seed, "spread").shuffle(rows)
-    alike = groupby(lambda row: lmopt.canonical([row.get(name) for name in names]), rows)
+    alike = groupby(lambda row: _values(row, names), rows)
     return tuple(take(k, interleave(alike.values())))
+
+
+def _values(row: Mapping[str, Any], names: Iterable[str]) -> str:
+    return lmopt.canonical([row.get(name) for name in names], other=repr)
 
 
 def labeled_demos(
@@ -256,10 +260,13 @@ def labeled(
     return spread(demos, k, by=outputs, seed=seed)
 
 
-def step_demos(program: lmopt.Program, row: lmopt.Row, *, seed: int = 0) -> dict[str, lmopt.Record]:
+def step_demos(
+    program: lmopt.Program, row: lmopt.Row, *, index: int = 0, seed: int = 0
+) -> dict[str, lmopt.Record]:
     """Return what each step did in one run, as demonstrations by path.
 
-    Of a step that ran more than once, one run is drawn.
+    Of a step that ran more than once, one run is drawn; `index` is that of the row, so that it is
+    not always the same one.
 
     >>> qa = lmopt.predict("question -> answer")
     >>> row = lmopt.Row(lmopt.Record(), qa(lmopt.stub_lm(), question="2+2?"), 1.0)
@@ -270,7 +277,7 @@ def step_demos(program: lmopt.Program, row: lmopt.Row, *, seed: int = 0) -> dict
     ran = [one for one in row.prediction.trace if one.kind == "step" and not one.error]
     runs = groupby(lambda event: event.path, [one for one in ran if one.path in leaves])
     drawn = {
-        path: lmopt.seeded(seed, "demo", path, row.example.to_json()).choice(events)
+        path: lmopt.seeded(seed, "demo", path, index).choice(events)
         for path, events in runs.items()
     }
     return {path: event.inputs | event.outputs for path, event in drawn.items()}
@@ -425,10 +432,6 @@ def _guide(
     return params
 
 
-def _values(row: Mapping[str, Any], names: Iterable[str]) -> str:
-    return lmopt.canonical([row.get(name) for name in names], other=repr)
-
-
 def _passes(row: lmopt.Row, threshold: float) -> bool:
     return not row.error and row.score >= threshold
 
@@ -487,40 +490,51 @@ def bootstrap_few_shot(
     _check_count("max_bootstrapped", max_bootstrapped)
     _check_count("max_labeled", max_labeled)
     _check_count("rounds", rounds, 1)
+    teach = partial(
+        bootstrap,
+        lm=teacher_lm or lm,
+        wanted=max_bootstrapped,
+        threshold=threshold,
+        rounds=rounds,
+        max_labeled=max_labeled,
+        seed=seed,
+        workers=workers,
+    )
 
     def search(program: lmopt.Program, examples: Examples, metric: lmopt.Metric) -> Iterator[Trial]:
         guide, rows = _teacher(program, teacher), tuple(unique(examples))
-        blocks = bootstrap(
-            guide,
-            rows,
-            metric,
-            lm=teacher_lm or lm,
-            wanted=max_bootstrapped,
-            threshold=threshold,
-            rounds=rounds,
-            max_labeled=max_labeled,
-            seed=seed,
-            workers=workers,
-        )
+        assemble = partial(_few_shot, program, rows, max_labeled, seed)
         yield Trial(program.params, note="start")
-        taken: tuple[lmopt.Row, ...] = ()
-        calls, tried, errors = 0, 0, []
-        for index, result in enumerate(blocks):
-            taken += passed(result, threshold)
-            calls += result.usage.calls
-            tried += len(result.rows)
-            errors += [row.error for row in result.errors]
-            params = _few_shot(program, taken, rows, max_labeled, seed)
-            yield Trial(params, None, _progress(len(taken), tried, errors), index, calls)
-        if not tried:
-            params = labeled_demos(program, rows, max_labeled, seed=seed)
-            yield Trial(params, note="labelled examples only", parent=0)
+        yield from _taught(teach(guide, rows, metric), threshold, assemble)
 
     def bound(program: lmopt.Program, size: int) -> Plan:
         runs = rounds * size if max_bootstrapped else 0
         return Plan(runs, runs * _teacher(program, teacher).max_calls, runs)
 
     return Optimizer("bootstrap_few_shot", search, bound)
+
+
+def _taught(
+    blocks: Iterator[lmopt.Evaluation],
+    threshold: float,
+    assemble: Callable[[tuple[lmopt.Row, ...]], lmopt.Params],
+) -> Iterator[Trial]:
+    """A trial after each block of the teacher's runs, with what passed by then."""
+    taken: tuple[lmopt.Row, ...] = ()
+    calls, tried, errors = 0, 0, []
+    for index, result in enumerate(blocks):
+        taken += passed(result, threshold)
+        calls += result.usage.calls
+        tried += len(result.rows)
+        errors += [row.error for row in result.errors]
+        note = f"{len(taken)} of {tried} runs reached the threshold{_failures(errors)}"
+        yield Trial(assemble(taken), None, note, index, calls)
+    if not tried:
+        yield Trial(assemble(()), note="labelled examples only", parent=0)
+
+
+def _failures(errors: list[str]) -> str:
+    return f"; {len(errors)} failed (first: {lmopt.cut(errors[0], 80)})" if errors else ""
 
 
 def _teacher(
@@ -538,13 +552,13 @@ def _teacher(
 
 def _few_shot(
     program: lmopt.Program,
-    taken: tuple[lmopt.Row, ...],
     examples: Examples,
     max_labeled: int,
     seed: int,
+    taken: tuple[lmopt.Row, ...],
 ) -> lmopt.Params:
     """The program's parameters with demonstrations from runs, filled up with labelled ones."""
-    made = [step_demos(program, row, seed=seed) for row in taken]
+    made = [step_demos(program, row, index=index, seed=seed) for index, row in enumerate(taken)]
     seen = {row.example for row in taken}
     others = [example for example in examples if example not in seen]
     params = program.params
@@ -553,14 +567,6 @@ def _few_shot(
         more = labeled(leaf, others, max(max_labeled - len(demos), 0), seed=seed)
         params = params.replace(path, demos=demos + more)
     return params
-
-
-def _progress(taken: int, tried: int, errors: list[str]) -> str:
-    return f"{taken} of {tried} runs reached the threshold{_failures(errors)}"
-
-
-def _failures(errors: list[str]) -> str:
-    return f"; {len(errors)} failed (first: {lmopt.cut(errors[0], 80)})" if errors else ""
 
 
 def random_search(
@@ -616,33 +622,17 @@ def random_search(
 
     def search(program: lmopt.Program, examples: Examples, metric: lmopt.Metric) -> Iterator[Trial]:
         train, val = split(examples, seed=seed) if given is None else _apart(examples, given)
-        best: lmopt.Evaluation | None = None
-        spent, seen = 0, set()
+        score = partial(race, dataset=val, metric=metric, lm=lm, workers=workers)
+        simple = labeled_demos(program, train, max_labeled, seed=seed)
+        first = [Trial(program.params, note="start"), Trial(simple, note="labelled")]
         sets = _demo_sets(program, train, metric, make, candidates, max_bootstrapped, seed)
-        start = Trial(program.params, note="start")
-        simple = Trial(labeled_demos(program, train, max_labeled, seed=seed), note="labelled")
-        for trial in concat([[start, simple], sets]):
-            spent += trial.calls
-            if trial.params.digest in seen:
-                continue
-            seen.add(trial.params.digest)
-            made = program.with_params(trial.params)
-            result = race(made, val, metric, lm=lm, beat=best, workers=workers)
-            spent += result.usage.calls
-            parent = None if best is None else 0
-            yield Trial(
-                trial.params, result.score, _raced(trial, result, val), parent, spent, result
-            )
-            best = result if best is None or result.score > best.score else best
-            if stop_at is not None and best.score >= stop_at:
-                return
+        yield from _scored(program, concat([first, sets]), score, len(val), stop_at)
 
     def bound(program: lmopt.Program, size: int) -> Plan:
         train, val = (size, len(given)) if given is not None else ((size + 1) // 2,) * 2
         runs = (candidates + 3) * val
         teaching = make(max_bootstrapped=max_bootstrapped).bound(program, train)
-        scoring = Plan(runs, runs * program.max_calls, runs)
-        return sum([teaching] * (candidates + 1), scoring)
+        return sum([teaching] * (candidates + 1), Plan(runs, runs * program.max_calls, runs))
 
     return Optimizer("random_search", search, bound)
 
@@ -676,7 +666,27 @@ def _demo_sets(
         yield last(optimizer.search(program, order, metric))
 
 
-def _raced(trial: Trial, result: lmopt.Evaluation, val: Examples) -> str:
-    run, errors = len(result.rows), [row.error for row in result.errors]
-    out = f"; out after {run} of {len(val)} rows" if run < len(val) else ""
-    return trial.note + out + _failures(errors)
+def _scored(
+    program: lmopt.Program,
+    trials: Iterable[Trial],
+    score: Callable[..., lmopt.Evaluation],
+    size: int,
+    stop_at: float | None,
+) -> Iterator[Trial]:
+    """Score each trial that is new against the best so far, on `size` rows."""
+    best: lmopt.Evaluation | None = None
+    spent, seen = 0, set()
+    for trial in trials:
+        spent += trial.calls
+        if trial.params.digest in seen:
+            continue
+        seen.add(trial.params.digest)
+        result = score(program.with_params(trial.params), beat=best)
+        spent += result.usage.calls
+        run, parent = len(result.rows), None if best is None else 0
+        out = f"; out after {run} of {size} rows" if run < size else ""
+        note = trial.note + out + _failures([row.error for row in result.errors])
+        yield Trial(trial.params, result.score, note, parent, spent, result)
+        best = result if best is None or result.score > best.score else best
+        if stop_at is not None and best.score >= stop_at:
+            return
