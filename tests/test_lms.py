@@ -428,6 +428,10 @@ def test_connect_picks_by_prefix(name, url):
     assert lm.url == url and f"openai/{lm.model}" in (name, f"openai/{name.partition('/')[2]}")
 
 
+def test_connect_to_the_toy():
+    assert animals(connect("toy", seed=1), animal="dog").sound == "woof"
+
+
 @pytest.mark.parametrize("name", ["", "gpt-4o", "openai/", "acme/x", "toy/x"])
 def test_connect_says_what_it_knows(name):
     with pytest.raises(

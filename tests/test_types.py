@@ -90,6 +90,8 @@ READ = [
     (list[int], "1, 2", ValueError),
     (list[int], "[1", ValueError),
     (list[int], '["x"]', ValueError),
+    (list[str], '["a", 5, true]', ["a", "5", "true"]),
+    (list[str], '["a", null]', ValueError),
     (list, '[1, "a"]', [1, "a"]),
     (tuple[str, ...], '["a"]', ("a",)),
     (dict[str, int], '{"a": 1}', {"a": 1}),
@@ -169,6 +171,15 @@ def test_a_type_that_cannot_be_described_is_a_signature_error(tp):
 
 class Level(enum.IntEnum):
     LOW = 1
+
+
+class Shout(str):
+    pass
+
+
+def test_a_value_that_is_one_already_stays():
+    assert coerce(list[Person], [Person("Ann")]) == [Person("Ann")]
+    assert write(str, Shout("HI")) == "HI" and write(list[str], [Shout("HI")]) == '["HI"]'
 
 
 def test_an_int_enum_is_written_as_its_value():
