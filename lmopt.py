@@ -34,6 +34,7 @@ from __future__ import annotations
 import ast
 import builtins
 import csv
+import dataclasses
 import difflib
 import email.utils
 import enum
@@ -56,7 +57,10 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
+from datetime import date, datetime
+from datetime import time as clock
+from decimal import Decimal
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
@@ -230,8 +234,18 @@ def jsonable(value: Any, *, other: Callable[[Any], Any] | None = None) -> Any:
         return turn(value.value)
     if isinstance(value, (str, int, float)):
         return value
+    if isinstance(value, (date, clock)):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    if hasattr(value, "model_dump"):  # pydantic
+        return turn(value.model_dump(mode="json"))
     if isinstance(value, Mapping):
         return {str(turn(key)): turn(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return turn(value._asdict())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {one.name: turn(getattr(value, one.name)) for one in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
         return [turn(item) for item in value]
     if isinstance(value, (set, frozenset)):
@@ -486,27 +500,34 @@ def seeded(seed: int, *purpose: object) -> random.Random:
 
 
 # == 3. Types ======================================================================================
-# One row of `_KINDS` for each kind of type: how to recognise it, describe it in words, make a value
-# from what a model wrote, and invent a value. Nothing here is remembered between calls, because
-# types that compare equal may read differently: Literal["a", "b"] == Literal["b", "a"].
+# One row of `_KINDS` for each kind of type: how to recognise it, describe it in words and in JSON
+# schema, make a value from what a model wrote, and invent a value. Nothing is remembered between
+# calls, because types that compare equal may read differently: Literal["a", "b"] and ["b", "a"].
 
 
 @frozen
 class _Kind:
-    """A kind of type: four functions of the type."""
+    """A kind of type: five functions of the type."""
 
     fits: Callable[[Any], bool]
-    words: Callable[[Any], str]
+    words: Callable[[Any, _Inside], str]
+    schema: Callable[[Any, _Defs], dict[str, Any]]
     coerce: Callable[[Any, Any], Any]  # (type, JSON data) -> value, or ValueError
-    sample: Callable[[Any], Any]
+    sample: Callable[[Any, _Inside], Any]
     structured: bool = False  # written as a JSON list or object
+
+
+_Inside = tuple[
+    Any, ...
+]  # the classes around a type, so that one that holds itself comes to an end
+_Defs = dict[Any, dict[str, Any]]  # the schemas of the classes met so far
 
 
 def _kind(tp: Any) -> _Kind:
     for kind in _KINDS:
         if kind.fits(tp):
             return kind
-    known = "str, int, float, bool, Literal, an Enum, X | None, list, dict or an attrs class"
+    known = "str, int, float, bool, Literal, an Enum, X | None, list, dict, a class with attributes"
     raise SignatureError("unknown type", tp, known, "use one of these")
 
 
@@ -519,7 +540,32 @@ def words(tp: Any) -> str:
     >>> words(Literal["billing", "bug"]), words(list[float | None])
     ('one of "billing", "bug"', 'list[float or null]')
     """
-    return _kind(tp).words(tp)
+    return _words(tp, ())
+
+
+def _words(tp: Any, inside: _Inside) -> str:
+    return _kind(tp).words(tp, inside)
+
+
+def json_schema(tp: Any) -> dict[str, Any]:
+    """Return the JSON schema of a type (draft 2020-12), within what strict providers accept.
+
+    Every property is required and no other is allowed; an open dict is a list of key and value.
+
+    Raises:
+        SignatureError: the type, or a type inside it, is not understood.
+
+    >>> json_schema(list[int | None])
+    {'type': 'array', 'items': {'anyOf': [{'type': 'integer'}, {'type': 'null'}]}}
+    """
+    defs: _Defs = {}
+    made = _schema(tp, defs)
+    named = {_def_name(one, defs): schema for one, schema in defs.items()}
+    return {**made, "$defs": named} if defs else made
+
+
+def _schema(tp: Any, defs: _Defs) -> dict[str, Any]:
+    return _kind(tp).schema(tp, defs)
 
 
 def coerce(tp: Any, data: Any) -> Any:
@@ -528,8 +574,8 @@ def coerce(tp: Any, data: Any) -> Any:
     Raises:
         ValueError: the data is not such a value; says what was expected, and where.
 
-    >>> coerce(list[int], ["1,000", 2.0]), coerce(bool, "Yes")
-    ([1000, 2], True)
+    >>> coerce(list[int], ["1,000", 2.0]), coerce(bool, "Yes"), coerce(list[int], 3)
+    ([1000, 2], True, [3])
     """
     return _kind(tp).coerce(tp, data)
 
@@ -540,12 +586,16 @@ def read(tp: Any, text: str) -> Any:
     Raises:
         ValueError: the text is no such value.
 
-    >>> read(str, "null"), read(str | None, "null"), read(list[str], '["a"]'), read(int, "7")
+    >>> read(str, "null"), read(str | None, "null"), read(list[str], "['a',]"), read(int, "7")
     ('null', None, ['a'], 7)
     """
     if tp is str:
         return text
-    data = _data(text)
+    if tp is Decimal:
+        return coerce(tp, text)  # digit by digit: JSON would make a float of it
+    # Prose is a value as it stands where a text is one of the alternatives.
+    free = tp is Any or (_is_union(tp) and str in typing.get_args(tp))
+    data = _data(text, lenient=not free)
     try:
         value = coerce(tp, data)
     except ValueError:
@@ -579,18 +629,97 @@ def sample(tp: Any) -> Any:
     >>> sample(list[Literal["a", "b"]])
     ['a']
     """
-    return _kind(tp).sample(tp)
+    return _sample(tp, ())
 
 
-def _data(text: str) -> Any:
-    """Return the JSON data that a text is, or holds in its first fenced block; else the text."""
-    fenced = text.split("```", 2)[1:2]
-    for candidate in (text, *(block.partition("\n")[2] for block in fenced)):
-        try:
+def _sample(tp: Any, inside: _Inside) -> Any:
+    return _kind(tp).sample(tp, inside)
+
+
+# -- From text to JSON data --
+
+# Punctuation, a string in double or single quotes, or a bare word.
+_TOKEN = re.compile(
+    r"""[\s]*+(?:([][{}():,])|"((?:[^"\\]|\\.)*+)"|'((?:[^'\\]|\\.)*+)'|([^][{}():,\s"']++))""",
+    re.DOTALL,
+)
+_BARE = {"true": True, "false": False, "null": None, "none": None}
+_CLOSING = {"[": "]", "(": ")", "{": "}"}
+
+
+def _data(text: str, *, lenient: bool = True) -> Any:
+    """Return the JSON data that a text is, holds in a fenced block, or is meant to be; else it.
+
+    Lenient, it looks for an opening bracket in prose, and forgives single quotes, trailing commas,
+    bare keys and Python's constants; an end that is missing it never forgives.
+    """
+    fenced = [block.partition("\n")[2] for block in text.split("```", 2)[1:2]]
+    for candidate in (text, *fenced):
+        with suppress(ValueError, RecursionError):
             return json.loads(candidate)
-        except (ValueError, RecursionError):
-            continue
+    if text.strip().lower() in _BARE:
+        return _BARE[text.strip().lower()]
+    for candidate in (*fenced, text) if lenient else ():
+        opening = re.search(r"[\[{]|\A\s*\(", candidate)
+        with suppress(ValueError, RecursionError):
+            if opening:
+                return _relaxed(candidate, opening.end() - 1)[0]
     return text
+
+
+def _relaxed(text: str, start: int) -> tuple[Any, int]:
+    """Read one value that begins at `start`; return it and where it ends."""
+    token = _TOKEN.match(text, start)
+    if token is None:
+        raise ValueError("the text ends too early")
+    mark, double, single, bare = token.groups()
+    if mark is None:
+        return (_bare(bare) if bare is not None else _string(double, single)), token.end()
+    if mark not in _CLOSING:
+        raise ValueError(f"{mark!r} where a value should be")
+    items, end = _relaxed_items(text, token.end(), _CLOSING[mark])
+    return (dict(items) if mark == "{" else items), end
+
+
+def _relaxed_items(text: str, start: int, closing: str) -> tuple[list[Any], int]:
+    items: list[Any] = []
+    while not (token := _TOKEN.match(text, start)) or token[1] != closing:
+        value, start = _relaxed(text, start)
+        if closing == "}":
+            start = _after(":", text, start)
+            content, start = _relaxed(text, start)
+            value = (value if isinstance(value, str) else _dump(value), content)
+        items.append(value)
+        token = _TOKEN.match(text, start)
+        if token and token[1] == ",":
+            start = token.end()
+        elif not token or token[1] != closing:
+            raise ValueError(f"no comma and no {closing!r}")
+    return items, token.end()
+
+
+def _after(mark: str, text: str, start: int) -> int:
+    token = _TOKEN.match(text, start)
+    if not token or token[1] != mark:
+        raise ValueError(f"no {mark!r}")
+    return token.end()
+
+
+def _bare(word: str) -> Any:
+    """A bare word: a constant, a number, or else a text without its quotes."""
+    try:
+        return _BARE[word.lower()] if word.lower() in _BARE else json.loads(word)
+    except ValueError:
+        return word
+
+
+def _string(double: str | None, single: str | None) -> str:
+    raw = double if double is not None else str(single).replace("\\'", "'").replace('"', '\\"')
+    text: str = json.loads(f'"{raw}"', strict=False)
+    return text
+
+
+# -- From JSON data to values --
 
 
 def _not(expected: str, value: Any) -> ValueError:
@@ -608,16 +737,45 @@ def _at(place: str, tp: Any, data: Any) -> Any:
 _NUMBER = re.compile(r"[-+]?(\d+|\d{1,3}(,\d{3})+)(\.\d*)?([eE][-+]?\d+)?")
 
 
+def _digits(data: Any) -> str | None:
+    """The digits of a number in a text, without currency and commas; None if it is none."""
+    text = data.strip().lstrip("$€£") if isinstance(data, str) else ""
+    return text.replace(",", "") if _NUMBER.fullmatch(text) else None
+
+
 def _to_number(tp: Any, data: Any) -> Any:
     value = data
-    if isinstance(data, str) and _NUMBER.fullmatch(text := data.strip().lstrip("$€£")):
-        text = text.replace(",", "")
-        value = int(text) if text.lstrip("+-").isdecimal() else float(text)
+    if (digits := _digits(data)) is not None:
+        value = int(digits) if digits.lstrip("+-").isdecimal() else float(digits)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _not(f"a value of type {tp.__name__}", data)
     if tp is int and isinstance(value, float) and not value.is_integer():
         raise _not("a whole number", data)
     return tp(value)
+
+
+def _to_decimal(tp: Any, data: Any) -> Decimal:
+    if isinstance(data, Decimal):
+        return data
+    plain = _data(data) if isinstance(data, str) and not _digits(data) else data
+    number = repr(plain) if type(plain) in (int, float) else plain
+    if (digits := _digits(number)) is None:
+        raise _not("a decimal number", data)
+    return Decimal(digits)
+
+
+def _to_moment(tp: Any, data: Any) -> Any:
+    if type(data) is tp:
+        return data
+    try:
+        return tp.fromisoformat(data.strip())
+    except (AttributeError, ValueError):
+        raise _not(_MOMENTS[tp], data) from None
+
+
+_MOMENTS = {date: "a date YYYY-MM-DD", datetime: "a time in ISO 8601", clock: "a time HH:MM:SS"}
+_FORMATS = {date: "date", datetime: "date-time", clock: "time"}
+_SAMPLES = {date: "2000-01-01", datetime: "2000-01-01T00:00:00", clock: "00:00:00"}
 
 
 def _to_bool(tp: Any, data: Any) -> bool:
@@ -642,24 +800,32 @@ def _to_text(tp: Any, data: Any) -> str:
     raise _not("a text", data)
 
 
+def _to_any(tp: Any, data: Any) -> Any:
+    return data
+
+
 def _choices(tp: Any) -> tuple[Any, ...]:
     return tuple(tp) if isinstance(tp, enum.EnumMeta) else typing.get_args(tp)
 
 
-def _is_choice(tp: Any) -> bool:
-    return typing.get_origin(tp) is Literal or isinstance(tp, enum.EnumMeta)
-
-
-def _choice_words(tp: Any) -> str:
+def _choice_words(tp: Any, inside: _Inside) -> str:
     return "one of " + ", ".join(_dump(jsonable(choice)) for choice in _choices(tp))
+
+
+def _choice_schema(tp: Any, defs: _Defs) -> dict[str, Any]:
+    values = [jsonable(choice) for choice in _choices(tp)]
+    names = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
+    kinds = list(dict.fromkeys(names[type(value)] for value in values))
+    return {"type": kinds if kinds[1:] else kinds[0], "enum": values}
 
 
 def _to_choice(tp: Any, data: Any) -> Any:
     """Find the choice whose value is the data, or failing that, reads like it."""
-    exact = [choice for choice in _choices(tp) if canonical(choice) == canonical(data)]
+    text = canonical(data, other=repr)
+    exact = [choice for choice in _choices(tp) if canonical(choice) == text]
     alike = [choice for choice in _choices(tp) if _loose(data) in map(_loose, _names(choice))]
     if not exact and (len(alike) != 1 or not isinstance(data, str)):
-        raise _not(_choice_words(tp), data)
+        raise _not(_choice_words(tp, ()), data)
     return first(exact or alike)
 
 
@@ -675,75 +841,108 @@ def _is_union(tp: Any) -> bool:
     return typing.get_origin(tp) in (Union, pytypes.UnionType)
 
 
-def _union_words(tp: Any) -> str:
-    return " or ".join(map(words, typing.get_args(tp)))
-
-
 def _to_union(tp: Any, data: Any) -> Any:
-    """Take the alternative that the data already is; else the first it can become, text last."""
-    alternatives = typing.get_args(tp)
-    if type(data) in alternatives:
+    """Take the first alternative that gives the data back as it is, else the first that takes it.
+
+    Text comes last. So the shape of the data is what tells alternatives apart.
+    """
+    if type(data) in typing.get_args(tp):
         return data
-    for alternative in sorted(alternatives, key=lambda one: one is str):
-        try:
-            return coerce(alternative, data)
-        except ValueError:
-            continue
-    raise _not(words(tp), data)
-
-
-def _is_list(tp: Any) -> bool:
-    return tp is list or typing.get_origin(tp) is list
-
-
-def _is_tuple(tp: Any) -> bool:
-    return typing.get_origin(tp) is tuple and typing.get_args(tp)[1:] == (...,)
+    made = []
+    for alternative in sorted(typing.get_args(tp), key=lambda one: one is str):
+        with suppress(ValueError):
+            made.append(coerce(alternative, data))
+    if not made:
+        raise _not(words(tp), data)
+    text = canonical(data, other=repr)
+    exact = (value for value in made if canonical(value, other=repr) == text)
+    return next(exact, made[0])
 
 
 def _item(tp: Any) -> Any:
     return first(typing.get_args(tp) or (Any,))
 
 
-def _list_words(tp: Any) -> str:
-    return f"list[{words(_item(tp))}]"
+def _list_words(tp: Any, inside: _Inside) -> str:
+    return f"list[{_words(_item(tp), inside)}]"
 
 
-def _to_tuple(tp: Any, data: Any) -> tuple[Any, ...]:
-    return tuple(_to_items(tp, data))
+def _list_schema(tp: Any, defs: _Defs) -> dict[str, Any]:
+    return {"type": "array", "items": _schema(_item(tp), defs)}
 
 
-def _sample_items(tp: Any) -> list[Any]:
-    return [sample(_item(tp))]
+def _to_items(tp: Any, data: Any) -> Any:
+    """Make a list, tuple or set; a single item stands for a list of one."""
+    if not isinstance(data, (list, tuple, set, frozenset)):
+        if data is None or (isinstance(data, str) and data.lstrip()[:1] in ("", *"[{`")):
+            raise _not(f"a JSON list, {words(tp)}", data)
+        data = [data]
+    items = [_at(f"[{index}]", _item(tp), item) for index, item in enumerate(data)]
+    kind: Any = _origin(tp)
+    return items if kind is list else kind(items)
 
 
-def _to_items(tp: Any, data: Any) -> list[Any]:
-    if not isinstance(data, list):
-        raise _not(f"a JSON list, {words(tp)}", data)
-    return [_at(f"[{index}]", _item(tp), item) for index, item in enumerate(data)]
+def _row_words(tp: Any, inside: _Inside) -> str:
+    return f"[{', '.join(_words(part, inside) for part in typing.get_args(tp))}]"
 
 
-def _is_dict(tp: Any) -> bool:
-    return tp is dict or typing.get_origin(tp) in (dict, Mapping)
+def _row_schema(tp: Any, defs: _Defs) -> dict[str, Any]:
+    parts = [_schema(part, defs) for part in typing.get_args(tp)]
+    items = {"anyOf": list(unique(parts, key=canonical))} if parts else {"type": "null"}
+    return {"type": "array", "items": items, "minItems": len(parts), "maxItems": len(parts)}
+
+
+def _to_row(tp: Any, data: Any) -> tuple[Any, ...]:
+    parts = typing.get_args(tp)
+    if not isinstance(data, (list, tuple)) or len(data) != len(parts):
+        raise _not(f"a JSON list of {len(parts)}, {words(tp)}", data)
+    return tuple(_at(f"[{n}]", *pair) for n, pair in enumerate(zip(parts, data, strict=True)))
+
+
+def _sample_row(tp: Any, inside: _Inside) -> list[Any]:
+    return [_sample(part, inside) for part in typing.get_args(tp)]
 
 
 def _pair(tp: Any) -> tuple[Any, Any]:
     return typing.get_args(tp) or (str, Any)
 
 
-def _dict_words(tp: Any) -> str:
-    return f"dict[{', '.join(map(words, _pair(tp)))}]"
+def _dict_words(tp: Any, inside: _Inside) -> str:
+    return f"dict[{', '.join(_words(part, inside) for part in _pair(tp))}]"
 
 
-def _sample_dict(tp: Any) -> dict[str, Any]:
-    key, value = map(sample, _pair(tp))
+def _dict_schema(tp: Any, defs: _Defs) -> dict[str, Any]:
+    key, value = (_schema(part, defs) for part in _pair(tp))
+    return {"type": "array", "items": _closed({"key": key, "value": value})}
+
+
+def _closed(properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def _sample_dict(tp: Any, inside: _Inside) -> dict[str, Any]:
+    key, value = (_sample(part, inside) for part in _pair(tp))
     return {str(key): value}
 
 
 def _to_dict(tp: Any, data: Any) -> dict[Any, Any]:
     key, value = _pair(tp)
-    if not isinstance(data, dict):
+    if isinstance(data, list) and all(
+        isinstance(one, dict) and one.keys() == {"key", "value"} for one in data
+    ):
+        data = {_hashable(one["key"]): one["value"] for one in data}  # as the schema asks for it
+    if not isinstance(data, Mapping):
         raise _not(f"a JSON object, {words(tp)}", data)
     return {_at("a key", key, k): _at(f"{k!r}", value, item) for k, item in data.items()}
+
+
+def _hashable(key: Any) -> Any:
+    return key if isinstance(key, (str, int, float, bool)) else _dump(key)
 
 
 def _to_record(tp: Any, data: Any) -> Record:
@@ -752,41 +951,127 @@ def _to_record(tp: Any, data: Any) -> Record:
 
 @frozen
 class _Attribute:
+    """One attribute of a class, whatever kind of class it is."""
+
     name: str
     type: Any
-    required: bool
-    desc: str
+    required: bool = True
+    desc: str = ""
 
 
-def _is_attrs(tp: Any) -> bool:
-    return isinstance(tp, type) and attrs.has(tp)
-
-
-def _attributes(tp: Any) -> tuple[_Attribute, ...]:
-    """The attributes that a constructor takes, with their types resolved."""
-    hints = typing.get_type_hints(tp)
-    return tuple(
-        _Attribute(
-            a.alias or a.name,
-            hints.get(a.name, Any),
-            a.default is attrs.NOTHING,
-            str(a.metadata.get("desc", "")),
-        )
-        for a in attrs.fields(tp)
-        if a.init
+def _attributes(tp: Any) -> tuple[_Attribute, ...] | None:
+    """The attributes that a class is made from; None for a type that is no such class."""
+    if not isinstance(tp, type):
+        return None
+    read_one = next((make for fits, make in _CLASSES if fits(tp)), None)
+    return (
+        None
+        if read_one is None
+        else tuple(read_one(tp, typing.get_type_hints(tp, include_extras=True)))
     )
 
 
-def _object_words(tp: Any) -> str:
-    return "{" + ", ".join(f"{a.name}: {words(a.type)}" for a in _attributes(tp)) + "}"
+def _attrs_class(tp: Any, hints: Mapping[str, Any]) -> Iterator[_Attribute]:
+    for a in attrs.fields(tp):
+        if a.init:
+            limits = [str(a.metadata.get("desc", "")), *_limits(a.validator)]
+            desc = ", ".join(filter(None, limits))
+            required = a.default is attrs.NOTHING
+            yield _Attribute(a.alias or a.name, hints.get(a.name, Any), required, desc)
+
+
+def _limits(validator: Any) -> list[str]:
+    """Word what an attrs validator demands; one of your own is worded by its docstring."""
+    if validator is None or isinstance(validator, type(attrs.validators.instance_of(int))):
+        return []
+    if inner := getattr(validator, "_validators", None):
+        return list(concat(map(_limits, inner)))
+    named: dict[str, Callable[[Any], str]] = {
+        "bound": lambda v: f"{v.compare_op} {v.bound}",
+        "min_length": lambda v: f"length at least {v.min_length}",
+        "max_length": lambda v: f"length at most {v.max_length}",
+        "options": lambda v: f"one of {', '.join(_dump(jsonable(one)) for one in v.options)}",
+        "pattern": lambda v: f"matching {v.pattern.pattern}",
+        "validator": lambda v: ", ".join(_limits(v.validator)),
+    }
+    for name, worded in named.items():
+        if hasattr(validator, name):
+            return [worded(validator)]
+    return (inspect.getdoc(validator) or "").split("\n")[:1]
+
+
+def _data_class(tp: Any, hints: Mapping[str, Any]) -> Iterator[_Attribute]:
+    missing = dataclasses.MISSING
+    for a in dataclasses.fields(tp):
+        if a.init:
+            required = a.default is missing and a.default_factory is missing
+            yield _Attribute(a.name, hints[a.name], required, str(a.metadata.get("desc", "")))
+
+
+def _typed_dict(tp: Any, hints: Mapping[str, Any]) -> Iterator[_Attribute]:
+    for name, kind in hints.items():
+        outer = typing.get_origin(kind) in (typing.Required, typing.NotRequired)
+        yield _Attribute(name, _item(kind) if outer else kind, name in tp.__required_keys__)
+
+
+def _named_tuple(tp: Any, hints: Mapping[str, Any]) -> Iterator[_Attribute]:
+    for name in tp._fields:
+        yield _Attribute(name, hints.get(name, Any), name not in tp._field_defaults)
+
+
+def _pydantic_model(tp: Any, hints: Mapping[str, Any]) -> Iterator[_Attribute]:
+    for name, info in tp.model_fields.items():
+        desc = ", ".join([info.description or "", *map(repr, info.metadata)]).strip(", ")
+        yield _Attribute(name, info.annotation, info.is_required(), desc)
+
+
+_CLASSES: tuple[tuple[Callable[[Any], bool], Callable[..., Iterator[_Attribute]]], ...] = (
+    (attrs.has, _attrs_class),
+    (dataclasses.is_dataclass, _data_class),
+    (typing.is_typeddict, _typed_dict),
+    (lambda tp: issubclass(tp, tuple) and hasattr(tp, "_fields"), _named_tuple),
+    (lambda tp: hasattr(tp, "model_fields") and hasattr(tp, "model_validate"), _pydantic_model),
+)
+
+
+def _object_words(tp: Any, inside: _Inside) -> str:
+    if tp in inside:
+        return str(tp.__name__)
+    parts = [_attribute_words(one, (*inside, tp)) for one in _attributes(tp) or ()]
+    body = "{" + ", ".join(parts) + "}"
+    recursive = re.search(rf"\b{tp.__name__}\b", body)
+    return f"{tp.__name__} {body}" if recursive else body
+
+
+def _attribute_words(one: _Attribute, inside: _Inside) -> str:
+    desc = f" ({one.desc})" if one.desc else ""
+    return f"{one.name}: {_words(one.type, inside)}{desc}"
+
+
+def _object_schema(tp: Any, defs: _Defs) -> dict[str, Any]:
+    if tp not in defs:
+        defs[tp] = {}  # it may hold itself
+        properties = {}
+        for one in _attributes(tp) or ():
+            note = {"description": one.desc} if one.desc else {}
+            properties[one.name] = {**_schema(one.type, defs), **note}
+        defs[tp] = _closed(properties)
+    return {"$ref": f"#/$defs/{_def_name(tp, defs)}"}
+
+
+def _def_name(tp: Any, defs: _Defs) -> str:
+    """The name of a class; numbered where another class has it already."""
+    alike = [one for one in defs if one.__name__ == tp.__name__]
+    place = alike.index(tp)
+    return f"{tp.__name__}{place + 1}" if place else str(tp.__name__)
 
 
 def _to_object(tp: Any, data: Any) -> Any:
-    if isinstance(data, tp):
+    if not typing.is_typeddict(tp) and isinstance(data, tp):
         return data
     if not isinstance(data, Mapping):
         raise _not(f"a JSON object, {words(tp)}", data)
-    known = _attributes(tp)
+    known = _attributes(tp) or ()
     missing = [a.name for a in known if a.required and a.name not in data]
     if missing:
         raise ValueError(f"{cut(repr(data), 80)} has no {missing[0]!r}; expected {words(tp)}")
@@ -797,32 +1082,112 @@ def _to_object(tp: Any, data: Any) -> Any:
         raise ValueError(f"{cut(repr(data), 80)} is refused: {error}") from error
 
 
-def _sample_object(tp: Any) -> dict[str, Any]:
-    return {a.name: sample(a.type) for a in _attributes(tp)}
+def _sample_object(tp: Any, inside: _Inside) -> dict[str, Any]:
+    return {a.name: _sample(a.type, (*inside, tp)) for a in _attributes(tp) or ()}
 
 
-def _same(tp: Any, data: Any) -> Any:
-    return data
+def _noted_words(tp: Any, inside: _Inside) -> str:
+    notes = concat([one] if isinstance(one, str) else _limits(one) for one in tp.__metadata__)
+    return f"{_words(tp.__origin__, inside)} ({', '.join(notes)})"
+
+
+def _to_noted(tp: Any, data: Any) -> Any:
+    """Coerce, then ask the attrs validators in the annotation."""
+    value = coerce(tp.__origin__, data)
+    checks: list[Any] = list(filter(callable, tp.__metadata__))
+    for check in checks:
+        try:
+            check(None, _Attribute("value", tp.__origin__), value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{cut(repr(data), 80)} is refused: {error.args[0]}") from error
+    return value
+
+
+def _origin(tp: Any) -> Any:
+    return typing.get_origin(tp) or tp
 
 
 def _is(*types: Any) -> Callable[[Any], bool]:
     return lambda tp: any(tp is one for one in types)
 
 
+def _made_of(*origins: Any) -> Callable[[Any], bool]:
+    return lambda tp: any(_origin(tp) is one for one in origins)
+
+
+def _is_row(tp: Any) -> bool:
+    return typing.get_origin(tp) is tuple and typing.get_args(tp)[1:] != (...,)
+
+
+def _scalar(tp: Any, name: str, kind: str, coerce: Callable[[Any, Any], Any], value: Any) -> _Kind:
+    """A kind of a single type that has no parts."""
+    return _Kind(_is(tp), lambda *_: name, lambda *_: {"type": kind}, coerce, lambda *_: value)
+
+
+def _moment(tp: Any) -> _Kind:
+    schema = {"type": "string", "format": _FORMATS[tp]}
+    name = _MOMENTS[tp].partition(" ")[2]
+    return _Kind(_is(tp), lambda *_: name, lambda *_: schema, _to_moment, lambda *_: _SAMPLES[tp])
+
+
+_SCALARS = {"anyOf": [{"type": kind} for kind in ("string", "number", "boolean", "null")]}
+
 _KINDS = (
-    _Kind(_is(str), lambda tp: "str", _to_text, lambda tp: "text"),
-    _Kind(_is(int, float), lambda tp: tp.__name__, _to_number, lambda tp: tp(1)),
-    _Kind(_is(bool), lambda tp: "true or false", _to_bool, lambda tp: True),
-    _Kind(_is(None, type(None)), lambda tp: "null", _to_none, lambda tp: None),
-    _Kind(_is(Any), lambda tp: "any", _same, lambda tp: "text"),
-    _Kind(_is_choice, _choice_words, _to_choice, lambda tp: jsonable(_choices(tp)[0])),
-    _Kind(_is_union, _union_words, _to_union, lambda tp: sample(typing.get_args(tp)[0])),
-    _Kind(_is_list, _list_words, _to_items, _sample_items, structured=True),
-    _Kind(_is_tuple, _list_words, _to_tuple, _sample_items, structured=True),
-    _Kind(_is_dict, _dict_words, _to_dict, _sample_dict, structured=True),
-    _Kind(_is(Record), lambda tp: "dict[str, any]", _to_record, _sample_dict, structured=True),
-    _Kind(_is_attrs, _object_words, _to_object, _sample_object, structured=True),
+    _scalar(str, "str", "string", _to_text, "text"),
+    _scalar(int, "int", "integer", _to_number, 1),
+    _scalar(float, "float", "number", _to_number, 1.0),
+    _scalar(bool, "true or false", "boolean", _to_bool, True),
+    _scalar(None, "null", "null", _to_none, None),
+    _scalar(type(None), "null", "null", _to_none, None),
+    _scalar(Decimal, "decimal number", "string", _to_decimal, "1"),
+    *map(_moment, _MOMENTS),
+    _Kind(_is(Any), lambda *_: "any", lambda *_: _SCALARS, _to_any, lambda *_: "text"),
+    _Kind(
+        lambda tp: _origin(tp) is Literal or isinstance(tp, enum.EnumMeta),
+        _choice_words,
+        _choice_schema,
+        _to_choice,
+        lambda tp, inside: jsonable(_choices(tp)[0]),
+    ),
+    _Kind(
+        _is_union,
+        lambda tp, inside: " or ".join(_words(one, inside) for one in typing.get_args(tp)),
+        lambda tp, defs: {"anyOf": [_schema(one, defs) for one in typing.get_args(tp)]},
+        _to_union,
+        lambda tp, inside: _sample(
+            next(one for one in typing.get_args(tp) if one not in inside), inside
+        ),
+    ),
+    _Kind(
+        lambda tp: hasattr(tp, "__metadata__"),
+        _noted_words,
+        lambda tp, defs: _schema(tp.__origin__, defs),
+        _to_noted,
+        lambda tp, inside: _sample(tp.__origin__, inside),
+    ),
+    _Kind(_is_row, _row_words, _row_schema, _to_row, _sample_row, structured=True),
+    _Kind(
+        _made_of(list, tuple, set, frozenset),
+        _list_words,
+        _list_schema,
+        _to_items,
+        lambda tp, inside: [] if _item(tp) in inside else [_sample(_item(tp), inside)],
+        structured=True,
+    ),
+    _Kind(
+        _made_of(dict, Mapping), _dict_words, _dict_schema, _to_dict, _sample_dict, structured=True
+    ),
+    _Kind(_is(Record), _dict_words, _dict_schema, _to_record, _sample_dict, structured=True),
+    _Kind(
+        lambda tp: _attributes(tp) is not None,
+        _object_words,
+        _object_schema,
+        _to_object,
+        _sample_object,
+        structured=True,
+    ),
 )
+
 
 # == 4. Signatures =================================================================================
 
@@ -1049,11 +1414,8 @@ def _inspect_function(function: Callable[..., Any], types: Mapping[str, Any]) ->
         todo = f"pass types= for names it cannot see ({error})"
         raise SignatureError("a wrong annotation", name, "types", todo) from error
     result = hints.get("return", str)
-    outputs = (
-        [Field(a.name, a.type, a.desc) for a in _attributes(result)]
-        if _is_attrs(result)
-        else [Field(name, result)]
-    )
+    parts = None if isinstance(result, enum.EnumMeta) else _attributes(result)
+    outputs = [Field(one.name, one.type, one.desc) for one in parts or [_Attribute(name, result)]]
     return Signature(inputs, outputs, inspect.getdoc(function) or "")
 
 

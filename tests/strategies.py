@@ -1,7 +1,10 @@
 """Hypothesis strategies: types that signatures understand, with values of them."""
 
+import dataclasses
+import datetime as dt
 import enum
-from typing import Any, Literal
+from decimal import Decimal
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import attrs
 from hypothesis import strategies as st
@@ -20,6 +23,39 @@ class Person:
     name: str
     age: int = 0
     tags: list[str] = attrs.field(factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    x: int
+    y: float = 0.0
+
+
+class Pair(NamedTuple):
+    left: str
+    right: int | None = None
+
+
+class Options(TypedDict):
+    name: str
+    size: NotRequired[int]
+
+
+@attrs.frozen
+class Tree:
+    label: str
+    children: "list[Tree]" = attrs.field(factory=list)
+
+
+@attrs.frozen
+class Cat:
+    name: str
+
+
+@attrs.frozen
+class Dog:
+    name: str
+    barks: bool = True
 
 
 HOSTILE = [
@@ -58,6 +94,11 @@ plain = [
     (bool, st.booleans()),
     (Literal["a", "b c", "1", 1, True], st.sampled_from(["a", "b c", "1", 1, True])),
     (Colour, st.sampled_from(Colour)),
+    (dt.date, st.dates()),
+    (dt.datetime, st.datetimes()),
+    (dt.time, st.times()),
+    (Decimal, st.decimals(allow_nan=False, allow_infinity=False)),
+    (Annotated[int, attrs.validators.ge(0)], st.integers(0)),
     (Any, st.none() | st.booleans() | st.integers() | texts | st.lists(st.integers())),
 ]
 
@@ -69,6 +110,7 @@ def _nested(pair: tuple[Any, Any]) -> list[tuple[Any, Any]]:
         (tp | None if tp is not Any else Any, st.none() | values),
         (list[tp], st.lists(values, max_size=3)),
         (tuple[tp, ...], st.lists(values, max_size=3).map(tuple)),
+        (tuple[tp, str], st.tuples(values, texts)),
         (dict[str, tp], st.dictionaries(texts, values, max_size=3)),
     ]
 

@@ -1,12 +1,18 @@
 """Types: words, coercion of what models write, and the law that text gives the value back."""
 
+import datetime as dt
 import enum
-from typing import Any, Literal, Optional
+import importlib.util
+import json
+from decimal import Decimal
+from typing import Annotated, Any, Literal, Optional
 
 import attrs
 import pytest
+from attrs import validators as check
 from hypothesis import given
-from strategies import Colour, Person, same, typed_values
+from strategies import Cat, Colour, Dog, Options, Pair, Person, Point, Tree, same, typed_values
+from toolz import concat
 
 import lmopt
 from lmopt import Field, SignatureError, coerce, read, sample, words, write
@@ -31,7 +37,7 @@ def test_a_sample_of_each_type_is_a_value_of_it(pair):
 
 @attrs.frozen
 class Positive:
-    n: int = attrs.field(validator=attrs.validators.gt(0))
+    n: int = attrs.field(validator=check.gt(0))
 
 
 READ = [
@@ -96,7 +102,7 @@ READ = [
     (tuple[str, ...], '["a"]', ("a",)),
     (dict[str, int], '{"a": 1}', {"a": 1}),
     (dict[int, str], '{"1": "a"}', {1: "a"}),
-    (dict, "[]", ValueError),
+    (dict, "[1]", ValueError),
     (Person, '{"name": "Ann", "age": "7"}', Person("Ann", 7)),
     (Person, '{"name": "Ann", "hair": "red"}', Person("Ann")),
     (Person, '{"age": 7}', ValueError),
@@ -109,7 +115,75 @@ READ = [
     (Any, "5", 5),
     (Any, "hello", "hello"),
     (list[int], "[" * 100_000, ValueError),
+    # what models write instead of JSON
+    (list[str], "['a', 'b']", ["a", "b"]),
+    (list[str], '["a", "b",]', ["a", "b"]),
+    (list[str], "['it\\'s', 'a \"b\"']", ["it's", 'a "b"']),
+    (list[str], "[a, b]", ["a", "b"]),
+    (list[bool], "[True, false, FALSE]", [True, False, False]),
+    (list[int | None], "[1, None, null]", [1, None, None]),
+    (tuple[int, ...], "(1, 2)", (1, 2)),
+    (dict[str, int], "{a: 1, 'b': 2,}", {"a": 1, "b": 2}),
+    (dict[str, bool], "{'x': True}", {"x": True}),
+    (dict[int, str], "{1: 'a'}", {1: "a"}),
+    (Person, "{name: Ann, age: 7}", Person("Ann", 7)),
+    (Person, 'Sure! Here it is:\n{"name": "Ann"}\nAnything else?', Person("Ann")),
+    (Person, "Here:\n```json\n{'name': 'Ann',}\n```", Person("Ann")),
+    (Person, "```\n{name: 'Ann'}\n```", Person("Ann")),
+    (list[int], "The list is [1, 2].", [1, 2]),
+    (list[str], "[[1]", ValueError),
+    (list[str], '["a", "b', ValueError),
+    (list[str], '["a", "b"', ValueError),
+    (Person, '{"name": "Ann"', ValueError),
+    (Person, '{"name": "Ann", "age": 7', ValueError),
+    (dict[str, int], '{"a" 1}', ValueError),
+    (list[int], "[1 2]", ValueError),
+    (list[int], "[1,,2]", ValueError),
+    (Any, "see [1] for details", "see [1] for details"),
+    (str | None, "see [1] for details", "see [1] for details"),
+    (str | None, "None", None),
+    # a single item where a list is meant
+    (list[str], "a", ["a"]),
+    (list[int], "5", [5]),
+    (list[Person], '{"name": "Ann"}', [Person("Ann")]),
+    (list[int], "none of them", ValueError),
+    (list[int], "null", ValueError),
+    (list[str], "", ValueError),
+    (set[int], "[1, 1, 2]", {1, 2}),
+    (frozenset[str], '["a"]', frozenset({"a"})),
+    (tuple[int, str], '[1, "a"]', (1, "a")),
+    (tuple[int, str], "[1]", ValueError),
+    (tuple[int, str], '[1, "a", 2]', ValueError),
+    # moments and decimals
+    (dt.date, "2026-11-22", dt.date(2026, 11, 22)),
+    (dt.date, '"2026-11-22"', dt.date(2026, 11, 22)),
+    (dt.date, "22 November", ValueError),
+    (dt.datetime, "2026-11-22T10:00:00Z", dt.datetime(2026, 11, 22, 10, tzinfo=dt.UTC)),
+    (dt.time, "10:30", dt.time(10, 30)),
+    (dt.time, "half past ten", ValueError),
+    (Decimal, "0.10", Decimal("0.10")),
+    (Decimal, "$1,234.50", Decimal("1234.50")),
+    (Decimal, "ten", ValueError),
+    (list[Decimal], '[0.5, "0.10"]', [Decimal("0.5"), Decimal("0.10")]),
+    # classes of every kind
+    (Point, '{"x": "1"}', Point(1)),
+    (Pair, '{"left": "a"}', Pair("a")),
+    (Options, '{"name": "a", "size": "3", "more": 1}', {"name": "a", "size": 3}),
+    (Options, '{"size": 3}', ValueError),
+    (Tree, '{"label": "a", "children": [{"label": "b"}]}', Tree("a", [Tree("b")])),
+    (Cat | Dog, '{"name": "Tom"}', Cat("Tom")),
+    (Cat | Dog, '{"name": "Rex", "barks": false}', Dog("Rex", False)),
+    (list[int] | list[str], '["a"]', ["a"]),
+    (int | list[int], "[1]", [1]),
+    (dict[str, int], '[{"key": "a", "value": 1}]', {"a": 1}),
+    (Annotated[int, check.ge(0)], "5", 5),
+    (Annotated[int, check.ge(0)], "-5", ValueError),
+    (Annotated[str, check.max_len(3)], "abcd", ValueError),
 ]
+
+
+def test_the_table_is_long():
+    assert len(READ) >= 80
 
 
 @pytest.mark.parametrize(("tp", "text", "expected"), READ)
@@ -135,7 +209,136 @@ WORDS = [
     (int | None, "int or null"),
     (dict[str, list[int]], "dict[str, list[int]]"),
     (Person, "{name: str, age: int, tags: list[str]}"),
+    (dt.date, "date YYYY-MM-DD"),
+    (tuple[int, str], "[int, str]"),
+    (Tree, "Tree {label: str, children: list[Tree]}"),
+    (list[Tree | None], "list[Tree {label: str, children: list[Tree]} or null]"),
+    (Annotated[int, "in years", check.ge(0)], "int (in years, >= 0)"),
 ]
+
+
+def even(instance, attribute, value):
+    """an even number"""
+    if value % 2:
+        raise ValueError("odd")
+
+
+@attrs.frozen
+class Limited:
+    age: int = attrs.field(
+        validator=[
+            check.instance_of(int),
+            check.ge(0),
+            check.lt(150),
+        ],
+        metadata={"desc": "in years"},
+    )
+    name: str = attrs.field(
+        default="a",
+        validator=check.and_(check.min_len(1), check.max_len(9)),
+    )
+    size: str | None = attrs.field(default=None, validator=check.optional(check.in_(["S", "M"])))
+    code: str = attrs.field(default="A1", validator=check.matches_re("[A-Z][0-9]"))
+    pairs: int = attrs.field(default=2, validator=even, converter=int)
+
+
+def test_constraints_reach_the_prompt_in_words_and_are_enforced():
+    assert words(Limited) == (
+        "{age: int (in years, >= 0, < 150), name: str (length at least 1, length at most 9), "
+        'size: str or null (one of "S", "M"), code: str (matching [A-Z][0-9]), '
+        "pairs: int (an even number)}"
+    )
+    assert read(Limited, '{"age": 7}') == Limited(7)
+    for wrong in (
+        {"age": 200},
+        {"age": 1, "name": ""},
+        {"age": 1, "size": "L"},
+        {"age": 1, "code": "x"},
+        {"age": 1, "pairs": 3},
+    ):
+        with pytest.raises(ValueError, match="is refused: "):
+            coerce(Limited, wrong)
+
+
+SCHEMAS = [tp for tp, _, _ in READ] + [
+    Limited,
+    list[Tree],
+    dict[str, list[Person]],
+    Cat | Dog | None,
+]
+
+
+@pytest.mark.parametrize("tp", SCHEMAS)
+def test_each_schema_is_strict_and_accepts_a_sample(tp):
+    schema = lmopt.json_schema(tp)
+    pending = [schema]
+    while pending:  # the rules of strict providers
+        node = pending.pop()
+        parts = [*node.values(), *concat(part for part in node.values() if isinstance(part, list))]
+        pending += [part for part in parts if isinstance(part, dict)]
+        if node.get("type") == "object":
+            assert node["additionalProperties"] is False
+            assert node["required"] == list(node["properties"])
+    assert json.loads(json.dumps(schema)) == schema
+    assert len(words(tp)) < len(json.dumps(schema)) or len(words(tp)) < 40
+    if importlib.util.find_spec("jsonschema"):
+        import jsonschema
+
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert "dict" in words(tp) or jsonschema.Draft202012Validator(schema).is_valid(sample(tp))
+
+
+def test_a_schema_that_holds_itself():
+    assert lmopt.json_schema(Tree) == {
+        "$ref": "#/$defs/Tree",
+        "$defs": {
+            "Tree": {
+                "type": "object",
+                "properties": {
+                    "label": {"type": "string"},
+                    "children": {"type": "array", "items": {"$ref": "#/$defs/Tree"}},
+                },
+                "required": ["label", "children"],
+                "additionalProperties": False,
+            }
+        },
+    }
+
+
+def test_two_classes_of_one_name_have_two_schemas():
+    def make(kind):
+        return attrs.make_class("Thing", {"x": attrs.field(type=kind)})
+
+    schema = lmopt.json_schema(tuple[make(int), make(str)])
+    assert list(schema["$defs"]) == ["Thing", "Thing2"]
+
+
+def test_words_are_at_most_half_as_long_as_the_schema_of_nested_types():
+    for tp in (list[Person], dict[str, list[Limited]], Tree, Cat | Dog | None):
+        assert len(words(tp)) * 2 <= len(json.dumps(lmopt.json_schema(tp), separators=(",", ":")))
+
+
+def test_pydantic_models_are_met_by_duck_typing():
+    pydantic = pytest.importorskip("pydantic")
+
+    class Address(pydantic.BaseModel):
+        street: str
+        number: int = pydantic.Field(gt=0, description="of the house")
+
+    class User(pydantic.BaseModel):
+        name: str
+        homes: list[Address] = pydantic.Field(default_factory=list)
+        born: dt.date | None = None
+
+    assert words(Address) == "{street: str, number: int (of the house, Gt(gt=0))}"
+    home = '{"street": "A", "number": "1,000"}'
+    user = read(User, f'{{"name": "Ann", "homes": [{home}], "born": "2000-01-02"}}')
+    address = Address(street="A", number=1000)
+    assert user == User(name="Ann", homes=[address], born=dt.date(2000, 1, 2))
+    assert read(User, write(User, user)) == user
+    with pytest.raises(ValueError, match="is refused"):
+        coerce(Address, {"street": "A", "number": -1})
+    assert lmopt.json_schema(Address)["$defs"]["Address"]["required"] == ["street", "number"]
 
 
 @pytest.mark.parametrize(("tp", "expected"), WORDS)
@@ -154,16 +357,11 @@ def test_an_unknown_type_is_refused_when_the_field_is_made(tp):
 
 
 @attrs.frozen
-class Tree:
-    children: "list[Tree]"
-
-
-@attrs.frozen
 class Lost:
     owner: "Nobody"  # noqa: F821
 
 
-@pytest.mark.parametrize("tp", [Tree, Lost])
+@pytest.mark.parametrize("tp", [Lost])
 def test_a_type_that_cannot_be_described_is_a_signature_error(tp):
     with pytest.raises(SignatureError, match="the type of field 'x' is not understood"):
         Field("x", tp)
