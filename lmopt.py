@@ -42,7 +42,7 @@ import hashlib
 import html
 import inspect
 import io
-import json
+import json as jsonlib  # `json` is an adapter here
 import math
 import os
 import random
@@ -62,6 +62,7 @@ from datetime import date, datetime
 from datetime import time as clock
 from decimal import Decimal
 from functools import lru_cache, partial
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
@@ -251,7 +252,8 @@ def jsonable(value: Any, *, other: Callable[[Any], Any] | None = None) -> Any:
     if isinstance(value, (set, frozenset)):
         return sorted((turn(item) for item in value), key=canonical)
     if attrs.has(type(value)):
-        return {a.name: turn(getattr(value, a.name)) for a in attrs.fields(type(value)) if a.eq}
+        known = [a for a in attrs.fields(type(value)) if a.eq]
+        return {a.alias or a.name: turn(getattr(value, a.name)) for a in known}
     if other is not None:
         return other(value)
     kind = type(value).__name__
@@ -270,7 +272,7 @@ def canonical(value: Any, *, other: Callable[[Any], Any] | None = None) -> str:
 
 def _dump(data: Any, **layout: Any) -> str:
     # A lone surrogate cannot be encoded; its backslash escape is what JSON would write for it.
-    text = json.dumps(data, ensure_ascii=False, **layout)
+    text = jsonlib.dumps(data, ensure_ascii=False, **layout)
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -376,7 +378,7 @@ class Record(_Frozen[Any]):
             DataError: the text is not one JSON object.
         """
         try:
-            data = json.loads(text)
+            data = jsonlib.loads(text)
         except ValueError as error:
             raise DataError(
                 "this is no JSON", text, "one JSON object", f"correct it: {error}"
@@ -656,7 +658,7 @@ def _data(text: str, *, lenient: bool = True) -> Any:
     fenced = [block.partition("\n")[2] for block in text.split("```", 2)[1:2]]
     for candidate in (text, *fenced):
         with suppress(ValueError, RecursionError):
-            return json.loads(candidate)
+            return jsonlib.loads(candidate)
     if text.strip().lower() in _BARE:
         return _BARE[text.strip().lower()]
     for candidate in (*fenced, text) if lenient else ():
@@ -708,14 +710,14 @@ def _after(mark: str, text: str, start: int) -> int:
 def _bare(word: str) -> Any:
     """A bare word: a constant, a number, or else a text without its quotes."""
     try:
-        return _BARE[word.lower()] if word.lower() in _BARE else json.loads(word)
+        return _BARE[word.lower()] if word.lower() in _BARE else jsonlib.loads(word)
     except ValueError:
         return word
 
 
 def _string(double: str | None, single: str | None) -> str:
     raw = double if double is not None else str(single).replace("\\'", "'").replace('"', '\\"')
-    text: str = json.loads(f'"{raw}"', strict=False)
+    text: str = jsonlib.loads(f'"{raw}"', strict=False)
     return text
 
 
@@ -1563,11 +1565,15 @@ class Adapter:
             for all inputs, so that a provider can cache the prefix.
         parse: (signature, response) -> record of typed outputs; for any text at all it returns or
             raises `ParseError`, never anything else.
+        schema: signature -> the JSON schema of a reply, for providers that can be held to one.
     """
 
     name: str
-    render: Callable[[Signature, Prompt, Mapping[str, Any]], tuple[Message, ...]]
-    parse: Callable[[Signature, Response], Record]
+    render: Callable[[Signature, Prompt, Mapping[str, Any]], tuple[Message, ...]] = field(
+        repr=False
+    )
+    parse: Callable[[Signature, Response], Record] = field(repr=False)
+    schema: Callable[[Signature], dict[str, Any]] | None = field(default=None, repr=False)
 
 
 def render_outputs(adapter: Adapter, task: Signature, values: Mapping[str, Any]) -> str:
@@ -1582,6 +1588,124 @@ def render_outputs(adapter: Adapter, task: Signature, values: Mapping[str, Any])
     messages = adapter.render(task, Prompt(demos=(Record(values),)), {})
     return next(one.content for one in reversed(messages) if one.role == "assistant")
 
+
+@frozen
+class _Format:
+    """What tells one adapter from another: six functions of a signature and of texts."""
+
+    name: str
+    structure: Callable[[Signature], str]  # how a reply is laid out, for the system message
+    inputs: Callable[[Sequence[Field], Mapping[str, Any]], list[str]]
+    reply: Callable[[Signature, Mapping[str, Any]], str]
+    ending: Callable[[Signature], str]  # the last line of what is asked
+    split: Callable[[Signature, str], Mapping[str, Any]]  # a reply into what each field holds
+    read: Callable[[Any, Any], Any]  # (type, what the field holds) -> value
+    whole: Callable[[Signature, str], bool]  # whether a reply that was cut off is complete
+    note: str = ""  # behind the type of an output that is a list or an object
+
+
+_PARTIAL = "This example is not complete: some of its fields are unknown."
+_UNKNOWN = "(unknown)"
+
+
+def _field_lines(
+    title: str, fields: Sequence[Field], texts: Mapping[str, str], note: str
+) -> list[str]:
+    return [title, *(_field_line(n, one, texts, note) for n, one in enumerate(fields, start=1))]
+
+
+def _field_line(index: int, one: Field, texts: Mapping[str, str], note: str) -> str:
+    desc = texts.get(one.name, one.desc)
+    shown = one.words + (note if _kind(one.type).structured else "")
+    return f"{index}. `{one.name}` ({shown})" + (f": {desc}" if desc else "")
+
+
+def _system(form: _Format, task: Signature, prompt: Prompt) -> str:
+    known = _field_lines("Input fields:", task.inputs, prompt.texts, "") if task.inputs else []
+    known += _field_lines("Output fields:", task.outputs, prompt.texts, form.note)
+    parts = ["\n".join(known), form.structure(task), f"Instructions:\n{prompt.instructions}"]
+    return "\n\n".join(parts)
+
+
+def _complete(task: Signature, demo: Record) -> bool:
+    return all(one.name in demo for one in task.inputs + task.outputs)
+
+
+def _demo(form: _Format, task: Signature, demo: Record) -> tuple[Message, Message]:
+    note = [] if _complete(task, demo) else [_PARTIAL]
+    question = "\n\n".join(note + form.inputs(task.inputs, demo))
+    return Message("user", question), Message("assistant", form.reply(task, demo))
+
+
+class _Itself:
+    """A value that is equal to nothing but itself."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
+@lru_cache(maxsize=128)
+def _prefix(form: _Itself, task: _Itself, prompt: _Itself) -> tuple[tuple[Message, ...], str]:
+    """Render what does not depend on the inputs, once for each signature and prompt.
+
+    Remembered by identity, because equal is not the same to the letter.
+
+    Returns:
+        the system message and the demonstrations; the last line of what is asked.
+    """
+    system = Message("system", _system(form.value, task.value, prompt.value))
+    # Complete demonstrations stand last: what a model saw last it follows best.
+    demos = sorted(prompt.value.demos, key=partial(_complete, task.value))
+    shown = concat(_demo(form.value, task.value, demo) for demo in demos)
+    return (system, *shown), form.value.ending(task.value)
+
+
+def _render(
+    form: _Format, task: Signature, prompt: Prompt, inputs: Mapping[str, Any]
+) -> tuple[Message, ...]:
+    prefix, ending = _prefix(_Itself(form), _Itself(task), _Itself(prompt))
+    content = "\n\n".join([*form.inputs(task.inputs, inputs), ending])
+    return (*prefix, Message("user", content))
+
+
+def _parse(form: _Format, task: Signature, response: Response) -> Record:
+    text = response.text
+    if response.finish_reason == "length" and not form.whole(task, text):
+        what, expected = "the reply was cut off", "a complete reply"
+        raise ParseError(what, text[-80:], expected, "raise max_tokens", response=response)
+    found = form.split(task, text)
+    return Record({one.name: _parse_field(form, one, found, response) for one in task.outputs})
+
+
+def _parse_field(form: _Format, one: Field, found: Mapping[str, Any], response: Response) -> Any:
+    facts = {"field": one.name, "response": response}
+    if one.name not in found:
+        what = f"the field `{one.name}` is missing"
+        raise ParseError(what, response.text, one.words, "write it", **facts)
+    try:
+        return form.read(one.type, found[one.name])
+    except (ValueError, RecursionError) as error:
+        what = f"the field `{one.name}` cannot be read ({error})"
+        raise ParseError(what, found[one.name], one.words, "correct it", **facts) from error
+
+
+def _adapter(form: _Format) -> Adapter:
+    return Adapter(form.name, partial(_render, form), partial(_parse, form))
+
+
+def _listed(task: Signature) -> str:
+    return ", ".join([f"`{one.name}`" for one in task.outputs])
+
+
+# -- chat: each value below a header --
 
 # The white space is possessive: a line of a million blanks must not be scanned twice.
 _HEADER = re.compile(r"^[ \t]*+\[\[[ \t]*+##[ \t]*+(\w+)[ \t]*+##[ \t]*+\]\]", re.MULTILINE)
@@ -1611,128 +1735,318 @@ def sections(text: str) -> dict[str, str]:
     return found
 
 
-def _chat_sections(fields: Iterable[Field], values: Mapping[str, Any]) -> list[str]:
+def _chat_structure(task: Signature) -> str:
+    layout = [_section(f.name, f"{{{f.name}}}") for f in task.inputs + task.outputs]
+    start = "Each value stands below its header, in this structure:"
+    return "\n\n".join([start, *layout, _END])
+
+
+def _chat_inputs(fields: Sequence[Field], values: Mapping[str, Any]) -> list[str]:
     return [_section(f.name, write(f.type, values[f.name])) for f in fields if f.name in values]
 
 
-def _field_line(index: int, one: Field, texts: Mapping[str, str], note: str) -> str:
-    desc = texts.get(one.name, one.desc)
-    return f"{index}. `{one.name}` ({one.words}{note})" + (f": {desc}" if desc else "")
+def _chat_reply(task: Signature, values: Mapping[str, Any]) -> str:
+    texts = _texts(task, values)
+    return "\n\n".join([*(_section(name, text) for name, text in texts.items()), _END])
 
 
-def _field_lines(title: str, fields: Sequence[Field], texts: Mapping[str, str]) -> list[str]:
-    as_json = [", as JSON" if title[0] == "O" and _kind(f.type).structured else "" for f in fields]
-    rows = enumerate(zip(fields, as_json, strict=True), start=1)
-    return [title, *(_field_line(index, one, texts, note) for index, (one, note) in rows)]
-
-
-def _chat_system(task: Signature, prompt: Prompt) -> str:
-    known = [*_field_lines("Input fields:", task.inputs, prompt.texts)] if task.inputs else []
-    known += _field_lines("Output fields:", task.outputs, prompt.texts)
-    layout = [_section(f.name, f"{{{f.name}}}") for f in task.inputs + task.outputs] + [_END]
-    parts = [
-        "\n".join(known),
-        "Each value stands below its header, in this structure:",
-        *layout,
-        f"Instructions:\n{prompt.instructions}",
-    ]
-    return "\n\n".join(parts)
-
-
-_PARTIAL = "This example is not complete: some of its fields are unknown."
-_UNKNOWN = "(unknown)"
-
-
-def _chat_demo(task: Signature, demo: Record) -> tuple[Message, Message]:
-    whole = _complete(task, demo)
-    question = ([] if whole else [_PARTIAL]) + _chat_sections(task.inputs, demo)
-    answer = [
-        _section(f.name, write(f.type, demo[f.name]) if f.name in demo else _UNKNOWN)
+def _texts(task: Signature, values: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        f.name: write(f.type, values[f.name]) if f.name in values else _UNKNOWN
         for f in task.outputs
-    ]
-    return (
-        Message("user", "\n\n".join(question)),
-        Message("assistant", "\n\n".join([*answer, _END])),
+    }
+
+
+def _chat_ending(task: Signature) -> str:
+    return f"Reply with these fields in order, each below its header: {_listed(task)}. Then {_END}"
+
+
+def _chat_split(task: Signature, text: str) -> Mapping[str, Any]:
+    return sections(text)
+
+
+def _chat_whole(task: Signature, text: str) -> bool:
+    return "completed" in sections(text)
+
+
+chat = _adapter(
+    _Format(
+        "chat",
+        _chat_structure,
+        _chat_inputs,
+        _chat_reply,
+        _chat_ending,
+        _chat_split,
+        read,
+        _chat_whole,
+        note=", as JSON",
+    )
+)
+"""The default format: each value below a `[[ ## name ## ]]` header, as LMs already know it."""
+
+
+# -- json: one object --
+
+
+def _json_structure(task: Signature) -> str:
+    inputs = [_section(f.name, f"{{{f.name}}}") for f in task.inputs]
+    start = ["Each input stands below its header, in this structure:", *inputs] if inputs else []
+    fields = ", ".join(f"{_dump(f.name)}: {{{f.name}}}" for f in task.outputs)
+    return "\n\n".join(
+        [*start, "The reply is one JSON object, in this structure:", f"{{{fields}}}"]
     )
 
 
-def _complete(task: Signature, demo: Record) -> bool:
-    return all(one.name in demo for one in task.inputs + task.outputs)
+def _json_reply(task: Signature, values: Mapping[str, Any]) -> str:
+    data = {f.name: jsonable(values.get(f.name, _UNKNOWN)) for f in task.outputs}
+    return _dump(data)
 
 
-class _Itself:
-    """A value that is equal to nothing but itself."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Itself) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
+def _json_ending(task: Signature) -> str:
+    return f"Reply with one JSON object with these fields in order: {_listed(task)}."
 
 
-@lru_cache(maxsize=128)
-def _chat_prefix(task: _Itself, prompt: _Itself) -> tuple[Message, ...]:
-    """Render what does not depend on the inputs, once for each signature and prompt.
-
-    Remembered by identity, because equal is not the same to the letter.
-    """
-    system = Message("system", _chat_system(task.value, prompt.value))
-    # Complete demonstrations stand last: what a model saw last it follows best.
-    demos = sorted(prompt.value.demos, key=partial(_complete, task.value))
-    return (system, *concat(_chat_demo(task.value, demo) for demo in demos))
+def _json_split(task: Signature, text: str) -> Mapping[str, Any]:
+    data = _data(text)
+    return data if isinstance(data, dict) else {}
 
 
-def _chat_render(task: Signature, prompt: Prompt, inputs: Mapping[str, Any]) -> tuple[Message, ...]:
-    asked = ", ".join([f"`{one.name}`" for one in task.outputs])
-    ending = f"Reply with these fields in order, each below its header: {asked}. Then {_END}"
-    content = "\n\n".join([*_chat_sections(task.inputs, inputs), ending])
-    return (*_chat_prefix(_Itself(task), _Itself(prompt)), Message("user", content))
+def _json_whole(task: Signature, text: str) -> bool:
+    return bool(_json_split(task, text))
 
 
-def _chat_parse(task: Signature, response: Response) -> Record:
-    found = sections(response.text)
-    if response.finish_reason == "length" and "completed" not in found:
-        raise ParseError(
-            "the reply was cut off",
-            response.text[-80:],
-            f"an end with {_END}",
-            "raise max_tokens",
-            response=response,
+def _json_read(tp: Any, data: Any) -> Any:
+    value = coerce(tp, data)
+    if isinstance(data, str) and _kind(tp).structured:
+        raise _not(words(tp), data)
+    return value
+
+
+def _json_schema(task: Signature) -> dict[str, Any]:
+    """The schema of a reply, for providers that can be held to one."""
+    defs: _Defs = {}
+    made = _closed({one.name: _schema(one.type, defs) for one in task.outputs})
+    named = {_def_name(one, defs): schema for one, schema in defs.items()}
+    return {**made, "$defs": named} if defs else made
+
+
+json = evolve(
+    _adapter(
+        _Format(
+            "json",
+            _json_structure,
+            _chat_inputs,
+            _json_reply,
+            _json_ending,
+            _json_split,
+            _json_read,
+            _json_whole,
         )
-    return Record({one.name: _parse_field(one, found, response) for one in task.outputs})
+    ),
+    schema=_json_schema,
+)
+"""The outputs as one JSON object; its schema goes into the request too."""
 
 
-def _parse_field(one: Field, found: Mapping[str, str], response: Response) -> Any:
-    if one.name not in found:
-        raise ParseError(
-            f"the field `{one.name}` is missing",
-            response.text,
-            one.words,
-            "write it",
-            field=one.name,
-            response=response,
-        )
-    text = found[one.name]
-    try:
-        return read(one.type, text)
-    except (ValueError, RecursionError) as error:
-        raise ParseError(
-            f"the field `{one.name}` cannot be read ({error})",
-            text,
-            one.words,
-            "correct it",
-            field=one.name,
-            response=response,
-        ) from error
+# -- xml: each value in a tag, lists and objects nested --
 
 
-chat = Adapter("chat", _chat_render, _chat_parse)
-"""The default format: each value below a `[[ ## name ## ]]` header, as LMs already know it."""
+def _xml_text(tp: Any, data: Any) -> str:
+    """Write JSON data of a type as nested elements; whatever has no parts as escaped text."""
+    parts = _xml_parts(tp, data)
+    if parts is None:
+        return html.escape(write(tp, data), quote=False)
+    return "".join(f"<{tag}>{_xml_text(kind, one)}</{tag.split()[0]}>" for tag, kind, one in parts)
+
+
+def _xml_parts(tp: Any, data: Any) -> list[tuple[str, Any, Any]] | None:
+    """The (tag, type, data) of the parts of a value; None for a value without parts."""
+    if isinstance(data, list) and _is_row(tp):
+        return [("item", kind, one) for kind, one in zip(typing.get_args(tp), data, strict=True)]
+    if isinstance(data, list) and _origin(tp) in (list, tuple, set, frozenset):
+        return [("item", _item(tp), one) for one in data]
+    if isinstance(data, dict) and _origin(tp) in (dict, Mapping, Record):
+        return [(f'entry key="{html.escape(k)}"', _pair(tp)[1], one) for k, one in data.items()]
+    if isinstance(data, dict) and (known := _attributes(tp)) is not None:
+        return [(one.name, one.type, data[one.name]) for one in known if one.name in data]
+    return None
+
+
+def _element(text: str, name: str, start: int = 0) -> tuple[str, str, int] | None:
+    """Find the next element of a name: its key, what is in it, and where it ends."""
+    tag = re.compile(rf'<(/?){re.escape(name)}(?:\s+key="([^"]*)")?\s*>')
+    opening, depth = None, 0
+    for match in tag.finditer(text, start):
+        if opening is None and match[1]:
+            continue
+        opening = opening or match
+        depth += -1 if match[1] else 1
+        if depth == 0:
+            return html.unescape(opening[2] or ""), text[opening.end() : match.start()], match.end()
+    return None
+
+
+def _elements(text: str, name: str) -> Iterator[tuple[str, str]]:
+    end = 0
+    while found := _element(text, name, end):
+        key, inner, end = found
+        yield key, inner
+
+
+def _xml_data(tp: Any, text: str) -> Any:
+    """Read nested elements of a type as JSON data; JSON in place of elements is taken too."""
+    if _is_row(tp) or _origin(tp) in (list, tuple, set, frozenset):
+        kinds = typing.get_args(tp) if _is_row(tp) else repeat(_item(tp))
+        items = [_xml_data(kind, inner) for kind, (_, inner) in zip(kinds, _elements(text, "item"))]  # noqa: B905
+        if items or not text.strip():
+            return items
+    elif _origin(tp) in (dict, Mapping, Record):
+        pairs = {key: _xml_data(_pair(tp)[1], inner) for key, inner in _elements(text, "entry")}
+        if pairs or not text.strip():
+            return pairs
+    elif (known := _attributes(tp)) is not None:
+        found = {one.name: (one.type, _element(text, one.name)) for one in known}
+        given = {n: _xml_data(kind, inner[1]) for n, (kind, inner) in found.items() if inner}
+        if given or not text.strip():
+            return given
+    return jsonable(read(tp, html.unescape(text)))
+
+
+def _xml_field(one: Field, text: str) -> str:
+    return f"<{one.name}>\n{text}\n</{one.name}>"
+
+
+def _xml_inputs(fields: Sequence[Field], values: Mapping[str, Any]) -> list[str]:
+    return [
+        _xml_field(one, _xml_text(one.type, jsonable(values[one.name])))
+        for one in fields
+        if one.name in values
+    ]
+
+
+def _xml_reply(task: Signature, values: Mapping[str, Any]) -> str:
+    texts = [
+        _xml_text(one.type, jsonable(values[one.name])) if one.name in values else _UNKNOWN
+        for one in task.outputs
+    ]
+    return "\n".join(_xml_field(one, text) for one, text in zip(task.outputs, texts, strict=True))
+
+
+def _xml_structure(task: Signature) -> str:
+    start = "Each value stands in a tag, with &amp; &lt; &gt; for & < >, in this structure:"
+    layout = [_xml_field(one, f"{{{one.name}}}") for one in task.inputs + task.outputs]
+    rule = (
+        'A list has its values in <item> tags, a dict in <entry key="...">, an object in its own.'
+    )
+    nested = [rule] if any(_kind(one.type).structured for one in task.outputs) else []
+    return "\n\n".join([start, *layout, *nested])
+
+
+def _xml_split(task: Signature, text: str) -> Mapping[str, Any]:
+    found = {one.name: _element(text, one.name) for one in task.outputs}
+    return {name: part[1] for name, part in found.items() if part}
+
+
+def _xml_read(tp: Any, text: str) -> Any:
+    if not _kind(tp).structured:
+        return read(tp, html.unescape(text).strip())
+    return coerce(tp, _xml_data(tp, text.strip()))
+
+
+def _xml_ending(task: Signature) -> str:
+    return f"Reply with these fields in order, each in its tag: {_listed(task)}."
+
+
+def _xml_whole(task: Signature, text: str) -> bool:
+    return len(_xml_split(task, text)) == len(task.outputs)
+
+
+xml = _adapter(
+    _Format(
+        "xml",
+        _xml_structure,
+        _xml_inputs,
+        _xml_reply,
+        _xml_ending,
+        _xml_split,
+        _xml_read,
+        _xml_whole,
+    )
+)
+"""Each value in a tag of its name, lists and objects nested."""
+
+
+# -- plain: for base models and small ones --
+
+
+def _nice(fields: Sequence[Field]) -> dict[str, str]:
+    """What a person would write before a value; the bare name where two would be the same."""
+    words_ = {one.name: one.name.replace("_", " ").strip() or one.name for one in fields}
+    nice = {name: text[:1].upper() + text[1:] for name, text in words_.items()}
+    return nice if len(set(nice.values())) == len(nice) else {name: name for name in nice}
+
+
+def _label_line(labels: Iterable[str], *, escaped: bool = False) -> re.Pattern[str]:
+    names = "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
+    slash = r"\\" if escaped else ""
+    return re.compile(rf"^([ \t]*+){slash}(\\*(?:{names})[ \t]*+:)", re.MULTILINE)
+
+
+def _plain_lines(labels: Mapping[str, str], texts: Mapping[str, str]) -> str:
+    fake = _label_line(labels.values())
+    safe = {name: fake.sub(r"\1\\\2", text) for name, text in texts.items()}
+    return "\n".join(f"{labels[name]}: {text}" for name, text in safe.items())
+
+
+def _plain_inputs(fields: Sequence[Field], values: Mapping[str, Any]) -> list[str]:
+    given = {one.name: write(one.type, values[one.name]) for one in fields if one.name in values}
+    return [_plain_lines(_nice(fields), given)] if given else []
+
+
+def _plain_reply(task: Signature, values: Mapping[str, Any]) -> str:
+    return _plain_lines(_nice(task.outputs), _texts(task, values))
+
+
+def _plain_structure(task: Signature) -> str:
+    lines = _plain_lines(_nice(task.outputs), {f.name: f"{{{f.name}}}" for f in task.outputs})
+    return f"The reply has this form:\n\n{lines}"
+
+
+def _plain_split(task: Signature, text: str) -> Mapping[str, Any]:
+    labels = _nice(task.outputs)
+    names = "|".join(re.escape(one) for one in sorted(labels.values(), key=len, reverse=True))
+    start, *parts = re.split(rf"^[ \t]*+({names})[ \t]*+:", text, flags=re.MULTILINE)
+    escaped = _label_line(labels.values(), escaped=True)
+    found: dict[str, str] = {}
+    for label, value in zip(parts[::2], parts[1::2], strict=True):
+        found.setdefault(label, escaped.sub(r"\1\2", value.strip()))
+    if start.strip():  # a base model goes on where the question ended
+        found.setdefault(next(iter(labels.values())), start.strip())
+    return {name: found[label] for name, label in labels.items() if label in found}
+
+
+def _plain_ending(task: Signature) -> str:
+    return f"Reply with: {', '.join(_nice(task.outputs).values())}."
+
+
+def _plain_whole(task: Signature, text: str) -> bool:
+    return False  # nothing tells where the last value ends
+
+
+plain = _adapter(
+    _Format(
+        "plain",
+        _plain_structure,
+        _plain_inputs,
+        _plain_reply,
+        _plain_ending,
+        _plain_split,
+        read,
+        _plain_whole,
+        note=", as JSON",
+    )
+)
+"""A label before each value, as in "Question: ..."; for base models and small ones."""
 
 
 # == 7. Programs ===================================================================================
@@ -2367,6 +2681,7 @@ def _predict(adapter: Adapter, retries: int, program: Program, path: str, inputs
     request = Request(
         adapter.render(task, prompt, inputs),
         prompt.model,
+        schema=adapter.schema(task) if adapter.schema else None,
         step=path,
         signature=task,
         inputs=inputs,
@@ -2638,7 +2953,7 @@ def _toy_prior(kind: str, asked: frozenset[str]) -> dict[str, float]:
     """Give each allowed value of a type a small weight, more where the question has its words."""
     if not kind.startswith("one of "):
         return {}
-    values = [str(value) for value in json.loads(f"[{kind.removeprefix('one of ')}]")]
+    values = [str(value) for value in jsonlib.loads(f"[{kind.removeprefix('one of ')}]")]
     return {value: 0.01 + 0.1 * len(_toy_words(value) & asked) for value in values}
 
 
@@ -2720,7 +3035,7 @@ class _HttpLM:
 
     def _decoded(self, body: bytes, hide: Callable[[str], str]) -> Response:
         try:
-            return self.decode(json.loads(body))
+            return self.decode(jsonlib.loads(body))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             text = hide(body.decode("utf-8", "backslashreplace"))
             what = f"{self.url} sent an answer that cannot be read ({type(error).__name__})"
@@ -2864,7 +3179,9 @@ def _openai_decode(data: Any) -> Response:
 
 def _openai_tool_call(data: Any) -> ToolCall:
     called = data["function"]
-    return ToolCall(data.get("id") or "", called["name"], json.loads(called["arguments"] or "{}"))
+    return ToolCall(
+        data.get("id") or "", called["name"], jsonlib.loads(called["arguments"] or "{}")
+    )
 
 
 _OPENAI = "https://api.openai.com/v1"
@@ -3377,7 +3694,7 @@ def loads(text: str) -> Params:
     'Be brief.'
     """
     try:
-        data = json.loads(text)
+        data = jsonlib.loads(text)
     except (ValueError, RecursionError) as error:
         todo = f"restore the file ({error})"
         raise ParamsError("these are no parameters", text, "JSON", todo) from error
@@ -3515,8 +3832,8 @@ def _read_lines(text: str) -> Iterator[Record]:
 
 def _read_json(text: str) -> Iterator[Record]:
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
+        data = jsonlib.loads(text)
+    except jsonlib.JSONDecodeError as error:
         line = text.split("\n")[error.lineno - 1]
         raise DataError(
             f"line {error.lineno}: this is no JSON", line, "JSON", str(error)

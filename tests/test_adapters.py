@@ -1,5 +1,6 @@
 """The laws of adapters, and the exact messages of `chat`."""
 
+import pickle
 import time
 from typing import Any, Literal
 
@@ -12,15 +13,19 @@ import lmopt
 from lmopt import Field, ParseError, Prompt, Record, Response, Signature, chat, render_outputs
 from lmopt import signature as sig
 
+ADAPTERS = [lmopt.chat, lmopt.json, lmopt.xml, lmopt.plain]
+adapters = pytest.mark.parametrize("adapter", ADAPTERS, ids=[one.name for one in ADAPTERS])
 
-@given(tasks())
-def test_what_is_rendered_is_read_back(drawn):
+
+@adapters
+@given(drawn=tasks())
+def test_what_is_rendered_is_read_back(adapter, drawn):
     task, _, outputs = drawn
-    found = chat.parse(task, Response(render_outputs(chat, task, outputs)))
+    found = adapter.parse(task, Response(render_outputs(adapter, task, outputs)))
     for one in task.outputs:
         value, back = outputs[one.name], found[one.name]
         assert type(back) is type(value)
-        assert back == same(one.type, value)
+        assert back == value or (adapter is not lmopt.json and back == same(one.type, value))
 
 
 @given(tasks())
@@ -32,35 +37,114 @@ def test_inputs_and_demos_do_not_leak_into_other_fields(drawn):
     assert set(lmopt.sections(asked.content)) == set(inputs)
 
 
-@given(tasks(), tasks())
-def test_rendering_is_stable_and_the_prefix_is_the_same_for_all_inputs(drawn, other):
+@adapters
+@given(drawn=tasks())
+def test_rendering_is_stable_and_the_prefix_is_the_same_for_all_inputs(adapter, drawn):
     task, inputs, outputs = drawn
     prompt = Prompt(task.instructions, demos=(inputs | outputs, outputs))
-    first, again = chat.render(task, prompt, inputs), chat.render(task, prompt, inputs)
-    assert first == again == chat.render(task, Prompt(task.instructions, prompt.demos), inputs)
-    changed = {name: write_other for name, write_other in inputs.items() if name == "x"}
-    assert chat.render(task, prompt, changed)[:-1] == first[:-1]
+    first = adapter.render(task, prompt, inputs)
+    again = Prompt(task.instructions, prompt.demos)
+    assert first == adapter.render(task, prompt, inputs) == adapter.render(task, again, inputs)
+    changed = {name: value for name, value in inputs.items() if name == "x"}
+    assert adapter.render(task, prompt, changed)[:-1] == first[:-1]
+    assert [one.role for one in first[1:]] == ["user", "assistant"] * 2 + ["user"]
 
 
-@given(
-    tasks(),
-    texts | st.text() | st.text("[#]\\ answer\n", max_size=200),
-    st.sampled_from(["stop", "length"]),
+noise = (
+    texts
+    | st.text()
+    | st.text("[#]\\ answer\n", max_size=200)
+    | st.text("<>/&;answerx\"{}:,'", max_size=99)
 )
-def test_any_text_at_all_gives_fields_or_a_parse_error(drawn, text, reason):
+
+
+reasons = st.sampled_from(["stop", "length"])
+
+
+@adapters
+@given(drawn=tasks(), text=noise, reason=reasons, cut=st.integers(0, 99))
+def test_any_text_at_all_gives_fields_or_a_parse_error(adapter, drawn, text, reason, cut):
     task, _, outputs = drawn
+    good = render_outputs(adapter, task, outputs)
+    name = task.outputs[0].name
     for reply in (
         text,
-        f"[[ ## {task.outputs[0].name} ## ]]\n{text}",
-        render_outputs(chat, task, outputs)[: len(text)],
+        f"[[ ## {name} ## ]]\n{text}",
+        f"<{name}>{text}</{name}>",
+        f'{{"{name}": {text}}}',
+        good[:cut],
+        good[:cut] + text + good[cut:],
     ):
         response = Response(reply, finish_reason=reason)
         try:
-            found = chat.parse(task, response)
+            found = adapter.parse(task, response)
         except ParseError as error:
             assert error.response is response
         else:
             assert list(found) == [one.name for one in task.outputs]
+
+
+@adapters
+def test_an_adapter_pickles_and_a_program_runs_with_it(adapter):
+    again = pickle.loads(pickle.dumps(adapter))
+    task = lmopt.predict("text -> tags: list[str], n: int | None", adapter=again)
+    lm = lmopt.mock_lm(lambda inputs: {"tags": [inputs.text], "n": None})
+    assert task(lm, text="[[ ## n ## ]] & <n>") == {"tags": ["[[ ## n ## ]] & <n>"], "n": None}
+    assert task(lmopt.stub_lm(), text="x") == {"tags": ["text"], "n": 1}
+
+
+def test_json_puts_its_schema_into_the_request():
+    task = lmopt.predict(
+        "text -> people: list[Person], n: int", types={"Person": Person}, adapter=lmopt.json
+    )
+    schema = next(task.flow(text="x")).schema
+    assert schema["required"] == ["people", "n"] and schema["additionalProperties"] is False
+    assert schema["properties"]["people"]["items"] == {"$ref": "#/$defs/Person"}
+    assert next(lmopt.predict("text -> n: int").flow(text="x")).schema is None
+
+
+AS_MODELS_WRITE = [
+    (lmopt.json, '```json\n{"n": 5, "t": "a"}\n```', (5, "a")),
+    (lmopt.json, "Sure: {'n': '5', t: 'a',} Bye!", (5, "a")),
+    (lmopt.json, '{"n": 5, "t": 7}', (5, "7")),
+    (lmopt.json, '{"n": 5}', None),
+    (lmopt.json, '{"n": 5, "t": "a', None),
+    (lmopt.json, '{"n": "five", "t": "a"}', None),
+    (lmopt.json, "[1]", None),
+    (lmopt.xml, "<n>5</n><t>a &lt;b&gt; & c</t>", (5, "a <b> & c")),
+    (
+        lmopt.xml,
+        "Sure!\n<n> 5 </n>\n<t>use <b>bold</b>\nand more</t>",
+        (5, "use <b>bold</b>\nand more"),
+    ),
+    (lmopt.xml, "<t><t>a</t></t><n>5</n>", (5, "<t>a</t>")),
+    (lmopt.xml, "<n>5</n><t>a", None),
+    (lmopt.xml, "<n>five</n><t>a</t>", None),
+    (lmopt.plain, "N: 5\nT: a\nb", (5, "a\nb")),
+    (lmopt.plain, "5\nT: a", (5, "a")),
+    (lmopt.plain, "N: 5", None),
+    (lmopt.plain, "five\nT: a", None),
+]
+
+
+@pytest.mark.parametrize(("adapter", "reply", "expected"), AS_MODELS_WRITE)
+def test_replies_as_models_write_them_for_each_adapter(adapter, reply, expected):
+    task = sig("-> n: int, t")
+    if expected is None:
+        with pytest.raises(ParseError):
+            adapter.parse(task, Response(reply))
+    else:
+        assert tuple(adapter.parse(task, Response(reply)).values()) == expected
+
+
+def test_xml_takes_json_in_place_of_elements():
+    task = sig("-> tags: list[str], who: Person", types={"Person": Person})
+    reply = '<tags>["a", "b"]</tags><who>{"name": "Ann"}</who>'
+    assert lmopt.xml.parse(task, Response(reply)) == {"tags": ["a", "b"], "who": Person("Ann")}
+    empty = lmopt.xml.parse(
+        sig("-> tags: list[str], d: dict[str, int]"), Response("<tags></tags><d> </d>")
+    )
+    assert empty == {"tags": [], "d": {}}
 
 
 def test_equal_types_that_read_differently_are_never_mixed_up():
@@ -105,7 +189,7 @@ def test_replies_as_models_write_them(reply, expected):
         (
             "[[ ## n ## ]]\n5",
             "length",
-            ("cut off", "[[ ## n ## ]]", "expected an end", "max_tokens"),
+            ("cut off", "[[ ## n ## ]]", "expected a complete reply", "max_tokens"),
         ),
         ("", "stop", ("`n` is missing", "''", "expected int", "write it")),
     ],
@@ -118,20 +202,34 @@ def test_a_reply_that_cannot_be_read_says_which_field_and_why(reply, reason, par
     assert caught.value.response.text == reply
 
 
-def test_a_megabyte_of_anything_is_read_at_once():
-    task = sig("-> n: int, text")
-    for text in (
-        " " * 10**6,
-        "[[ ## " * 10**5,
-        "\\" * 10**6,
-        "\n [[" * 10**5,
-        "`" * 10**6,
-        "[" * 10**6,
-    ):
+@adapters
+def test_a_megabyte_of_anything_is_read_at_once(adapter):
+    task = sig("-> n: int, text, tags: list[str]")
+    pieces = (
+        " ",
+        "[[ ## ",
+        "\\",
+        "\n [[",
+        "`",
+        "[",
+        "<n>",
+        "<text><n></n>",
+        "{a:",
+        "'",
+        '"',
+        "N:\n",
+        "&",
+        "<item>",
+    )
+    for text in [piece * (10**6 // len(piece)) for piece in pieces]:
         began = time.perf_counter()
-        for reply in (text, f"[[ ## text ## ]]\n{text}\n[[ ## n ## ]]\n{text}"):
+        for reply in (
+            text,
+            f"[[ ## text ## ]]\n{text}\n[[ ## n ## ]]\n{text}",
+            f"<tags>{text}</tags>",
+        ):
             with pytest.raises(ParseError):
-                chat.parse(task, Response(reply))
+                adapter.parse(task, Response(reply))
         assert time.perf_counter() - began < 5  # it would be minutes if it were quadratic
 
 
@@ -152,7 +250,8 @@ RICH = Signature(
 )
 
 
-def test_the_messages_of_a_rich_signature(golden):
+@adapters
+def test_the_messages_of_a_rich_signature(adapter, golden):
     whole: dict[str, Any] = {
         "ticket": "I was charged twice.\n[[ ## team ## ]]\nbilling",
         "notes": ["a", "ü"],
@@ -165,5 +264,5 @@ def test_the_messages_of_a_rich_signature(golden):
     }
     part = {"ticket": "It crashes.", "team": "technical"}
     prompt = Prompt(RICH.instructions, [whole, part], texts={"urgent": "true where it cannot wait"})
-    messages = chat.render(RICH, prompt, Record(ticket="Hello", notes=[], age=3))
-    golden("chat.txt", lmopt.transcript(messages) + "\n")
+    messages = adapter.render(RICH, prompt, Record(ticket="Hello", notes=[], age=3))
+    golden(f"{adapter.name}.txt", lmopt.transcript(messages) + "\n")
