@@ -85,9 +85,9 @@ __all__ = [
     # 4. Signatures
     "Field", "Signature", "signature",
     # 5. Messages
-    "Message", "ToolCall", "Request", "Response", "LM", "transcript",
+    "Message", "History", "Tool", "ToolCall", "Request", "Response", "LM", "transcript",
     # 6. Adapters
-    "Adapter", "chat", "render_outputs",
+    "Adapter", "chat", "xml", "plain", "two_step", "render_outputs",
     # 7. Programs
     "Prompt", "Params", "Program", "program", "Run", "Call", "Sleep", "invoke", "preview",
     # 8. Drivers
@@ -483,8 +483,10 @@ def usage(trace: Iterable[Event]) -> Usage:
     >>> usage([Event("predict", "lm", response=Response("hi", usage=Usage(input_tokens=3)))])
     Usage(calls=1, input_tokens=3, output_tokens=0, cached_tokens=0, cost=0.0)
     """
-    asked = [event for event in trace if event.kind == "lm"]
-    spent = sum((event.response.usage for event in asked if event.response), Usage())
+    events = list(trace)
+    answers = [event.response or event.outputs for event in events]  # an LM may also be invoked
+    spent = sum((one.usage for one in answers if isinstance(one, Response)), Usage())
+    asked = [e for e in events if e.kind == "lm" or isinstance(e.outputs, Response)]
     return evolve(spent, calls=len(asked))
 
 
@@ -1313,7 +1315,8 @@ def signature(
             whose return type is the output, named as the function; a returned attrs class gives one
             output per attribute.
         instructions: what to do; without them a text asks for its outputs in one sentence.
-        types: your own types, by the names they have in the text; all others are Python's.
+        types: your own types, by the names they have in the text; known without it are Python's
+            built-in and `typing` names, date, datetime, time, Decimal and History.
 
     Raises:
         SignatureError: wrong syntax, an unknown name, a duplicate field.
@@ -1336,9 +1339,8 @@ def signature(
 
 
 def _request_outputs(made: Signature) -> str:
-    given, wanted = (
-        ", ".join(f"`{one.name}`" for one in side) for side in (made.inputs, made.outputs)
-    )
+    inputs = [one for one in made.inputs if one.type is not History]  # that is not one to name
+    given, wanted = (", ".join(f"`{f.name}`" for f in side) for side in (inputs, made.outputs))
     start = f"Given the fields {given}, produce" if given else "Produce"
     return f"{start} the fields {wanted}."
 
@@ -1398,9 +1400,12 @@ def _resolve(node: ast.expr, text: str, types: Mapping[str, Any]) -> Any:
 def _named_type(name: str, text: str, types: Mapping[str, Any]) -> Any:
     if name in types:
         return types[name]
-    known = getattr(builtins, name, None)
-    if isinstance(known, type):
-        return known
+    ours = (History, date, datetime, clock, Decimal)
+    if name in (known := {one.__name__: one for one in ours}):
+        return known[name]
+    built_in = getattr(builtins, name, None)
+    if isinstance(built_in, type):
+        return built_in
     if name in typing.__all__:
         return getattr(typing, name)
     todo = f"pass types={{{name!r}: {name}}}"
@@ -1436,15 +1441,32 @@ def _parameters(function: Callable[..., Any], hints: Mapping[str, Any]) -> list[
 
 
 @frozen
+class ToolCall:
+    """A tool that a model wants called, with its arguments."""
+
+    id: str
+    name: str
+    arguments: Record = field(converter=_record)
+
+
+@frozen
 class Message:
     """One message of a conversation.
 
-    >>> Message("user", "Hello")
-    Message(role='user', content='Hello')
+    Attributes:
+        role: "system", "user", "assistant", or "tool" for the result of a call.
+        content: its text.
+        tool_calls: what an assistant wants called.
+        tool_call_id: which call a tool's result answers.
+
+    >>> Message("user", "Hello").content
+    'Hello'
     """
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 def transcript(messages: Iterable[Message]) -> str:
@@ -1460,12 +1482,173 @@ def transcript(messages: Iterable[Message]) -> str:
 
 
 @frozen
-class ToolCall:
-    """A tool that a model wants called, with its arguments."""
+class History:
+    """Earlier turns of a conversation, as an input: they become messages of their own.
 
-    id: str
+    Attributes:
+        turns: records with the input and output fields that the step had then.
+
+    >>> History([{"question": "2+2?", "answer": "4"}]).turns[0].answer
+    '4'
+    """
+
+    turns: tuple[Record, ...] = field(default=(), converter=_records)
+
+
+@frozen
+class Tool:
+    """A function that a model may call.
+
+    Made by `Tool.of` from a typed function, a bound method or a callable object, or by
+    `Tool.from_mcp` from the description of a remote one. Calling it checks the arguments, makes
+    values of the parameters' types of them, and calls the function.
+
+    Attributes:
+        name: by which a model calls it.
+        desc: what it does.
+        schema: JSON schema of its arguments.
+        fields: its parameters.
+        function: what is called with the arguments by name.
+
+    >>> def add(a: int, b: int = 1) -> int:
+    ...     "Add two numbers."
+    >>> Tool.of(add).schema["required"]
+    ['a']
+    """
+
     name: str
-    arguments: Record = field(converter=_record)
+    desc: str
+    schema: Mapping[str, Any]
+    fields: tuple[Field, ...] = field(eq=False, repr=False)
+    function: Callable[..., Any] = field(eq=False, repr=False)
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], *, name: str = "", desc: str = "") -> Tool:
+        """Make a tool of a function; its docstring (Google, NumPy or reST style) describes it.
+
+        Raises:
+            SignatureError: it has a parameter without a name, or of an unknown type.
+        """
+        if isinstance(function, Tool):
+            return function
+        about, texts = _described(inspect.getdoc(function) or "")
+        fields = [evolve(f, desc=texts.get(f.name, "")) for f in _tool_fields(function)]
+        inner = getattr(function, "func", function)  # of a partial
+        called = name or getattr(inner, "__name__", type(inner).__name__)
+        return cls(called, desc or about, _arguments_schema(fields), tuple(fields), function)
+
+    @classmethod
+    def from_mcp(cls, description: Any, call: Callable[[str, dict[str, Any]], Any]) -> Tool:
+        """Make a tool of an MCP tool description; `call(name, arguments)` calls it.
+
+        Args:
+            description: a mapping or an object with name, description and inputSchema.
+            call: sends the call, and returns the result.
+        """
+        get = description.get if isinstance(description, Mapping) else partial(getattr, description)
+        schema = get("inputSchema", None) or {"type": "object", "properties": {}}
+        required = schema.get("required", ())
+        fields = tuple(
+            Field(
+                name,
+                _schema_type(one),
+                one.get("description", ""),
+                attrs.NOTHING if name in required else one.get("default"),
+            )
+            for name, one in schema.get("properties", {}).items()
+        )
+        name = get("name", "")
+        return cls(
+            name, get("description", "") or "", schema, fields, partial(_call_mcp, call, name)
+        )
+
+    def __call__(self, /, **arguments: Any) -> Any:
+        """Call the function with these arguments, checked."""
+        return self.function(**self.checked(arguments))
+
+    def checked(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments as values of the parameters' types.
+
+        Raises:
+            DataError: one is missing, unknown or of a wrong type; worded for a model to act on.
+        """
+        known = {one.name: one for one in self.fields}
+        expected = ", ".join(f"{f.name}: {f.words}" for f in self.fields) or "no arguments"
+        for name, value in arguments.items():
+            if name not in known:
+                raise DataError(f"{self.name} has no argument {name!r}", value, expected, "drop it")
+        for one in self.fields:
+            if one.required and one.name not in arguments:
+                what = f"{self.name} lacks the argument {one.name!r}"
+                raise DataError(what, dict(arguments), expected, "give it")
+        return {name: self._value(known[name], value) for name, value in arguments.items()}
+
+    def _value(self, one: Field, value: Any) -> Any:
+        try:
+            return coerce(one.type, value)
+        except ValueError as error:
+            what = f"{self.name} cannot take the argument {one.name!r} ({error})"
+            raise DataError(what, value, one.words, "correct it") from error
+
+
+def _tool_fields(function: Callable[..., Any]) -> list[Field]:
+    inner: Any = getattr(function, "func", function)
+    typed = inner if inspect.isroutine(inner) else type(inner).__call__
+    try:
+        hints = typing.get_type_hints(typed, include_extras=True)
+    except (NameError, TypeError) as error:
+        known = "types that can be resolved"
+        raise SignatureError("a wrong annotation", repr(function), known, str(error)) from error
+    any_of = {name: hints.get(name, Any) for name in inspect.signature(function).parameters}
+    return _parameters(function, any_of)
+
+
+def _arguments_schema(fields: Iterable[Field]) -> dict[str, Any]:
+    defs: _Defs = {}
+    made = {}
+    for one in fields:
+        note = {"description": one.desc} if one.desc else {}
+        made[one.name] = {**_schema(one.type, defs), **note}
+    required = [one.name for one in fields if one.required]
+    named = {_def_name(one, defs): schema for one, schema in defs.items()}
+    return {**_closed(made), "required": required, **({"$defs": named} if defs else {})}
+
+
+def _call_mcp(call: Callable[[str, dict[str, Any]], Any], name: str, /, **arguments: Any) -> Any:
+    return call(name, arguments)
+
+
+def _schema_type(schema: Mapping[str, Any]) -> Any:
+    """The type that a JSON schema describes; Any for what has no name here."""
+    if "enum" in schema:
+        return Literal[tuple(schema["enum"])]
+    if schema.get("type") == "array":
+        item: Any = _schema_type(schema.get("items", {}))
+        return list[item]
+    plain_types = {"string": str, "integer": int, "number": float, "boolean": bool, "object": dict}
+    kind = schema.get("type")
+    return plain_types.get(kind, Any) if isinstance(kind, str) else Any
+
+
+# One pattern for each style of docstring: where the parameters stand, and what one looks like.
+_STYLES = (
+    (r":param ", r"^:param(?:\s+[^\s:]+)?\s+(\w+):[ \t]*(.*(?:\n[ \t]+\S.*)*)"),
+    (
+        r"(?:Args|Arguments|Parameters):[ \t]*\n",
+        r"^[ ]{2,8}\*{0,2}(\w+)(?:[ ]*\([^)]*\))?:[ \t]*(.*(?:\n[ ]{5,}\S.*)*)",
+    ),
+    (r"Parameters[ \t]*\n-{3,}", r"^(\w+)[ ]*(?::.*)?\n((?:[ \t]+\S.*\n?)+)"),
+)
+
+
+def _described(doc: str) -> tuple[str, dict[str, str]]:
+    """Read a docstring: what the function does, and the text of each parameter."""
+    for heading, parameter in _STYLES:
+        if found := re.search(rf"^{heading}", doc, re.MULTILINE):
+            rest = doc[found.start() :] if heading == ":param " else doc[found.end() :]
+            texts = re.findall(parameter, rest, re.MULTILINE)
+            return doc[: found.start()].strip(), {n: " ".join(text.split()) for n, text in texts}
+    return doc.strip(), {}
 
 
 def _hidden() -> Any:
@@ -1484,7 +1667,7 @@ class Request:
         top_p: share of probability to sample from, 0 to 1.
         stop: texts that end the reply.
         schema: JSON schema that the reply must follow.
-        tools: definitions of tools, as JSON.
+        tools: that the model may call: `Tool`s, or definitions as the provider takes them.
         tool_choice: which of them to call, as JSON.
         rollout: tells apart deliberate re-samples of one prompt.
         extra: further options, sent to the provider as they are.
@@ -1520,7 +1703,13 @@ class Request:
         """The SHA-256 of all that can change the answer, in canonical JSON."""
         blank = jsonable(Request(()))
         said = {name: value for name, value in jsonable(self).items() if value != blank[name]}
+        # What a message does not have is left out, so that a new field keeps old keys as they are.
+        said["messages"] = [_said(one) for one in said.get("messages", [])]
         return hashlib.sha256(canonical(said).encode()).hexdigest()
+
+
+def _said(message: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in message.items() if value not in (None, [])}
 
 
 @frozen
@@ -1565,15 +1754,18 @@ class Adapter:
             for all inputs, so that a provider can cache the prefix.
         parse: (signature, response) -> record of typed outputs; for any text at all it returns or
             raises `ParseError`, never anything else.
+            It may also return a flow, whose effects then stand in the trace.
         schema: signature -> the JSON schema of a reply, for providers that can be held to one.
+        calls: how many LM calls one answer takes.
     """
 
     name: str
     render: Callable[[Signature, Prompt, Mapping[str, Any]], tuple[Message, ...]] = field(
         repr=False
     )
-    parse: Callable[[Signature, Response], Record] = field(repr=False)
+    parse: Callable[[Signature, Response], Any] = field(repr=False)
     schema: Callable[[Signature], dict[str, Any]] | None = field(default=None, repr=False)
+    calls: int = 1
 
 
 def render_outputs(adapter: Adapter, task: Signature, values: Mapping[str, Any]) -> str:
@@ -1661,19 +1853,37 @@ def _prefix(form: _Itself, task: _Itself, prompt: _Itself) -> tuple[tuple[Messag
     Returns:
         the system message and the demonstrations; the last line of what is asked.
     """
-    system = Message("system", _system(form.value, task.value, prompt.value))
+    shown = _without_history(task.value)
+    system = Message("system", _system(form.value, shown, prompt.value))
     # Complete demonstrations stand last: what a model saw last it follows best.
-    demos = sorted(prompt.value.demos, key=partial(_complete, task.value))
-    shown = concat(_demo(form.value, task.value, demo) for demo in demos)
-    return (system, *shown), form.value.ending(task.value)
+    demos = sorted(prompt.value.demos, key=partial(_complete, shown))
+    turns = concat(_demo(form.value, shown, demo) for demo in demos)
+    return (system, *turns), form.value.ending(shown)
 
 
 def _render(
     form: _Format, task: Signature, prompt: Prompt, inputs: Mapping[str, Any]
 ) -> tuple[Message, ...]:
     prefix, ending = _prefix(_Itself(form), _Itself(task), _Itself(prompt))
+    past = [one.name for one in task.inputs if one.type is History]
+    if past:
+        turns = _past_turns(form, task, [inputs[name] for name in past if name in inputs])
+        task = _without_history(task)
+        prefix = (*prefix, *turns)
     content = "\n\n".join([*form.inputs(task.inputs, inputs), ending])
     return (*prefix, Message("user", content))
+
+
+def _without_history(task: Signature) -> Signature:
+    kept = [one for one in task.inputs if one.type is not History]
+    return evolve(task, inputs=kept) if len(kept) < len(task.inputs) else task
+
+
+def _past_turns(form: _Format, task: Signature, past: Iterable[Any]) -> Iterator[Message]:
+    shown = _without_history(task)
+    for turn in concat(coerce(History, one).turns for one in past):
+        yield Message("user", "\n\n".join(form.inputs(shown.inputs, turn)))
+        yield Message("assistant", form.reply(shown, turn))
 
 
 def _parse(form: _Format, task: Signature, response: Response) -> Record:
@@ -2049,6 +2259,53 @@ plain = _adapter(
 """A label before each value, as in "Question: ..."; for base models and small ones."""
 
 
+# -- two_step: a free answer, and a second LM that reads it --
+
+
+def two_step(lm: LM) -> Adapter:
+    """Make an adapter that lets the model answer freely, and has `lm` read the fields out of it.
+
+    For models that reason well and keep to formats badly. The second call is an effect of the flow:
+    it stands in the trace, and its cost in the usage.
+
+    Args:
+        lm: reads the answer, in the `chat` format.
+
+    Calls: 2 for each answer.
+
+    >>> qa = predict("question -> answer: int", adapter=two_step(scripted_lm([{"answer": 4}])))
+    >>> qa(scripted_lm(["Two and two make four."]), question="2+2?").answer
+    4
+    """
+    form = _Format(
+        "two_step", _free_structure, _plain_inputs, _plain_reply, _free_ending, _plain_split, read,
+        _plain_whole,
+    )  # fmt: skip
+    return Adapter("two_step", partial(_render, form), partial(_extract, lm), calls=2)
+
+
+def _free_structure(task: Signature) -> str:
+    return "Answer in your own words. Say clearly what the value of each output field is."
+
+
+def _free_ending(task: Signature) -> str:
+    return f"Give a value for: {', '.join(_nice(task.outputs).values())}."
+
+
+def _extract(lm: LM, task: Signature, response: Response) -> Flow:
+    source = "text"
+    while source in [one.name for one in task.outputs]:
+        source += "_"
+    reader = Signature((Field(source),), task.outputs, _EXTRACT)
+    given = Record({source: response.text})
+    messages = chat.render(reader, Prompt(_EXTRACT), given)
+    request = Request(messages, signature=reader, inputs=given, adapter=chat)
+    return chat.parse(reader, (yield invoke(lm, request)))
+
+
+_EXTRACT = "Copy the value of each output field from the text, word by word where it is a text."
+
+
 # == 7. Programs ===================================================================================
 
 Flow = Generator[Any, Any, Any]
@@ -2210,9 +2467,33 @@ def _leaves(program: Program, path: str) -> Iterator[tuple[str, Program]]:
 
 def _with_params(program: Program, path: str, params: Mapping[str, Prompt]) -> Program:
     if program.prompt is not None:
-        return evolve(program, prompt=params.get(path, program.prompt))
+        return evolve(program, prompt=_typed(program, params.get(path, program.prompt)))
     steps = {n: _with_params(step, _join(path, n), params) for n, step in program.steps.items()}
     return evolve(program, steps=steps)
+
+
+def _typed(program: Program, prompt: Prompt) -> Prompt:
+    """The prompt with demonstrations of the signature's types, which a file cannot hold."""
+    task = program.signature
+    if task is None or not prompt.demos:
+        return prompt
+    types = {f.name: f.type for f in task.inputs + task.outputs if f.type not in (str, History)}
+    if not types:
+        return prompt
+    demos = [
+        demo | {name: _typed_value(tp, demo[name]) for name, tp in types.items() if name in demo}
+        for demo in prompt.demos
+    ]
+    return evolve(prompt, demos=demos)
+
+
+def _typed_value(tp: Any, value: Any) -> Any:
+    """Make a value of what was written; only if that would be written as the same."""
+    try:
+        made = coerce(tp, value)
+        return made if canonical(made) == canonical(value) else value
+    except ValueError:
+        return value
 
 
 def check_inputs(program: Program, inputs: Mapping[str, Any]) -> Record:
@@ -2672,7 +2953,8 @@ def predict(
     prompt = Prompt(made.instructions, settings=settings)
     begin = partial(_predict, adapter, retries)
     outputs = tuple(one.name for one in made.outputs)
-    return Program(name, made.inputs, begin, Record(), retries + 1, outputs, made, prompt)
+    calls = (retries + 1) * adapter.calls
+    return Program(name, made.inputs, begin, Record(), calls, outputs, made, prompt)
 
 
 def _predict(adapter: Adapter, retries: int, program: Program, path: str, inputs: Record) -> Flow:
@@ -2691,7 +2973,8 @@ def _predict(adapter: Adapter, retries: int, program: Program, path: str, inputs
     for left in range(retries, -1, -1):
         response = yield request
         try:
-            return adapter.parse(task, response)
+            fields = adapter.parse(task, response)
+            return (yield from fields) if inspect.isgenerator(fields) else fields
         except ParseError as error:
             error.request = request
             if not left:
@@ -3136,12 +3419,12 @@ def _openai_encode(request: Request) -> dict[str, Any]:
     """Write a request in the OpenAI chat-completions format."""
     options = {
         "model": request.model,
-        "messages": [attrs.asdict(one) for one in request.messages],
+        "messages": [_openai_message(one) for one in request.messages],
         "temperature": request.temperature,
         "max_tokens": request.max_tokens,
         "top_p": request.top_p,
         "stop": list(request.stop) or None,
-        "tools": list(request.tools) or None,
+        "tools": [_openai_tool(one) for one in request.tools] or None,
         "tool_choice": request.tool_choice,
         "response_format": request.schema
         and {
@@ -3177,11 +3460,34 @@ def _openai_decode(data: Any) -> Response:
     )
 
 
+def _openai_message(one: Message) -> dict[str, Any]:
+    calls = [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments.to_json()},
+        }
+        for call in one.tool_calls
+    ]
+    made = {"role": one.role, "content": one.content, "tool_call_id": one.tool_call_id}
+    return {
+        n: v for n, v in (made | {"tool_calls": calls}).items() if v or n in ("role", "content")
+    }
+
+
+def _openai_tool(one: Any) -> Any:
+    if not isinstance(one, Tool):
+        return one
+    function = {"name": one.name, "description": one.desc, "parameters": one.schema}
+    return {"type": "function", "function": function}
+
+
 def _openai_tool_call(data: Any) -> ToolCall:
     called = data["function"]
-    return ToolCall(
-        data.get("id") or "", called["name"], jsonlib.loads(called["arguments"] or "{}")
-    )
+    given = _data(called["arguments"] or "{}")
+    # What is no object cannot be told from a wrong argument: the tool will say what it expects.
+    arguments = given if isinstance(given, dict) else {"arguments": called["arguments"]}
+    return ToolCall(data.get("id") or "", called["name"], arguments)
 
 
 _OPENAI = "https://api.openai.com/v1"

@@ -266,3 +266,48 @@ def test_the_messages_of_a_rich_signature(adapter, golden):
     prompt = Prompt(RICH.instructions, [whole, part], texts={"urgent": "true where it cannot wait"})
     messages = adapter.render(RICH, prompt, Record(ticket="Hello", notes=[], age=3))
     golden(f"{adapter.name}.txt", lmopt.transcript(messages) + "\n")
+
+
+@adapters
+def test_a_history_becomes_messages_of_its_own(adapter, golden):
+    task = lmopt.predict("question, history: History -> answer", adapter=adapter)
+    turns = [{"question": "Who?", "answer": "Ann."}, {"question": "When?", "answer": "Now."}]
+    past = lmopt.History(turns)
+    messages = lmopt.preview(task, question="Why?", history=past)
+    assert [one.role for one in messages] == ["system", *["user", "assistant"] * 2, "user"]
+    assert "history" not in lmopt.transcript(messages) and "Ann." in messages[2].content
+    assert messages[:1] == lmopt.preview(task, question="x", history=lmopt.History())[:1]
+    again = lmopt.Record.from_json(lmopt.Record(history=past).to_json()).history
+    assert lmopt.preview(task, question="Why?", history=again) == messages
+    demo = lmopt.Prompt("Say.", demos=[{"question": "a", "answer": "b"}])
+    shown = lmopt.preview(task.with_params({"predict": demo}), question="Why?", history=past)
+    assert "not complete" not in lmopt.transcript(shown) and len(shown) == len(messages) + 2
+    golden(f"history_{adapter.name}.txt", lmopt.transcript(messages) + "\n")
+
+
+def test_two_steps_are_in_the_trace_and_in_the_cost(golden):
+    reader = lmopt.scripted_lm(["no fields", {"n": 2, "text": "b"}])
+    task = lmopt.predict("question -> n: int, text", adapter=lmopt.two_step(reader))
+    prediction = task(lmopt.scripted_lm(["I say two.", "Two, and b."]), question="How many?")
+    assert prediction == {"n": 2, "text": "b"} and task.max_calls == 6
+    kinds = [event.kind for event in prediction.trace]
+    assert kinds == ["lm", "call", "lm", "call", "step"] and prediction.usage.calls == 4
+    request = prediction.trace[1].inputs.args[0]
+    shown = [lmopt.transcript(one.messages) for one in (prediction.trace[0].request, request)]
+    golden("two_step.txt", "\n\n".join(shown) + "\n")
+
+
+@given(drawn=tasks())
+def test_two_steps_give_back_what_the_second_lm_reads(drawn):
+    task, _, outputs = drawn
+    answer = Response(render_outputs(lmopt.two_step(lmopt.stub_lm()), task, outputs))
+    adapter = lmopt.two_step(
+        lambda request: Response(render_outputs(chat, request.signature, outputs))
+    )
+    flow = adapter.parse(task, answer)
+    effect = next(flow)
+    assert effect.args[0].inputs
+    with pytest.raises(StopIteration) as end:
+        flow.send(effect.function(*effect.args))
+    for one in task.outputs:
+        assert end.value.value[one.name] == same(one.type, outputs[one.name])

@@ -231,6 +231,54 @@ def test_tool_calls_reasoning_and_missing_usage_are_read():
     )
 
 
+def add(a: int, b: int = 1) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+def test_native_tool_calls_go_out_and_come_back_several_at_once():
+    calls = [
+        {"id": "c1", "function": {"name": "add", "arguments": '{"a": "1"}'}},
+        {"id": "c2", "function": {"name": "add", "arguments": "{a: 2, 'b': 3}"}},
+        {"id": "c3", "function": {"name": "add", "arguments": "one and two"}},
+        {"id": "c4", "function": {"name": "add", "arguments": ""}},
+    ]
+    message = {"content": None, "tool_calls": calls}
+    data = json.dumps({"choices": [{"message": message, "finish_reason": "tool_calls"}]})
+    tool = lmopt.Tool.of(add)
+    with server(lambda payload: (200, {}, data.encode())) as served:
+        lm = openai_lm("m", base_url=served.base_url)
+        first = lm(Request(ASKED.messages, tools=[tool]))
+        said = Message("assistant", first.text, first.tool_calls[:1])
+        result = Message("tool", str(tool(**first.tool_calls[0].arguments)), tool_call_id="c1")
+        lm(Request([*ASKED.messages, said, result], tools=[tool]))
+        lm.close()
+    assert [dict(call.arguments) for call in first.tool_calls] == [
+        {"a": "1"},
+        {"a": 2, "b": 3},
+        {"arguments": "one and two"},
+        {},
+    ]
+    with pytest.raises(lmopt.DataError, match="add has no argument 'arguments': 'one and two'"):
+        tool(**first.tool_calls[2].arguments)
+    sent = served.seen[0][2]["tools"][0]
+    assert sent["type"] == "function" and sent["function"]["parameters"]["required"] == ["a"]
+    assert served.seen[1][2]["messages"][1:] == [
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [
+                {
+                    "id": "c1",
+                    "type": "function",
+                    "function": {"name": "add", "arguments": '{"a": "1"}'},
+                }
+            ],
+        },
+        {"role": "tool", "content": "2", "tool_call_id": "c1"},
+    ]
+
+
 FAILURES = [
     (
         failure(401, f"Incorrect API key provided: {KEY}"),

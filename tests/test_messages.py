@@ -1,13 +1,27 @@
 """Requests and responses: what is part of the key, and what is not."""
 
+import functools
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import attrs
 import pytest
 from conftest import ROOT
+from strategies import Person
 
-from lmopt import Message, Request, Response, ToolCall, chat, signature, transcript
+from lmopt import (
+    DataError,
+    Message,
+    Request,
+    Response,
+    SignatureError,
+    Tool,
+    ToolCall,
+    chat,
+    signature,
+    transcript,
+)
 
 ASKED = Request([Message("user", "Hello")])
 CHANGES = [
@@ -70,3 +84,188 @@ def test_a_response_needs_only_its_text():
 @pytest.mark.parametrize("content", ["", "two\nlines"])
 def test_a_transcript_shows_role_and_text(content):
     assert transcript([Message("user", content)]) == f"--- user ---\n{content}"
+
+
+# -- tools -----------------------------------------------------------------------------------------
+
+
+def google(query: str, k: int = 3) -> list[str]:
+    """Search the library.
+
+    Only its titles.
+
+    Args:
+        query (str): what to look for,
+            in a few words
+        k: how many
+            to return
+
+    Returns:
+        titles
+    """
+    return [query] * k
+
+
+def numpy(query: str, k: int = 3) -> list[str]:
+    """Search the library.
+
+    Only its titles.
+
+    Parameters
+    ----------
+    query : str
+        what to look for,
+        in a few words
+    k : int, optional
+        how many to return
+
+    Returns
+    -------
+    list
+    """
+    return [query] * k
+
+
+def rest(query: str, k: int = 3) -> list[str]:
+    """Search the library.
+
+    Only its titles.
+
+    :param query: what to look for,
+        in a few words
+    :param int k: how many to return
+    :returns: titles
+    """
+    return [query] * k
+
+
+class Library:
+    def find(self, query: str, k: int = 3) -> list[str]:
+        return [query] * k
+
+    find.__doc__ = google.__doc__
+
+
+class Search:
+    __doc__ = google.__doc__
+
+    def __call__(self, query: str, k: int = 3) -> list[str]:
+        return [query] * k
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "query": {"type": "string", "description": "what to look for, in a few words"},
+        "k": {"type": "integer", "description": "how many to return"},
+    },
+    "required": ["query"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (google, "google"),
+        (numpy, "numpy"),
+        (rest, "rest"),
+        (Library().find, "find"),
+        (Search(), "Search"),
+    ],
+)
+def test_a_tool_of_any_typed_function_in_any_style(function, name):
+    tool = Tool.of(function)
+    assert (tool.name, tool.desc) == (name, "Search the library.\n\nOnly its titles.")
+    assert tool.schema == SCHEMA
+    assert tool(query="x", k="2") == ["x", "x"] and tool(query="y") == ["y"] * 3
+    assert Tool.of(tool) is tool and Tool.of(function, name="other", desc="d").name == "other"
+
+
+def test_a_tool_of_a_partial_and_of_nothing_to_say():
+    tool = Tool.of(functools.partial(google, "fixed"), desc="Search.")
+    assert (tool.name == "google" and list(tool.schema["properties"]) == ["k"]) or tool.schema
+    bare = Tool.of(lambda: 5, name="five")
+    assert bare() == 5 and bare.desc == "" and bare.schema["properties"] == {}
+
+
+def people(who: Person, tags: set[str] | None = None) -> str:
+    """Greet."""
+    return f"{who.name} {sorted(tags or ())}"
+
+
+def test_arguments_become_values_of_the_parameters_types():
+    tool = Tool.of(people)
+    assert tool(who={"name": "Ann", "age": "7"}, tags=["b", "a"]) == "Ann ['a', 'b']"
+    assert tool.schema["properties"]["who"] == {"$ref": "#/$defs/Person"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"q": "x"}, "google has no argument 'q': 'x'; expected query: str, k: int; drop it"),
+        (
+            {"k": 1},
+            "google lacks the argument 'query': {'k': 1}; expected query: str, k: int; give it",
+        ),
+        (
+            {"query": "x", "k": "many"},
+            "google cannot take the argument 'k' .*: 'many'; expected int; correct",
+        ),
+    ],
+)
+def test_wrong_arguments_are_told_so_that_a_model_can_act_on_it(arguments, message):
+    with pytest.raises(DataError, match=message):
+        Tool.of(google)(**arguments)
+
+
+def stars(*queries: str) -> str:
+    """Search."""
+
+
+def unknown(x: "Nothing") -> str:  # noqa: F821
+    """Search."""
+
+
+@pytest.mark.parametrize(
+    ("function", "message"), [(stars, "without a name"), (unknown, "a wrong annotation")]
+)
+def test_a_function_that_cannot_be_a_tool(function, message):
+    with pytest.raises(SignatureError, match=message):
+        Tool.of(function)
+
+
+def test_a_tool_of_an_mcp_description():
+    schema = {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string", "description": "where"},
+            "days": {"type": "integer"},
+            "unit": {"enum": ["C", "F"]},
+            "tags": {"type": "array", "items": {"type": "string"}},
+            "more": {"type": ["string", "null"]},
+        },
+        "required": ["city"],
+    }
+    described = {"name": "weather", "description": "Tell the weather.", "inputSchema": schema}
+    for description in (described, SimpleNamespace(**described)):
+        tool = Tool.from_mcp(description, lambda name, arguments: (name, arguments))
+        assert (tool.name, tool.desc, tool.schema) == ("weather", "Tell the weather.", schema)
+        assert tool(city="Bern", days="2", tags="a") == (
+            "weather",
+            {"city": "Bern", "days": 2, "tags": ["a"]},
+        )
+        with pytest.raises(DataError, match="weather lacks the argument 'city'"):
+            tool(days=1)
+        with pytest.raises(DataError, match="expected one of .C., .F."):
+            tool(city="Bern", unit="K")
+    assert Tool.from_mcp({"name": "now"}, lambda name, arguments: name)() == "now"
+
+
+def test_tools_are_part_of_the_key_and_old_keys_stay():
+    assert ASKED.key.startswith("ebd51c78")
+    with_tools = attrs.evolve(ASKED, tools=[Tool.of(google)])
+    assert with_tools.key == attrs.evolve(ASKED, tools=[Tool.of(google)]).key != ASKED.key
+    called = Message("assistant", "", (ToolCall("1", "google", {"query": "x"}),))
+    answered = Message("tool", "y", tool_call_id="1")
+    assert attrs.evolve(ASKED, messages=[*ASKED.messages, called, answered]).key != ASKED.key

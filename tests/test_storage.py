@@ -2,10 +2,12 @@
 
 import json
 import os
+from datetime import date
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import Colour, Person
 from test_records import json_data
 
 import lmopt
@@ -231,3 +233,16 @@ def test_typed_values_are_saved_as_they_are_written_to_an_lm(tmp_path):
         "tags": ["a"],
         "n": 2,
     }
+
+
+def test_demos_with_typed_values_are_the_same_values_after_saving_and_loading(tmp_path):
+    types = {"Person": Person, "Colour": Colour}
+    task = predict("who: Person, day: date -> colour: Colour, all: set[int], n: int", types=types)
+    values = {"who": Person("Ann", 7), "day": date(2026, 1, 2), "colour": Colour.RED, "all": {1, 2}}
+    params = task.params.replace("predict", demos=[values, {"colour": "green", "n": "x"}])
+    save(params, tmp_path / "p.json")
+    loaded = task.with_params(load(tmp_path / "p.json"))
+    assert loaded.params == params
+    first, second = loaded.params["predict"].demos
+    assert dict(first) == values and type(first["all"]) is set
+    assert dict(second) == {"colour": "green", "n": "x"}  # what is no such value stays as it was
