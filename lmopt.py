@@ -32,6 +32,7 @@ Sections: 1 Errors · 2 Records · 3 Types · 4 Signatures · 5 Messages · 6 Ad
 from __future__ import annotations
 
 import ast
+import base64
 import builtins
 import csv
 import dataclasses
@@ -44,6 +45,7 @@ import inspect
 import io
 import json as jsonlib  # `json` is an adapter here
 import math
+import mimetypes
 import os
 import random
 import re
@@ -85,7 +87,8 @@ __all__ = [
     # 4. Signatures
     "Field", "Signature", "signature",
     # 5. Messages
-    "Message", "History", "Tool", "ToolCall", "Request", "Response", "LM", "transcript",
+    "Image", "Audio", "File", "Message", "History", "Tool", "ToolCall", "Request", "Response",
+    "LM", "transcript",
     # 6. Adapters
     "Adapter", "chat", "xml", "plain", "two_step", "render_outputs",
     # 7. Programs
@@ -105,6 +108,7 @@ __all__ = [
 
 T = TypeVar("T")
 V = TypeVar("V")
+M = TypeVar("M", bound="Media")
 
 # == 1. Errors =====================================================================================
 # Split by whose fault it is: yours, the model's, the world's, and those that are yours to plan for.
@@ -213,7 +217,12 @@ class ReplayMiss(LmoptError, LookupError):
 # == 2. Records ====================================================================================
 
 
-def jsonable(value: Any, *, other: Callable[[Any], Any] | None = None) -> Any:
+def jsonable(
+    value: Any,
+    *,
+    other: Callable[[Any], Any] | None = None,
+    media: Callable[[Any], Any] | None = None,
+) -> Any:
     """Return a value as plain JSON data: dicts, lists, strings, numbers, booleans and None.
 
     Of an attrs object, the attributes that take part in equality are written.
@@ -221,6 +230,7 @@ def jsonable(value: Any, *, other: Callable[[Any], Any] | None = None) -> Any:
     Args:
         value: any value of the types that signatures understand.
         other: called with a value that is none of them; without it that is an error.
+        media: called with each image, audio or file; without it they are written out.
 
     Raises:
         DataError: the value has no JSON form.
@@ -230,7 +240,9 @@ def jsonable(value: Any, *, other: Callable[[Any], Any] | None = None) -> Any:
     """
     if type(value) in (str, int, float, bool, type(None)):
         return value
-    turn = partial(jsonable, other=other)
+    turn = partial(jsonable, other=other, media=media)
+    if isinstance(value, Media):
+        return media(value) if media else {value.kind: value.url, "name": value.name}
     if isinstance(value, enum.Enum):
         return turn(value.value)
     if isinstance(value, (str, int, float)):
@@ -1111,6 +1123,19 @@ def _origin(tp: Any) -> Any:
     return typing.get_origin(tp) or tp
 
 
+def _is_media(tp: Any) -> bool:
+    return isinstance(tp, type) and issubclass(tp, Media)
+
+
+def _to_media(tp: Any, data: Any) -> Any:
+    if isinstance(data, tp):
+        return data
+    given = {"url": data} if isinstance(data, str) else data
+    if not isinstance(given, Mapping) or not (url := given.get(tp.kind, given.get("url"))):
+        raise _not(f"the URL or data URI of {tp.kind}", data)
+    return tp(url, given.get("name", ""))
+
+
 def _is(*types: Any) -> Callable[[Any], bool]:
     return lambda tp: any(tp is one for one in types)
 
@@ -1169,6 +1194,13 @@ _KINDS = (
         _to_noted,
         lambda tp, inside: _sample(tp.__origin__, inside),
     ),
+    _Kind(
+        _is_media,
+        lambda tp, inside: str(tp.kind),
+        lambda *_: {"type": "string"},
+        _to_media,
+        lambda tp, inside: f"data:{tp.kind}/x;base64,AA==",
+    ),
     _Kind(_is_row, _row_words, _row_schema, _to_row, _sample_row, structured=True),
     _Kind(
         _made_of(list, tuple, set, frozenset),
@@ -1220,6 +1252,7 @@ class Field:
     desc: str = ""
     default: Any = field(factory=lambda: attrs.NOTHING, repr=False)
     words: str = field(init=False, eq=False, repr=False)
+    holds_media: bool = field(init=False, eq=False, repr=False)
 
     @words.default
     def _words(self) -> str:
@@ -1228,6 +1261,10 @@ class Field:
         except (SignatureError, NameError, RecursionError) as error:
             what = f"the type of field {self.name!r} is not understood ({error})"
             raise SignatureError(what, self.type, "a known type", "correct it") from error
+
+    @holds_media.default
+    def _holds_media(self) -> bool:
+        return bool(re.search(r"\b(image|audio|file)\b", self.words))
 
     @property
     def required(self) -> bool:
@@ -1316,7 +1353,7 @@ def signature(
             output per attribute.
         instructions: what to do; without them a text asks for its outputs in one sentence.
         types: your own types, by the names they have in the text; known without it are Python's
-            built-in and `typing` names, date, datetime, time, Decimal and History.
+            built-in and `typing` names, date, datetime, time, Decimal, Image, Audio, File, History.
 
     Raises:
         SignatureError: wrong syntax, an unknown name, a duplicate field.
@@ -1400,7 +1437,7 @@ def _resolve(node: ast.expr, text: str, types: Mapping[str, Any]) -> Any:
 def _named_type(name: str, text: str, types: Mapping[str, Any]) -> Any:
     if name in types:
         return types[name]
-    ours = (History, date, datetime, clock, Decimal)
+    ours = (History, Image, Audio, File, date, datetime, clock, Decimal)
     if name in (known := {one.__name__: one for one in ours}):
         return known[name]
     built_in = getattr(builtins, name, None)
@@ -1449,13 +1486,100 @@ class ToolCall:
     arguments: Record = field(converter=_record)
 
 
+MEDIA_LIMIT = 20 * 2**20
+"""How many bytes an image, audio or file may have; most providers refuse more."""
+
+
+def _check_url(url: str) -> None:
+    if not isinstance(url, str) or not re.match(r"(https?://|data:)", url, re.IGNORECASE):
+        todo = "read a file with from_path, wrap bytes with from_bytes"
+        raise DataError("neither a URL nor a data URI", url, "http://, https:// or data:", todo)
+    if len(url) > MEDIA_LIMIT * 4 // 3 + 100:
+        raise DataError("too large", url[:50], f"at most {MEDIA_LIMIT:,} bytes", "make it smaller")
+
+
+@frozen
+class Media:
+    """What is not text: see `Image`, `Audio` and `File`. Making one reads and fetches nothing.
+
+    Attributes:
+        url: http(s) URL or data URI.
+        name: of a file.
+
+    Raises:
+        DataError: neither a URL nor a data URI, or too large.
+    """
+
+    kind: typing.ClassVar[str] = "media"
+    url: str = field(
+        validator=lambda self, attribute, url: _check_url(url), repr=lambda url: repr(cut(url, 40))
+    )
+    name: str = ""
+
+    @classmethod
+    def from_bytes(cls: type[M], data: bytes, media_type: str, *, name: str = "") -> M:
+        """Make one of bytes, with their media type, such as "image/png"."""
+        text = base64.b64encode(data).decode()
+        return cls(f"data:{media_type};base64,{text}", name)
+
+    @classmethod
+    def from_path(cls: type[M], path: str | os.PathLike[str], *, media_type: str = "") -> M:
+        """Read a file; its media type is guessed by its name.
+
+        Raises:
+            DataError: the type cannot be guessed, or the file is too large.
+            OSError: the file cannot be read.
+        """
+        file = Path(path)
+        guessed = media_type or mimetypes.guess_type(file.name)[0]
+        if guessed is None:
+            raise DataError("unknown media type", file.name, "a known ending", "pass media_type=")
+        if file.stat().st_size > MEDIA_LIMIT:
+            limit = f"at most {MEDIA_LIMIT:,} bytes"
+            raise DataError("too large", str(file), limit, "make it smaller")
+        return cls.from_bytes(file.read_bytes(), guessed, name=file.name)
+
+
+@frozen
+class Image(Media):
+    """A picture, as an input or inside one.
+
+    >>> Image("https://example.org/cat.png")
+    Image(url='https://example.org/cat.png', name='')
+    """
+
+    kind = "image"
+
+
+@frozen
+class Audio(Media):
+    """A recording, as an input or inside one; providers take it as data, not by URL.
+
+    >>> Audio.from_bytes(b"RIFF", "audio/wav").url
+    'data:audio/wav;base64,UklGRg=='
+    """
+
+    kind = "audio"
+
+
+@frozen
+class File(Media):
+    """A document, as an input or inside one; providers take it as data, not by URL.
+
+    >>> File.from_bytes(b"%PDF", "application/pdf", name="a.pdf").name
+    'a.pdf'
+    """
+
+    kind = "file"
+
+
 @frozen
 class Message:
     """One message of a conversation.
 
     Attributes:
         role: "system", "user", "assistant", or "tool" for the result of a call.
-        content: its text.
+        content: its text; or its text and then the media that it names as "[image 1]".
         tool_calls: what an assistant wants called.
         tool_call_id: which call a tool's result answers.
 
@@ -1464,9 +1588,14 @@ class Message:
     """
 
     role: str
-    content: str
+    content: str | tuple[Any, ...]
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What of the content is text."""
+        return self.content if isinstance(self.content, str) else str(self.content[0])
 
 
 def transcript(messages: Iterable[Message]) -> str:
@@ -1478,7 +1607,7 @@ def transcript(messages: Iterable[Message]) -> str:
     --- assistant ---
     Hi
     """
-    return "\n".join(f"--- {one.role} ---\n{one.content}" for one in messages)
+    return "\n".join(f"--- {one.role} ---\n{one.text}" for one in messages)
 
 
 @frozen
@@ -1778,12 +1907,12 @@ def render_outputs(adapter: Adapter, task: Signature, values: Mapping[str, Any])
     [[ ## completed ## ]]
     """
     messages = adapter.render(task, Prompt(demos=(Record(values),)), {})
-    return next(one.content for one in reversed(messages) if one.role == "assistant")
+    return next(one.text for one in reversed(messages) if one.role == "assistant")
 
 
-@frozen
+@frozen(eq=False)
 class _Format:
-    """What tells one adapter from another: six functions of a signature and of texts."""
+    """What tells one adapter from another; equal to nothing but itself."""
 
     name: str
     structure: Callable[[Signature], str]  # how a reply is laid out, for the system message
@@ -1825,8 +1954,30 @@ def _complete(task: Signature, demo: Record) -> bool:
 
 def _demo(form: _Format, task: Signature, demo: Record) -> tuple[Message, Message]:
     note = [] if _complete(task, demo) else [_PARTIAL]
-    question = "\n\n".join(note + form.inputs(task.inputs, demo))
+    question = _content(form, task.inputs, demo, before=note)
     return Message("user", question), Message("assistant", form.reply(task, demo))
+
+
+def _content(
+    form: _Format,
+    fields: Sequence[Field],
+    values: Mapping[str, Any],
+    *,
+    before: Sequence[str] = (),
+    after: Sequence[str] = (),
+) -> str | tuple[Any, ...]:
+    """Lay out the inputs; media become "[image 1]" in the text, and follow it."""
+    media: list[Media] = []
+
+    def number(one: Media) -> str:
+        media.append(one)
+        return f"[{one.kind} {len(media)}]"
+
+    if any(one.holds_media for one in fields):
+        shown = {f.name: jsonable(values[f.name], media=number) for f in fields if f.name in values}
+        values, fields = shown, [evolve(one, type=Any) for one in fields]
+    text = "\n\n".join([*before, *form.inputs(fields, values), *after])
+    return (text, *media) if media else text
 
 
 class _Itself:
@@ -1844,34 +1995,41 @@ class _Itself:
         return id(self.value)
 
 
+@frozen
+class _Frame:
+    """What of the messages does not depend on the inputs, and which inputs need more than text."""
+
+    prefix: tuple[Message, ...]  # the system message and the demonstrations
+    ending: str  # the last line of what is asked
+    plain: bool  # whether no input is a history, an image, an audio or a file
+
+
 @lru_cache(maxsize=128)
-def _prefix(form: _Itself, task: _Itself, prompt: _Itself) -> tuple[tuple[Message, ...], str]:
-    """Render what does not depend on the inputs, once for each signature and prompt.
+def _frame(form: _Format, task: _Itself, prompt: _Itself) -> _Frame:
+    """Render the frame once for each signature and prompt.
 
     Remembered by identity, because equal is not the same to the letter.
-
-    Returns:
-        the system message and the demonstrations; the last line of what is asked.
     """
     shown = _without_history(task.value)
-    system = Message("system", _system(form.value, shown, prompt.value))
+    system = Message("system", _system(form, shown, prompt.value))
     # Complete demonstrations stand last: what a model saw last it follows best.
     demos = sorted(prompt.value.demos, key=partial(_complete, shown))
-    turns = concat(_demo(form.value, shown, demo) for demo in demos)
-    return (system, *turns), form.value.ending(shown)
+    turns = concat(_demo(form, shown, demo) for demo in demos)
+    plain = shown is task.value and not any(one.holds_media for one in shown.inputs)
+    return _Frame((system, *turns), form.ending(shown), plain)
 
 
 def _render(
     form: _Format, task: Signature, prompt: Prompt, inputs: Mapping[str, Any]
 ) -> tuple[Message, ...]:
-    prefix, ending = _prefix(_Itself(form), _Itself(task), _Itself(prompt))
-    past = [one.name for one in task.inputs if one.type is History]
-    if past:
-        turns = _past_turns(form, task, [inputs[name] for name in past if name in inputs])
-        task = _without_history(task)
-        prefix = (*prefix, *turns)
-    content = "\n\n".join([*form.inputs(task.inputs, inputs), ending])
-    return (*prefix, Message("user", content))
+    frame = _frame(form, _Itself(task), _Itself(prompt))
+    if frame.plain:
+        content = "\n\n".join([*form.inputs(task.inputs, inputs), frame.ending])
+        return (*frame.prefix, Message("user", content))
+    past = [inputs[f.name] for f in task.inputs if f.type is History and f.name in inputs]
+    shown = _without_history(task)
+    asked = _content(form, shown.inputs, inputs, after=(frame.ending,))
+    return (*frame.prefix, *_past_turns(form, shown, past), Message("user", asked))
 
 
 def _without_history(task: Signature) -> Signature:
@@ -1879,10 +2037,9 @@ def _without_history(task: Signature) -> Signature:
     return evolve(task, inputs=kept) if len(kept) < len(task.inputs) else task
 
 
-def _past_turns(form: _Format, task: Signature, past: Iterable[Any]) -> Iterator[Message]:
-    shown = _without_history(task)
+def _past_turns(form: _Format, shown: Signature, past: Iterable[Any]) -> Iterator[Message]:
     for turn in concat(coerce(History, one).turns for one in past):
-        yield Message("user", "\n\n".join(form.inputs(shown.inputs, turn)))
+        yield Message("user", _content(form, shown.inputs, turn))
         yield Message("assistant", form.reply(shown, turn))
 
 
@@ -3071,7 +3228,7 @@ class _Scripted:
             index, self._left = self._left, self._left + 1
         if index < len(self._replies):
             return _reply(self._replies[index], request)
-        asked = request.messages[-1].content if request.messages else ""
+        asked = request.messages[-1].text if request.messages else ""
         problem = f"scripted_lm has given all of its {len(self._replies)} replies; one more request"
         raise ReplayMiss(problem, asked, "no further request", "script one more reply")
 
@@ -3167,8 +3324,8 @@ _TOY_FIELD = re.compile(r"^\d+\. `(\w+)` \((.*?)(?:, as JSON)?\)(?::|$)", re.MUL
 
 
 def _toy(seed: int, request: Request) -> Response:
-    system = "\n".join(one.content for one in request.messages if one.role == "system")
-    turns = [one.content for one in request.messages if one.role != "system"]
+    system = "\n".join(one.text for one in request.messages if one.role == "system")
+    turns = [one.text for one in request.messages if one.role != "system"]
     last = max((n for n in range(0, len(turns), 2) if "[[ ##" in turns[n]), default=len(turns) - 1)
     demos = [_toy_demo(given, made) for given, made in partition(2, turns[: max(last, 0)])]
     question = _toy_question(turns[last]) if turns else ""
@@ -3186,7 +3343,7 @@ def _toy(seed: int, request: Request) -> Response:
         value = _toy_sample(seed, request, votes) if votes else _toy_guess(kind, question)
         reply.append(_section(name, value))
     text = "\n\n".join([*reply, _END]) if reply else question
-    read = sum(one.content.count(" ") + 1 for one in request.messages)
+    read = sum(one.text.count(" ") + 1 for one in request.messages)
     spent = Usage(calls=1, input_tokens=read, output_tokens=text.count(" ") + 1)
     return Response(text, usage=spent, model="toy")
 
@@ -3469,10 +3626,32 @@ def _openai_message(one: Message) -> dict[str, Any]:
         }
         for call in one.tool_calls
     ]
-    made = {"role": one.role, "content": one.content, "tool_call_id": one.tool_call_id}
+    content: Any = one.text
+    if one.text is not one.content:
+        content = [{"type": "text", "text": one.text}, *map(_openai_media, one.content[1:])]
+    made = {"role": one.role, "content": content, "tool_call_id": one.tool_call_id}
     return {
         n: v for n, v in (made | {"tool_calls": calls}).items() if v or n in ("role", "content")
     }
+
+
+def _openai_media(one: Media) -> dict[str, Any]:
+    if isinstance(one, Image):
+        return {"type": "image_url", "image_url": {"url": one.url}}
+    kind, data = _inline(one)
+    if isinstance(one, Audio):
+        form = kind.partition("/")[2].removeprefix("x-")
+        return {"type": "input_audio", "input_audio": {"data": data, "format": form}}
+    return {"type": "file", "file": {"filename": one.name or "file", "file_data": one.url}}
+
+
+def _inline(one: Media) -> tuple[str, str]:
+    """The media type and the base64 text of a data URI."""
+    head, _, data = one.url.partition(",")
+    if not head.startswith("data:") or not head.endswith(";base64"):
+        what, todo = f"{one.kind} by URL cannot be sent", f"use {type(one).__name__}.from_path"
+        raise DataError(what, one.url, "a data URI in base64", todo)
+    return head.removeprefix("data:").removesuffix(";base64"), data
 
 
 def _openai_tool(one: Any) -> Any:

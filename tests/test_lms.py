@@ -279,6 +279,26 @@ def test_native_tool_calls_go_out_and_come_back_several_at_once():
     ]
 
 
+def test_media_in_the_openai_format():
+    wav = lmopt.Audio.from_bytes(b"RIFF", "audio/x-wav")
+    text = lmopt.File.from_bytes(b"%", "text/x", name="a.x")
+    image = lmopt.Image("https://example.org/cat.png")
+    with server(lambda payload: completion("Hi")) as served:
+        lm = openai_lm("m", base_url=served.base_url)
+        lm(Request([Message("user", ("see [image 1]", image, wav, text))]))
+        with pytest.raises(
+            lmopt.DataError, match="audio by URL cannot be sent: .*; use Audio.from"
+        ):
+            lm(Request([Message("user", ("hear", lmopt.Audio("https://example.org/a.wav")))]))
+        lm.close()
+    assert served.seen[0][2]["messages"][0]["content"] == [
+        {"type": "text", "text": "see [image 1]"},
+        {"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}},
+        {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}},
+        {"type": "file", "file": {"filename": "a.x", "file_data": "data:text/x;base64,JQ=="}},
+    ]
+
+
 FAILURES = [
     (
         failure(401, f"Incorrect API key provided: {KEY}"),

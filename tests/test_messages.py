@@ -10,15 +10,24 @@ import pytest
 from conftest import ROOT
 from strategies import Person
 
+import lmopt
 from lmopt import (
+    Audio,
     DataError,
+    File,
+    Image,
     Message,
+    Prompt,
     Request,
     Response,
     SignatureError,
     Tool,
     ToolCall,
     chat,
+    dumps,
+    loads,
+    predict,
+    preview,
     signature,
     transcript,
 )
@@ -269,3 +278,87 @@ def test_tools_are_part_of_the_key_and_old_keys_stay():
     called = Message("assistant", "", (ToolCall("1", "google", {"query": "x"}),))
     answered = Message("tool", "y", tool_call_id="1")
     assert attrs.evolve(ASKED, messages=[*ASKED.messages, called, answered]).key != ASKED.key
+
+
+# -- media -----------------------------------------------------------------------------------------
+
+CAT = Image("https://example.org/cat.png")
+
+
+@attrs.frozen
+class Page:
+    title: str
+    picture: Image
+
+
+def test_media_from_bytes_path_url_and_data_uri(tmp_path):
+    (tmp_path / "cat.png").write_bytes(b"\x89PNG")
+    (tmp_path / "odd.xyzzy").write_bytes(b"?")
+    image = Image.from_path(tmp_path / "cat.png")
+    assert image == Image("data:image/png;base64,iVBORw==", "cat.png")
+    assert image == Image.from_bytes(b"\x89PNG", "image/png", name="cat.png")
+    assert (
+        Audio.from_path(tmp_path / "odd.xyzzy", media_type="audio/wav").url
+        == "data:audio/wav;base64,Pw=="
+    )
+    with pytest.raises(
+        DataError, match="unknown media type: 'odd.xyzzy'; expected a known ending; pass"
+    ):
+        File.from_path(tmp_path / "odd.xyzzy")
+    with pytest.raises(FileNotFoundError):
+        File.from_path(tmp_path / "none.pdf")
+    for wrong in ("cat.png", "/etc/passwd", "file:///etc/passwd", "", 5):
+        with pytest.raises(
+            DataError, match="neither a URL nor a data URI: .*; expected .*; read a file with"
+        ):
+            Image(wrong)
+
+
+def test_media_have_a_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(lmopt, "MEDIA_LIMIT", 10)
+    (tmp_path / "cat.png").write_bytes(b"x" * 11)
+    with pytest.raises(DataError, match="too large: .*; expected at most 10 bytes; make it"):
+        Image.from_path(tmp_path / "cat.png")
+    with pytest.raises(DataError, match="too large"):
+        Image.from_bytes(b"x" * 200, "image/png")
+    assert Image.from_bytes(b"x" * 10, "image/png").url
+
+
+def test_a_repr_of_media_is_short():
+    assert len(repr(Image.from_bytes(b"x" * 10_000, "image/png"))) < 100
+
+
+@pytest.mark.parametrize("adapter", [lmopt.chat, lmopt.json, lmopt.xml, lmopt.plain])
+def test_media_stand_where_they_are_named_in_inputs_lists_records_and_demos(adapter, golden):
+    task = predict(
+        "photo: Image, pages: list[Page], note: File | None -> answer",
+        types={"Page": Page},
+        adapter=adapter,
+    )
+    dog, doc = Image("https://example.org/dog.png"), File.from_bytes(b"%PDF", "application/pdf")
+    demo = {"photo": dog, "pages": [], "note": None, "answer": "A dog."}
+    task = task.with_params({"predict": Prompt("Say what you see.", demos=[demo])})
+    messages = preview(task, photo=CAT, pages=[Page("One", dog), Page("Two", CAT)], note=doc)
+    assert messages[1].content[1:] == (dog,)
+    assert messages[-1].content[1:] == (CAT, dog, CAT, doc)
+    text = messages[-1].text
+    places = [text.index(one) for one in ("[image 1]", "[image 2]", "[image 3]", "[file 4]")]
+    assert places == sorted(places) and "example.org" not in transcript(messages)
+    golden(f"media_{adapter.name}.txt", transcript(messages[-1:]) + "\n")
+    again = task.with_params(loads(dumps(task.params)))
+    assert preview(again, photo=CAT, pages=[], note=None)[:2] == messages[:2]
+    assert type(again.params["predict"].demos[0]["photo"]) is Image
+
+
+def test_no_media_no_parts():
+    task = predict("photo: Image | None -> answer: Literal['image', 'file']")
+    assert isinstance(preview(task, photo=None)[-1].content, str)
+    assert task(lmopt.toy_lm(), photo=CAT).answer == "image"
+
+
+def test_which_picture_it_is_is_part_of_the_key():
+    keys = {
+        Request([Message("user", ("see [image 1]", one))]).key
+        for one in (CAT, Image("https://example.org/dog.png"), File(CAT.url), "cat")
+    }
+    assert len(keys) == 4
