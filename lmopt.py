@@ -70,7 +70,16 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
 import attrs
 from attrs import evolve, field, frozen
-from toolz import concat, first, get_in, partition, unique, valfilter  # type: ignore[import-untyped]
+from toolz import (  # type: ignore[import-untyped]
+    concat,
+    first,
+    get_in,
+    groupby,
+    partition,
+    partitionby,
+    unique,
+    valfilter,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -98,7 +107,8 @@ __all__ = [
     # 9. Modules
     "predict", "chain_of_thought", "pipeline",
     # 10. LMs
-    "scripted_lm", "mock_lm", "stub_lm", "toy_lm", "openai_lm", "connect",
+    "scripted_lm", "mock_lm", "stub_lm", "toy_lm", "openai_lm", "anthropic_lm",
+    "connect",
     # 11. Evaluation
     "Score", "Row", "Evaluation", "Metric", "evaluate", "Comparison", "compare", "normalize",
     "exact_match", "f1",
@@ -3433,6 +3443,7 @@ class _HttpLM:
     model: str
     encode: Callable[[Request], dict[str, Any]]
     decode: Callable[[Any], Response]
+    authorize: Callable[[str], dict[str, str]]
     key: str | None = field(repr=False)
     key_name: str = field(repr=False)
     headers: Record = field(repr=False)
@@ -3465,8 +3476,7 @@ class _HttpLM:
             todo = f"set it, or pass api_key= to the LM of {self.url}"
             raise Unauthorized("no API key", self.key_name, "an API key", todo)
         hide = partial(_hide, [key, *map(str, self.headers.values())])
-        authorization = {"Authorization": f"Bearer {key}"} if key else {}
-        headers = {"Content-Type": "application/json", **authorization, **self.headers}
+        headers = {"Content-Type": "application/json", **self.authorize(key), **self.headers}
         status, after, body = self._post(_dump(jsonable(payload)).encode(), headers, hide)
         if status != 200:
             raise _http_error(self.url, status, after, hide(body.decode("utf-8", "replace")))
@@ -3669,6 +3679,10 @@ def _openai_tool_call(data: Any) -> ToolCall:
     return ToolCall(data.get("id") or "", called["name"], arguments)
 
 
+def _bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 _OPENAI = "https://api.openai.com/v1"
 
 
@@ -3714,6 +3728,7 @@ def openai_lm(
         model=model,
         encode=_openai_encode,
         decode=_openai_decode,
+        authorize=_bearer,
         key=api_key,
         key_name="OPENAI_API_KEY" if base_url == _OPENAI else "",
         headers=Record(headers or {}),
@@ -3725,8 +3740,153 @@ def openai_lm(
     )
 
 
+def _anthropic_encode(request: Request) -> dict[str, Any]:
+    """Write a request in the Anthropic Messages format; its schema has no place there."""
+    said = [one for one in request.messages if one.role != "system"]
+    options = {
+        "model": request.model,
+        "system": "\n\n".join(one.text for one in request.messages if one.role == "system") or None,
+        "messages": list(concat(map(_anthropic_turn, partitionby(_is_result, said)))),
+        "temperature": request.temperature,
+        "max_tokens": request.max_tokens,
+        "top_p": request.top_p,
+        "stop_sequences": list(request.stop) or None,
+        "tools": [_anthropic_tool(one) for one in request.tools] or None,
+        "tool_choice": request.tool_choice,
+    }
+    given: dict[str, Any] = valfilter(lambda value: value is not None, options)
+    return given | dict(request.extra)
+
+
+def _is_result(one: Message) -> bool:
+    return one.role == "tool"
+
+
+def _anthropic_turn(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as they are, but the results of one round of calls in one message of the user."""
+    if not _is_result(messages[0]):
+        return [{"role": one.role, "content": _anthropic_content(one)} for one in messages]
+    results = [
+        {"type": "tool_result", "tool_use_id": one.tool_call_id, "content": one.text}
+        for one in messages
+    ]
+    return [{"role": "user", "content": results}]
+
+
+def _anthropic_content(one: Message) -> str | list[dict[str, Any]]:
+    media = [] if one.text is one.content else list(one.content[1:])
+    if not media and not one.tool_calls:
+        return one.text
+    text = [{"type": "text", "text": one.text}] if one.text else []
+    calls = [
+        {"type": "tool_use", "id": call.id, "name": call.name, "input": jsonable(call.arguments)}
+        for call in one.tool_calls
+    ]
+    return [*text, *map(_anthropic_media, media), *calls]
+
+
+def _anthropic_media(one: Media) -> dict[str, Any]:
+    if isinstance(one, Audio):
+        raise DataError("audio cannot be sent", one, "an image or a file", "use another provider")
+    source = {"type": "url", "url": one.url}
+    if one.url.startswith("data:"):
+        kind, data = _inline(one)
+        source = {"type": "base64", "media_type": kind, "data": data}
+    title = {"title": one.name} if one.name and isinstance(one, File) else {}
+    return {"type": "image" if isinstance(one, Image) else "document", "source": source, **title}
+
+
+def _anthropic_tool(one: Any) -> Any:
+    if not isinstance(one, Tool):
+        return one
+    return {"name": one.name, "description": one.desc, "input_schema": one.schema}
+
+
+_STOPPED = {"max_tokens": "length", "tool_use": "tool_calls"}
+
+
+def _anthropic_decode(data: Any) -> Response:
+    """Read a response in the Anthropic Messages format."""
+    parts = groupby(lambda part: part["type"], data["content"])
+    spent = data.get("usage") or {}
+    read_, made_ = spent.get("cache_read_input_tokens"), spent.get("cache_creation_input_tokens")
+    return Response(
+        "".join(part["text"] for part in parts.get("text", ())),
+        tool_calls=tuple(
+            ToolCall(part["id"], part["name"], part["input"]) for part in parts.get("tool_use", ())
+        ),
+        usage=Usage(
+            calls=1,
+            input_tokens=(spent.get("input_tokens") or 0) + (read_ or 0) + (made_ or 0),
+            output_tokens=spent.get("output_tokens") or 0,
+            cached_tokens=read_ or 0,
+        ),
+        model=data.get("model") or "",
+        finish_reason=_STOPPED.get(data.get("stop_reason"), "stop"),
+        reasoning="".join(part["thinking"] for part in parts.get("thinking", ())),
+    )
+
+
+def _api_key(key: str) -> dict[str, str]:
+    return {"anthropic-version": "2023-06-01", **({"x-api-key": key} if key else {})}
+
+
+_ANTHROPIC = "https://api.anthropic.com/v1"
+
+
+def anthropic_lm(
+    model: str,
+    *,
+    base_url: str = _ANTHROPIC,
+    api_key: str | None = None,
+    concurrency: int = 16,
+    timeout: float = 60.0,
+    headers: Mapping[str, str] | None = None,
+    price: tuple[float, float] | None = None,
+    client: httpx.Client | None = None,
+    **defaults: Any,
+) -> LM:
+    """Make an LM that speaks the Anthropic Messages format over HTTP.
+
+    Args:
+        model: as the provider names it.
+        base_url: of the provider, without "/messages".
+        api_key: by default, at Anthropic only, the environment variable ANTHROPIC_API_KEY.
+        concurrency: how many calls `evaluate` and the optimizers make at once, 1 or more.
+        timeout: seconds to wait for the provider.
+        headers: further HTTP headers.
+        price: US dollars for a million tokens read, and for a million written.
+        client: an `httpx.Client` to use instead of our own.
+        **defaults: fields of the request body where a request does not set them; `max_tokens`,
+            which this format demands, is 4096 unless it is given.
+
+    Raises:
+        LMError: (when asked) as `openai_lm`.
+
+    Calls: one HTTP request for each call; it never retries by itself.
+
+    >>> anthropic_lm("claude-sonnet-4-5", api_key="secret").url
+    'https://api.anthropic.com/v1/messages'
+    """
+    return _HttpLM(
+        url=base_url.rstrip("/") + "/messages",
+        model=model,
+        encode=_anthropic_encode,
+        decode=_anthropic_decode,
+        authorize=_api_key,
+        key=api_key,
+        key_name="ANTHROPIC_API_KEY" if base_url == _ANTHROPIC else "",
+        headers=Record(headers or {}),
+        defaults=Record({"max_tokens": 4096, **jsonable(defaults)}),
+        concurrency=concurrency,
+        timeout=timeout,
+        price=price,
+        client=client,
+    )
+
+
 def connect(name: str, **options: Any) -> LM:
-    """Make the LM of a name: "openai/MODEL", "ollama/MODEL" (on this machine) or "toy".
+    """Make the LM of a name: "openai/MODEL", "anthropic/MODEL", "ollama/MODEL" or "toy".
 
     Args:
         name: provider and model.
@@ -3743,9 +3903,11 @@ def connect(name: str, **options: Any) -> LM:
         return toy_lm(**options)
     if provider == "openai" and model:
         return openai_lm(model, **options)
-    if provider == "ollama" and model:
+    if provider == "anthropic" and model:
+        return anthropic_lm(model, **options)
+    if provider == "ollama" and model:  # on this machine
         return openai_lm(model, **{"base_url": "http://localhost:11434/v1", **options})
-    known = "'openai/MODEL', 'ollama/MODEL' or 'toy'"
+    known = "'openai/MODEL', 'anthropic/MODEL', 'ollama/MODEL' or 'toy'"
     raise DataError("unknown LM", name, known, "or make it with openai_lm(base_url=...)")
 
 

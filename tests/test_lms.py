@@ -286,9 +286,7 @@ def test_media_in_the_openai_format():
     with server(lambda payload: completion("Hi")) as served:
         lm = openai_lm("m", base_url=served.base_url)
         lm(Request([Message("user", ("see [image 1]", image, wav, text))]))
-        with pytest.raises(
-            lmopt.DataError, match="audio by URL cannot be sent: .*; use Audio.from"
-        ):
+        with pytest.raises(lmopt.DataError, match="audio by URL cannot be sent: .*; use Audio"):
             lm(Request([Message("user", ("hear", lmopt.Audio("https://example.org/a.wav")))]))
         lm.close()
     assert served.seen[0][2]["messages"][0]["content"] == [
@@ -297,6 +295,115 @@ def test_media_in_the_openai_format():
         {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}},
         {"type": "file", "file": {"filename": "a.x", "file_data": "data:text/x;base64,JQ=="}},
     ]
+
+
+def test_the_anthropic_format(monkeypatch):
+    tool = lmopt.Tool.of(add)
+    calls = (lmopt.ToolCall("c1", "add", {"a": 1}), lmopt.ToolCall("c2", "add", {"a": 2}))
+    image = lmopt.Image.from_bytes(b"x", "image/png")
+    pdf = lmopt.File("https://example.org/a.pdf", "a.pdf")
+    asked = Request(
+        [
+            Message("system", "Be brief."),
+            Message("user", ("see [image 1] [file 2]", image, pdf)),
+            Message("assistant", "", calls),
+            Message("tool", "2", tool_call_id="c1"),
+            Message("tool", "3", tool_call_id="c2"),
+            Message("user", "And now?"),
+        ],
+        temperature=0.5,
+        stop=["x"],
+        tools=[tool],
+        schema={"type": "object"},
+        extra={"metadata": {"user_id": "u"}},
+    )
+    data = {
+        "model": "served",
+        "content": [
+            {"type": "thinking", "thinking": "hm"},
+            {"type": "text", "text": "Hi"},
+            {"type": "tool_use", "id": "c3", "name": "add", "input": {"a": 5}},
+        ],
+        "stop_reason": "tool_use",
+        "usage": {"input_tokens": 5, "output_tokens": 2, "cache_read_input_tokens": 3},
+    }
+    with server(lambda payload: (200, {}, json.dumps(data).encode())) as served:
+        lm = lmopt.anthropic_lm("m", base_url=served.base_url, api_key=KEY, price=(1, 10))
+        answer = lm(asked)
+        with pytest.raises(lmopt.DataError, match="audio cannot be sent"):
+            lm(Request([Message("user", ("hear", lmopt.Audio.from_bytes(b"x", "audio/wav")))]))
+        lm.close()
+    (path, headers, payload) = served.seen[0]
+    assert path == "/v1/messages" and headers["x-api-key"] == KEY and "Authorization" not in headers
+    assert headers["anthropic-version"] == "2023-06-01" and KEY not in repr(lm)
+    assert payload == {
+        "model": "m",
+        "max_tokens": 4096,
+        "system": "Be brief.",
+        "temperature": 0.5,
+        "stop_sequences": ["x"],
+        "tools": [{"name": "add", "description": "Add two numbers.", "input_schema": tool.schema}],
+        "metadata": {"user_id": "u"},
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "see [image 1] [file 2]"},
+                    {
+                        "type": "image",
+                        "source": {"type": "base64", "media_type": "image/png", "data": "eA=="},
+                    },
+                    {
+                        "type": "document",
+                        "source": {"type": "url", "url": "https://example.org/a.pdf"},
+                        "title": "a.pdf",
+                    },
+                ],
+            },
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "tool_use", "id": "c1", "name": "add", "input": {"a": 1}},
+                    {"type": "tool_use", "id": "c2", "name": "add", "input": {"a": 2}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "c1", "content": "2"},
+                    {"type": "tool_result", "tool_use_id": "c2", "content": "3"},
+                ],
+            },
+            {"role": "user", "content": "And now?"},
+        ],
+    }
+    assert answer == Response(
+        "Hi",
+        tool_calls=(lmopt.ToolCall("c3", "add", {"a": 5}),),
+        usage=Usage(calls=1, input_tokens=8, output_tokens=2, cached_tokens=3, cost=28e-6),
+        model="served",
+        finish_reason="tool_calls",
+        reasoning="hm",
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (failure(400, "prompt is too long: 9 tokens > 8 maximum"), lmopt.ContextWindowExceeded),
+        (failure(401, KEY), lmopt.Unauthorized),
+        (failure(529, "overloaded"), LMError),
+        ((200, {}, b'{"type": "error"}'), LMError),
+        ((200, {}, b'{"content": [5]}'), LMError),
+    ],
+)
+def test_failures_in_the_anthropic_format(answer, kind):
+    with server(lambda payload: answer) as served:
+        lm = lmopt.anthropic_lm("m", base_url=served.base_url, api_key=KEY)
+        with pytest.raises(LMError) as caught:
+            lm(ASKED)
+        lm.close()
+    assert type(caught.value) is kind and not holds_key(caught.value)
 
 
 FAILURES = [
@@ -489,6 +596,7 @@ def test_a_lone_surrogate_can_be_sent():
         ("openai/gpt-4o-mini", "https://api.openai.com/v1/chat/completions"),
         ("openai/ft:gpt:a/b", "https://api.openai.com/v1/chat/completions"),
         ("ollama/llama3.2", "http://localhost:11434/v1/chat/completions"),
+        ("anthropic/claude-sonnet-4-5", "https://api.anthropic.com/v1/messages"),
     ],
 )
 def test_connect_picks_by_prefix(name, url):

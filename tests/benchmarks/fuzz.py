@@ -2,9 +2,11 @@
 
     python tests/benchmarks/fuzz.py [REPLIES]
 
-Anything else that is raised, or a reply that takes longer than 50 ms, ends it with status 1.
+Anything else that is raised, a reply that takes longer than 50 ms, or a megabyte that takes more
+than three times as long as half of one (were a pattern quadratic) ends it with status 1.
 """
 
+import contextlib
 import random
 import sys
 import time
@@ -16,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import lmopt
 from lmopt import ParseError, Response, render_outputs, seeded, signature
 
+ADAPTERS = (lmopt.chat, lmopt.json, lmopt.xml, lmopt.plain)
 TASKS = [
     ("-> answer", {"answer": "Paris, [the] <capital>\nof 'France'"}),
     ("-> n: int, ok: bool", {"n": 1234, "ok": True}),
@@ -72,12 +75,44 @@ def mutate(text: str, rng: random.Random) -> str:
     return text[:20_000]
 
 
+def seconds(adapter: lmopt.Adapter, text: str) -> float:
+    """How long it takes to read a text, the best of three."""
+    task, found = signature("-> answer, tags: list[str], n: int"), []
+    for _ in range(3):
+        began = time.perf_counter()
+        with contextlib.suppress(ParseError):
+            adapter.parse(task, Response(text))
+        found.append(time.perf_counter() - began)
+    return min(found)
+
+
+def growth() -> float:
+    """The worst ratio of the times for a megabyte and for half of one."""
+    worst = 0.0
+    pieces = [
+        *PIECES,
+        "[[ ## answer ## ]]\n",
+        "<answer>",
+        "<tags><item>",
+        "Answer: x\n",
+        '{"a": ',
+        "a b ",
+    ]
+    for adapter in ADAPTERS:
+        for piece in pieces:
+            half, whole = (
+                seconds(adapter, piece * (size // len(piece))) for size in (2**19, 2**20)
+            )
+            worst = max(worst, whole / half if whole > 0.01 else 0.0)
+    return worst
+
+
 def main(replies: int) -> int:
     """Run, print the counts, return the exit status."""
     rng, counts, slowest = seeded(0, "fuzz"), Counter[str](), (0.0, "")
     cases = [
         (adapter, task, render_outputs(adapter, task, values))
-        for adapter in (lmopt.chat, lmopt.json, lmopt.xml, lmopt.plain)
+        for adapter in ADAPTERS
         for text, values in TASKS
         for task in [signature(text)]
     ]
@@ -97,7 +132,9 @@ def main(replies: int) -> int:
     for name, count in sorted(counts.items()):
         print(f"{count:8,} {name}")
     print(f"slowest: {slowest[0] * 1000:.1f} ms for {slowest[1]}")
-    return int(slowest[0] > 0.05)
+    ratio = growth()
+    print(f"a megabyte takes at most {ratio:.1f} times as long as half of one")
+    return int(slowest[0] > 0.05 or ratio > 3)
 
 
 if __name__ == "__main__":
