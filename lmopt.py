@@ -251,35 +251,48 @@ def jsonable(
     if type(value) in (str, int, float, bool, type(None)):
         return value
     turn = partial(jsonable, other=other, media=media)
-    if isinstance(value, Media):
-        return media(value) if media else {value.kind: value.url, "name": value.name}
-    if isinstance(value, enum.Enum):
-        return turn(value.value)
+    if isinstance(value, Media) and media:
+        return media(value)
+    for fits, simpler in _SIMPLER:
+        if fits(value):
+            return turn(simpler(value))
     if isinstance(value, (str, int, float)):
         return value
-    if isinstance(value, (date, clock)):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return str(value)
-    if hasattr(value, "model_dump"):  # pydantic
-        return turn(value.model_dump(mode="json"))
     if isinstance(value, Mapping):
         return {str(turn(key)): turn(item) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return turn(value._asdict())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {one.name: turn(getattr(value, one.name)) for one in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
         return [turn(item) for item in value]
     if isinstance(value, (set, frozenset)):
         return sorted((turn(item) for item in value), key=canonical)
-    if attrs.has(type(value)):
-        known = [a for a in attrs.fields(type(value)) if a.eq]
-        return {a.alias or a.name: turn(getattr(value, a.name)) for a in known}
     if other is not None:
         return other(value)
     kind = type(value).__name__
     raise DataError(f"a {kind} has no JSON form", value, "plain data", "convert it first")
+
+
+def _attrs_dict(value: Any) -> dict[str, Any]:
+    known = [a for a in attrs.fields(type(value)) if a.eq]
+    return {a.alias or a.name: getattr(value, a.name) for a in known}
+
+
+def _dataclass_dict(value: Any) -> dict[str, Any]:
+    return {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
+
+
+# What kind of value it is, and the simpler value that stands for it in JSON.
+_SIMPLER: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
+    (lambda value: isinstance(value, enum.Enum), lambda value: value.value),
+    (lambda value: isinstance(value, (date, clock)), lambda value: value.isoformat()),
+    (lambda value: isinstance(value, Decimal), str),
+    (
+        lambda value: isinstance(value, Media),
+        lambda value: {value.kind: value.url, "name": value.name},
+    ),
+    (lambda value: attrs.has(type(value)), _attrs_dict),
+    (lambda value: hasattr(type(value), "__dataclass_fields__"), _dataclass_dict),
+    (lambda value: hasattr(type(value), "model_dump"), lambda value: value.model_dump(mode="json")),
+    (lambda value: hasattr(type(value), "_asdict"), lambda value: value._asdict()),
+)
 
 
 def canonical(value: Any, *, other: Callable[[Any], Any] | None = None) -> str:
@@ -740,8 +753,10 @@ def _bare(word: str) -> Any:
 
 
 def _string(double: str | None, single: str | None) -> str:
-    raw = double if double is not None else str(single).replace("\\'", "'").replace('"', '\\"')
-    text: str = jsonlib.loads(f'"{raw}"', strict=False)
+    """The text of a string; one in single quotes is first written as JSON would."""
+    swap = {"\\'": "'", '"': '\\"'}
+    other = re.sub(r"\\.|\"", lambda match: swap.get(match[0], match[0]), single or "")
+    text: str = jsonlib.loads(f'"{other if double is None else double}"', strict=False)
     return text
 
 

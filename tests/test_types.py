@@ -119,6 +119,7 @@ READ = [
     (list[str], "['a', 'b']", ["a", "b"]),
     (list[str], '["a", "b",]', ["a", "b"]),
     (list[str], "['it\\'s', 'a \"b\"']", ["it's", 'a "b"']),
+    (list[str], "['a\\\\', 'b\\\"c', 'd\\n']", ["a\\", 'b"c', "d\n"]),
     (list[str], "[a, b]", ["a", "b"]),
     (list[bool], "[True, false, FALSE]", [True, False, False]),
     (list[int | None], "[1, None, null]", [1, None, None]),
