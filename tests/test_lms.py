@@ -332,7 +332,9 @@ def test_the_anthropic_format(monkeypatch):
         answer = lm(asked)
         with pytest.raises(lmopt.DataError, match="audio cannot be sent"):
             lm(Request([Message("user", ("hear", lmopt.Audio.from_bytes(b"x", "audio/wav")))]))
+        lm(Request(ASKED.messages, tools=[{"type": "bash", "name": "bash"}]))
         lm.close()
+    assert served.seen[1][2]["tools"] == [{"type": "bash", "name": "bash"}]
     (path, headers, payload) = served.seen[0]
     assert path == "/v1/messages" and headers["x-api-key"] == KEY and "Authorization" not in headers
     assert headers["anthropic-version"] == "2023-06-01" and KEY not in repr(lm)

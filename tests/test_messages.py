@@ -314,6 +314,13 @@ def test_media_from_bytes_path_url_and_data_uri(tmp_path):
             Image(wrong)
 
 
+def test_what_is_no_medium_is_refused_when_it_is_read():
+    assert lmopt.coerce(Image, CAT.url) == lmopt.coerce(Image, {"url": CAT.url}) == CAT
+    for wrong in (5, {}, {"file": CAT.url}):
+        with pytest.raises(ValueError, match="is not the URL or data URI of image"):
+            lmopt.coerce(Image, wrong)
+
+
 def test_media_have_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(lmopt, "MEDIA_LIMIT", 10)
     (tmp_path / "cat.png").write_bytes(b"x" * 11)

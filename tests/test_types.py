@@ -1,5 +1,6 @@
 """Types: words, coercion of what models write, and the law that text gives the value back."""
 
+import dataclasses
 import datetime as dt
 import enum
 import importlib.util
@@ -376,8 +377,34 @@ class Shout(str):
     pass
 
 
+@attrs.frozen
+class Counted:
+    name: str
+    size: int = attrs.field(init=False)
+
+    @size.default
+    def _size(self) -> int:
+        return len(self.name)
+
+
+@dataclasses.dataclass
+class Numbered:
+    name: str
+    number: int = dataclasses.field(init=False, default=7)
+
+
+@pytest.mark.parametrize("tp", [Counted, Numbered])
+def test_an_attribute_that_is_not_given_is_not_asked_for(tp):
+    assert words(tp) == "{name: str}"
+    assert read(tp, write(tp, tp("abc"))) == tp("abc")
+
+
 def test_a_value_that_is_one_already_stays():
     assert coerce(list[Person], [Person("Ann")]) == [Person("Ann")]
+    day = dt.date(2026, 1, 2)
+    assert coerce(list[dt.date], [day]) == [day]
+    assert coerce(Decimal | None, Decimal("0.10")) == Decimal("0.10")
+    assert coerce(list[Decimal], [Decimal("1")]) == [Decimal("1")]
     assert write(str, Shout("HI")) == "HI" and write(list[str], [Shout("HI")]) == '["HI"]'
 
 
