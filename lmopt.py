@@ -64,7 +64,6 @@ from datetime import date, datetime
 from datetime import time as clock
 from decimal import Decimal
 from functools import lru_cache, partial
-from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
@@ -2264,43 +2263,41 @@ def _xml_parts(tp: Any, data: Any) -> list[tuple[str, Any, Any]] | None:
     return None
 
 
-def _element(text: str, name: str, start: int = 0) -> tuple[str, str, int] | None:
-    """Find the next element of a name: its key, what is in it, and where it ends."""
-    tag = re.compile(rf'<(/?){re.escape(name)}(?:\s+key="([^"]*)")?\s*>')
+def _children(text: str, names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """The elements of these names that stand side by side: name, key, and what is inside.
+
+    Tags of other names are text. One that is not closed ends it: what follows may be inside.
+    """
+    known = "|".join(map(re.escape, names))
+    tag = re.compile(rf'<(/?)({known})(?:\s+key="([^"]*)")?\s*>')
     opening, depth = None, 0
-    for match in tag.finditer(text, start):
-        if opening is None and match[1]:
-            continue
-        opening = opening or match
-        depth += -1 if match[1] else 1
+    for match in tag.finditer(text):
+        if opening is None:
+            if match[1]:
+                continue
+            opening = match
+        if match[2] == opening[2]:
+            depth += -1 if match[1] else 1
         if depth == 0:
-            return html.unescape(opening[2] or ""), text[opening.end() : match.start()], match.end()
-    return None
-
-
-def _elements(text: str, name: str) -> Iterator[tuple[str, str]]:
-    end = 0
-    while found := _element(text, name, end):
-        key, inner, end = found
-        yield key, inner
+            inner = text[opening.end() : match.start()]
+            yield opening[2], html.unescape(opening[3] or ""), inner
+            opening = None
 
 
 def _xml_data(tp: Any, text: str) -> Any:
     """Read nested elements of a type as JSON data; JSON in place of elements is taken too."""
+    data: Any = None
     if _is_row(tp) or _origin(tp) in (list, tuple, set, frozenset):
-        kinds = typing.get_args(tp) if _is_row(tp) else repeat(_item(tp))
-        items = [_xml_data(kind, inner) for kind, (_, inner) in zip(kinds, _elements(text, "item"))]  # noqa: B905
-        if items or not text.strip():
-            return items
+        inner = [one for _, _, one in _children(text, ["item"])]
+        parts = typing.get_args(tp) if _is_row(tp) else ()
+        kinds = parts if len(parts) == len(inner) else [_item(tp)] * len(inner)
+        data = [_xml_data(kind, one) for kind, one in zip(kinds, inner, strict=True)]
     elif _origin(tp) in (dict, Mapping, Record):
-        pairs = {key: _xml_data(_pair(tp)[1], inner) for key, inner in _elements(text, "entry")}
-        if pairs or not text.strip():
-            return pairs
-    elif (known := _attributes(tp)) is not None:
-        found = {one.name: (one.type, _element(text, one.name)) for one in known}
-        given = {n: _xml_data(kind, inner[1]) for n, (kind, inner) in found.items() if inner}
-        if given or not text.strip():
-            return given
+        data = {key: _xml_data(_pair(tp)[1], one) for _, key, one in _children(text, ["entry"])}
+    elif known := {one.name: one.type for one in _attributes(tp) or ()}:
+        data = {name: _xml_data(known[name], one) for name, _, one in _children(text, known)}
+    if data or (data is not None and not text.strip()):
+        return data
     return jsonable(read(tp, html.unescape(text)))
 
 
@@ -2335,8 +2332,10 @@ def _xml_structure(task: Signature) -> str:
 
 
 def _xml_split(task: Signature, text: str) -> Mapping[str, Any]:
-    found = {one.name: _element(text, one.name) for one in task.outputs}
-    return {name: part[1] for name, part in found.items() if part}
+    found: dict[str, str] = {}
+    for name, _, inner in _children(text, [one.name for one in task.outputs]):
+        found.setdefault(name, inner)
+    return found
 
 
 def _xml_read(tp: Any, text: str) -> Any:

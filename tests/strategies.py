@@ -48,6 +48,14 @@ class Tree:
 
 
 @attrs.frozen
+class Home:
+    owner: Person
+    name: str
+    item: list[str] = attrs.field(factory=list)
+    entry: dict[str, "Person"] = attrs.field(factory=dict)
+
+
+@attrs.frozen
 class Cat:
     name: str
 

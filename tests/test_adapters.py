@@ -119,6 +119,8 @@ AS_MODELS_WRITE = [
     ),
     (lmopt.xml, "<t><t>a</t></t><n>5</n>", (5, "<t>a</t>")),
     (lmopt.xml, "<n>5</n><t>a", None),
+    (lmopt.xml, "<t>I mean <n>6</n></t><n>5</n><n>7</n>", (5, "I mean <n>6</n>")),
+    (lmopt.xml, "</t><n>5</n><t>a</t>", (5, "a")),
     (lmopt.xml, "<n>five</n><t>a</t>", None),
     (lmopt.plain, "N: 5\nT: a\nb", (5, "a\nb")),
     (lmopt.plain, "5\nT: a", (5, "a")),
@@ -135,6 +137,15 @@ def test_replies_as_models_write_them_for_each_adapter(adapter, reply, expected)
             adapter.parse(task, Response(reply))
     else:
         assert tuple(adapter.parse(task, Response(reply)).values()) == expected
+
+
+def test_xml_with_too_many_or_too_few_items_is_an_error():
+    task = sig("-> pair: tuple[int, str]")
+    items = ["<item>1</item>", "<item>a</item>", "<item>b</item>"]
+    assert lmopt.xml.parse(task, Response(f"<pair>{''.join(items[:2])}</pair>")).pair == (1, "a")
+    for wrong in (items[:1], items, []):
+        with pytest.raises(ParseError):
+            lmopt.xml.parse(task, Response(f"<pair>{''.join(wrong)}</pair>"))
 
 
 def test_xml_takes_json_in_place_of_elements():
