@@ -3849,16 +3849,7 @@ _ANTHROPIC = "https://api.anthropic.com/v1"
 
 
 def anthropic_lm(
-    model: str,
-    *,
-    base_url: str = _ANTHROPIC,
-    api_key: str | None = None,
-    concurrency: int = 16,
-    timeout: float = 60.0,
-    headers: Mapping[str, str] | None = None,
-    price: tuple[float, float] | None = None,
-    client: httpx.Client | None = None,
-    **defaults: Any,
+    model: str, *, base_url: str = _ANTHROPIC, api_key: str | None = None, **options: Any
 ) -> LM:
     """Make an LM that speaks the Anthropic Messages format over HTTP.
 
@@ -3866,13 +3857,8 @@ def anthropic_lm(
         model: as the provider names it.
         base_url: of the provider, without "/messages".
         api_key: by default, at Anthropic only, the environment variable ANTHROPIC_API_KEY.
-        concurrency: how many calls `evaluate` and the optimizers make at once, 1 or more.
-        timeout: seconds to wait for the provider.
-        headers: further HTTP headers.
-        price: US dollars for a million tokens read, and for a million written.
-        client: an `httpx.Client` to use instead of our own.
-        **defaults: fields of the request body where a request does not set them; `max_tokens`,
-            which this format demands, is 4096 unless it is given.
+        **options: what else `openai_lm` takes; `max_tokens`, which this format demands, is 4096
+            unless it is given.
 
     Raises:
         LMError: (when asked) as `openai_lm`.
@@ -3882,20 +3868,15 @@ def anthropic_lm(
     >>> anthropic_lm("claude-sonnet-4-5", api_key="secret").url
     'https://api.anthropic.com/v1/messages'
     """
-    return _HttpLM(
+    made = typing.cast(_HttpLM, openai_lm(model, base_url=base_url, api_key=api_key, **options))
+    return evolve(
+        made,
         url=base_url.rstrip("/") + "/messages",
-        model=model,
         encode=_anthropic_encode,
         decode=_anthropic_decode,
         authorize=_api_key,
-        key=api_key,
         key_name="ANTHROPIC_API_KEY" if base_url == _ANTHROPIC else "",
-        headers=Record(headers or {}),
-        defaults=Record({"max_tokens": 4096, **jsonable(defaults)}),
-        concurrency=concurrency,
-        timeout=timeout,
-        price=price,
-        client=client,
+        defaults=Record({"max_tokens": 4096}) | made.defaults,
     )
 
 

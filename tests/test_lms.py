@@ -606,6 +606,22 @@ def test_connect_picks_by_prefix(name, url):
     assert lm.url == url and f"openai/{lm.model}" in (name, f"openai/{name.partition('/')[2]}")
 
 
+def test_each_provider_gets_its_own_key_only(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    with pytest.raises(lmopt.Unauthorized, match="no API key: 'ANTHROPIC_API_KEY'"):
+        connect("anthropic/claude-sonnet-4-5")(ASKED)
+    seen = []
+    reply = {"content": [{"type": "text", "text": "Hi"}]}
+    echo = httpx.MockTransport(lambda r: seen.append(r) or httpx.Response(200, json=reply))
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-other-0815")
+    with httpx.Client(transport=echo) as client:
+        lm = connect("anthropic/claude-sonnet-4-5", client=client, max_tokens=9)
+        assert lm(ASKED).text == "Hi"
+    assert seen[0].headers["x-api-key"] == "sk-other-0815" and KEY not in repr(seen[0].headers)
+    assert json.loads(seen[0].content)["max_tokens"] == 9
+
+
 def test_connect_to_the_toy():
     assert animals(connect("toy", seed=1), animal="dog").sound == "woof"
 
