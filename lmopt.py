@@ -644,7 +644,9 @@ def read(tp: Any, text: str) -> Any:
     try:
         value = coerce(tp, data)
     except ValueError:
-        return coerce(tp, text)
+        with suppress(ValueError):
+            return coerce(tp, text)
+        raise  # what was wrong with the data says more than that the text is none
     # 1e3 is a number in JSON, but where a text is wanted it is these very characters.
     return text if isinstance(value, str) and not isinstance(data, str) else value
 
@@ -773,6 +775,14 @@ def _not(expected: str, value: Any) -> ValueError:
     return ValueError(f"{cut(repr(value), 80)} is not {expected}")
 
 
+def _build(data: Any, make: Callable[..., T], *parts: Any, **named: Any) -> T:
+    """Build a value; whatever a constructor, converter or validator raises, the data is refused."""
+    try:
+        return make(*parts, **named)
+    except Exception as error:
+        raise ValueError(f"{cut(repr(data), 80)} is refused: {error}") from error
+
+
 def _at(place: str, tp: Any, data: Any) -> Any:
     """Coerce a part, and name its place where that fails."""
     try:
@@ -808,7 +818,7 @@ def _to_decimal(tp: Any, data: Any) -> Decimal:
     number = repr(plain) if type(plain) in (int, float) else plain
     if (digits := _digits(number)) is None:
         raise _not("a decimal number", data)
-    return Decimal(digits)
+    return _build(data, Decimal, digits)
 
 
 def _to_moment(tp: Any, data: Any) -> Any:
@@ -926,7 +936,7 @@ def _to_items(tp: Any, data: Any) -> Any:
         data = [data]
     items = [_at(f"[{index}]", _item(tp), item) for index, item in enumerate(data)]
     kind: Any = _origin(tp)
-    return items if kind is list else kind(items)
+    return items if kind is list else _build(data, kind, items)
 
 
 def _row_words(tp: Any, inside: _Inside) -> str:
@@ -985,7 +995,8 @@ def _to_dict(tp: Any, data: Any) -> dict[Any, Any]:
         data = {_hashable(one["key"]): one["value"] for one in data}  # as the schema asks for it
     if not isinstance(data, Mapping):
         raise _not(f"a JSON object, {words(tp)}", data)
-    return {_at("a key", key, k): _at(f"{k!r}", value, item) for k, item in data.items()}
+    pairs = [(_at("a key", key, k), _at(f"{k!r}", value, one)) for k, one in data.items()]
+    return _build(data, dict, pairs)
 
 
 def _hashable(key: Any) -> Any:
@@ -1123,10 +1134,7 @@ def _to_object(tp: Any, data: Any) -> Any:
     if missing:
         raise ValueError(f"{cut(repr(data), 80)} has no {missing[0]!r}; expected {words(tp)}")
     given = {a.name: _at(a.name, a.type, data[a.name]) for a in known if a.name in data}
-    try:
-        return tp(**given)
-    except (TypeError, ValueError) as error:  # a validator of the class
-        raise ValueError(f"{cut(repr(data), 80)} is refused: {error}") from error
+    return _build(data, tp, **given)
 
 
 def _sample_object(tp: Any, inside: _Inside) -> dict[str, Any]:
@@ -1143,10 +1151,7 @@ def _to_noted(tp: Any, data: Any) -> Any:
     value = coerce(tp.__origin__, data)
     checks: list[Any] = list(filter(callable, tp.__metadata__))
     for check in checks:
-        try:
-            check(None, _Attribute("value", tp.__origin__), value)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{cut(repr(data), 80)} is refused: {error.args[0]}") from error
+        _build(data, check, None, _Attribute("value", tp.__origin__), value)
     return value
 
 
@@ -2068,8 +2073,17 @@ def _without_history(task: Signature) -> Signature:
     return evolve(task, inputs=kept) if len(kept) < len(task.inputs) else task
 
 
+def _history(value: Any) -> History:
+    try:
+        made: History = coerce(History, value)
+        return made
+    except ValueError as error:
+        todo = f"pass History([...]) ({error})"
+        raise DataError("this is no history", value, "earlier turns", todo) from error
+
+
 def _past_turns(form: _Format, shown: Signature, past: Iterable[Any]) -> Iterator[Message]:
-    for turn in concat(coerce(History, one).turns for one in past):
+    for turn in concat(_history(one).turns for one in past):
         yield Message("user", _content(form, shown.inputs, turn))
         yield Message("assistant", form.reply(shown, turn))
 

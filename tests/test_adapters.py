@@ -322,3 +322,11 @@ def test_two_steps_give_back_what_the_second_lm_reads(drawn):
         flow.send(effect.function(*effect.args))
     for one in task.outputs:
         assert end.value.value[one.name] == same(one.type, outputs[one.name])
+
+
+def test_a_wrong_history_is_an_error_of_yours():
+    task = lmopt.predict("question, history: History -> answer")
+    with pytest.raises(
+        lmopt.DataError, match="this is no history: 'text'; expected earlier turns; pass"
+    ):
+        lmopt.preview(task, question="Why?", history="text")

@@ -199,6 +199,8 @@ def test_reading_what_models_write(tp, text, expected):
 
 
 def test_the_place_of_a_wrong_part_is_named():
+    with pytest.raises(ValueError, match="at age: 'x' is not a value of type int"):
+        read(Person, '{"name": "Ann", "age": "x"}')
     with pytest.raises(ValueError, match=r"at \[1\]: at age: 'x' is not a value of type int"):
         coerce(list[Person], [{"name": "Ann"}, {"name": "Bob", "age": "x"}])
 
@@ -260,6 +262,47 @@ def test_constraints_reach_the_prompt_in_words_and_are_enforced():
     ):
         with pytest.raises(ValueError, match="is refused: "):
             coerce(Limited, wrong)
+
+
+def never(instance, attribute, value):
+    """never"""
+    raise KeyError(value)
+
+
+@attrs.frozen
+class Refusing:
+    x: int = attrs.field(validator=never)
+
+
+@attrs.frozen
+class Converting:
+    x: Any = attrs.field(converter=lambda value: value.strip())
+
+
+REFUSED = [
+    (set[Any], "[[1]]"),
+    (frozenset[dict[str, int]], '[{"a": 1}]'),
+    (dict[list[str], int], '{"a": 1}'),
+    (Decimal, "1e9999999999999999999"),
+    (list[Decimal], '["1e9999999999999999999"]'),
+    (Refusing, '{"x": 1}'),
+    (Converting, '{"x": 1}'),
+    (Annotated[int, never], "1"),
+]
+
+
+@pytest.mark.parametrize(("tp", "text"), REFUSED)
+@pytest.mark.parametrize("adapter", [lmopt.chat, lmopt.json, lmopt.xml, lmopt.plain])
+def test_whatever_refuses_a_value_it_is_a_parse_error(adapter, tp, text):
+    data = text if text[0] in "[{" else json.dumps(text)
+    replies = {
+        "chat": f"[[ ## x ## ]]\n{text}",
+        "json": f'{{"x": {data}}}',
+        "xml": f"<x>{text}</x>",
+    }
+    task = lmopt.Signature((), (Field("x", tp),))
+    with pytest.raises(lmopt.ParseError, match="`x` cannot be read .* is refused: "):
+        adapter.parse(task, lmopt.Response(replies.get(adapter.name, f"X: {text}")))
 
 
 SCHEMAS = [tp for tp, _, _ in READ] + [
