@@ -26,14 +26,16 @@ is one immutable value, `Params`, which the optimizers of `lmopt_optimizers` map
 'Paris'
 
 Sections: 1 Errors · 2 Records · 3 Types · 4 Signatures · 5 Messages · 6 Adapters · 7 Programs ·
-8 Drivers · 9 Modules · 10 LMs · 11 Evaluation · 12 Storage
+8 Drivers · 9 Modules · 10 LMs · 11 Middleware · 12 Evaluation · 13 Storage
 """
 
 from __future__ import annotations
 
 import ast
+import asyncio
 import base64
 import builtins
+import contextvars
 import csv
 import dataclasses
 import difflib
@@ -41,40 +43,69 @@ import email.utils
 import enum
 import hashlib
 import html
+import importlib
 import inspect
 import io
 import json as jsonlib  # `json` is an adapter here
+import logging
 import math
 import mimetypes
 import os
 import random
 import re
+import sqlite3
 import statistics
+import sys
 import threading
 import time
 import types as pytypes
 import typing
 import unicodedata
+import warnings
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import (
+    AbstractAsyncContextManager,
+    aclosing,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from datetime import date, datetime
 from datetime import time as clock
 from decimal import Decimal
 from functools import lru_cache, partial
+from operator import attrgetter
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
 import attrs
-from attrs import evolve, field, frozen
+from attrs import define, evolve, field, frozen
 from toolz import (  # type: ignore[import-untyped]
     concat,
     first,
     get_in,
     groupby,
+    merge,
+    merge_with,
     partition,
+    partition_all,
     partitionby,
     unique,
     valfilter,
@@ -102,16 +133,19 @@ __all__ = [
     # 7. Programs
     "Prompt", "Params", "Program", "program", "Run", "Call", "Sleep", "invoke", "preview",
     # 8. Drivers
-    "run", "run_many",
+    "Chunk", "run", "arun", "stream", "replay", "run_many",
     # 9. Modules
     "predict", "chain_of_thought", "pipeline",
     # 10. LMs
     "scripted_lm", "mock_lm", "stub_lm", "toy_lm", "openai_lm", "anthropic_lm",
-    "connect",
-    # 11. Evaluation
+    "Embedder", "embedder", "connect",
+    # 11. Middleware
+    "Layer", "middleware", "identity", "retry", "throttle", "timeout", "cache", "record",
+    "ReplayLM", "replay_lm", "budget", "fallback", "log",
+    # 12. Evaluation
     "Score", "Row", "Evaluation", "Metric", "evaluate", "Comparison", "compare", "normalize",
     "exact_match", "f1",
-    # 12. Storage
+    # 13. Storage
     "save", "load", "dumps", "loads", "diff", "read_examples",
 ]  # fmt: skip
 
@@ -252,7 +286,7 @@ def jsonable(
     turn = partial(jsonable, other=other, media=media)
     if isinstance(value, Media) and media:
         return media(value)
-    for fits, simpler in _SIMPLER:
+    for fits, simpler in () if type(value) in (dict, list, tuple) else _SIMPLER:
         if fits(value):
             return turn(simpler(value))
     if isinstance(value, (str, int, float)):
@@ -300,14 +334,23 @@ def canonical(value: Any, *, other: Callable[[Any], Any] | None = None) -> str:
     >>> canonical({"b": 1, "a": [True, None]})
     '{"a":[true,null],"b":1}'
     """
-    data = jsonable(value, other=other)
-    return _dump(data, sort_keys=True, separators=(",", ":"))
+    return _canonical(jsonable(value, other=other))
 
 
 def _dump(data: Any, **layout: Any) -> str:
+    return _encodable(jsonlib.dumps(data, ensure_ascii=False, **layout))
+
+
+def _encodable(text: str) -> str:
     # A lone surrogate cannot be encoded; its backslash escape is what JSON would write for it.
-    text = jsonlib.dumps(data, ensure_ascii=False, **layout)
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+_SORTED = jsonlib.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
+def _canonical(data: Any) -> str:
+    return _encodable(_SORTED.encode(data))
 
 
 def _named(kind: str, mapping: Any) -> dict[str, Any]:
@@ -524,10 +567,8 @@ def usage(trace: Iterable[Event]) -> Usage:
     >>> usage([Event("predict", "lm", response=Response("hi", usage=Usage(input_tokens=3)))])
     Usage(calls=1, input_tokens=3, output_tokens=0, cached_tokens=0, cost=0.0)
     """
-    events = list(trace)
-    answers = [event.response or event.outputs for event in events]  # an LM may also be invoked
-    spent = sum((one.usage for one in answers if isinstance(one, Response)), Usage())
-    asked = [e for e in events if e.kind == "lm" or isinstance(e.outputs, Response)]
+    asked = [event for event in trace if event.kind == "lm"]
+    spent = sum((one.response.usage for one in asked if one.response is not None), Usage())
     return evolve(spent, calls=len(asked))
 
 
@@ -1840,7 +1881,8 @@ class Request:
         signature: of that step.
         inputs: of that step.
         adapter: that laid out the messages.
-        on_text: called with each piece of text as it arrives.
+        on_text: called with each piece of text as it arrives; with an empty one where the answer
+            starts over.
 
     >>> Request([Message("user", "Hello")]).key[:8]
     'ebd51c78'
@@ -1866,15 +1908,25 @@ class Request:
     @property
     def key(self) -> str:
         """The SHA-256 of all that can change the answer, in canonical JSON."""
-        blank = jsonable(Request(()))
-        said = {name: value for name, value in jsonable(self).items() if value != blank[name]}
-        # What a message does not have is left out, so that a new field keeps old keys as they are.
-        said["messages"] = [_said(one) for one in said.get("messages", [])]
-        return hashlib.sha256(canonical(said).encode()).hexdigest()
+        return hashlib.sha256(_canonical(self.said()).encode()).hexdigest()
+
+    def said(self) -> dict[str, Any]:
+        """Return all that can change the answer, as JSON data."""
+        said: dict[str, Any] = {"messages": [_said(one) for one in self.messages]}
+        for name in ("model", "temperature", "max_tokens", "top_p", "schema", "tool_choice"):
+            if (value := getattr(self, name)) is not None:
+                said[name] = jsonable(value)
+        for name in ("stop", "tools", "rollout", "extra"):
+            if value := getattr(self, name):
+                said[name] = jsonable(value)
+        return said
 
 
-def _said(message: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in message.items() if value not in (None, [])}
+def _said(message: Message) -> dict[str, Any]:
+    """What a message has; what it does not is left out, so that a new field keeps old keys."""
+    if not message.tool_calls and message.tool_call_id is None and type(message.content) is str:
+        return {"role": message.role, "content": message.content}
+    return {name: value for name, value in jsonable(message).items() if value not in (None, [])}
 
 
 @frozen
@@ -1889,7 +1941,7 @@ class Response:
         finish_reason: "stop"; "length" where the reply was cut off.
         reasoning: the model's own thoughts, where the provider shows them.
         logprobs: as the provider gives them.
-        cached: whether it was answered from a cache.
+        cached: whether it was answered from a cache; takes no part in equality.
     """
 
     text: str
@@ -1899,7 +1951,7 @@ class Response:
     finish_reason: str = "stop"
     reasoning: str = ""
     logprobs: Any = None
-    cached: bool = False
+    cached: bool = field(default=False, eq=False)
 
 
 LM = Callable[[Request], Response]
@@ -1907,6 +1959,10 @@ LM = Callable[[Request], Response]
 
 
 # == 6. Adapters ===================================================================================
+
+Reading = Generator[list[tuple[str, str]], "str | None", None]
+"""How a reply is read as it arrives: sent a piece of it, or None at its end, it gives what is sure
+by then, as (field, text) pairs. However the reply is cut, the texts of a field join to the same."""
 
 
 @frozen
@@ -1922,6 +1978,7 @@ class Adapter:
             It may also return a flow, whose effects then stand in the trace.
         schema: signature -> the JSON schema of a reply, for providers that can be held to one.
         calls: how many LM calls one answer takes.
+        stream: signature -> the reading of a reply as it arrives.
     """
 
     name: str
@@ -1931,6 +1988,7 @@ class Adapter:
     parse: Callable[[Signature, Response], Any] = field(repr=False)
     schema: Callable[[Signature], dict[str, Any]] | None = field(default=None, repr=False)
     calls: int = 1
+    stream: Callable[[Signature], Reading] | None = field(default=None, repr=False)
 
 
 def render_outputs(adapter: Adapter, task: Signature, values: Mapping[str, Any]) -> str:
@@ -1958,6 +2016,7 @@ class _Format:
     split: Callable[[Signature, str], Mapping[str, Any]]  # a reply into what each field holds
     read: Callable[[Any, Any], Any]  # (type, what the field holds) -> value
     whole: Callable[[Signature, str], bool]  # whether a reply that was cut off is complete
+    lex: Callable[[Signature], Lexer]  # a reply as it arrives into markers and text
     note: str = ""  # behind the type of an output that is a list or an object
 
 
@@ -2109,8 +2168,60 @@ def _parse_field(form: _Format, one: Field, found: Mapping[str, Any], response: 
         raise ParseError(what, found[one.name], one.words, "correct it", **facts) from error
 
 
+Lexer = Generator[list[tuple[bool, str]], "str | None", None]
+"""A reply as it arrives, in pairs: (True, field that begins here) or (False, more of its text)."""
+
+
+def _stream(form: _Format, task: Signature) -> Reading:
+    """Tell the text of each field, without the white space around it; of two equal, the first."""
+    open_ = {one.name for one in task.outputs}
+    lexer, name, held = form.lex(task), "", ""
+    lexer.send(None)
+    piece = yield []
+    while True:
+        sure: list[tuple[str, str]] = []
+        for begins, text in lexer.send(piece):
+            if begins:
+                name, held, begun = text if text in open_ else "", "", False
+                open_.discard(name)
+            elif name:
+                text = held + text if begun else text.lstrip()
+                held = text[len(text.rstrip()) :]
+                begun = begun or bool(text)
+                sure += [(name, text.rstrip())] if text.rstrip() else []
+        piece = yield sure
+
+
+def _lines(
+    marker: re.Pattern[str], escaped: re.Pattern[str], unsure: Callable[[str], bool]
+) -> Lexer:
+    """Read a format whose markers stand at the start of a line.
+
+    Args:
+        marker: what a field begins with; its first group is the field.
+        escaped: a text that only looks like one; its groups are what it stands for.
+        unsure: whether what follows may make a start of a line one of the two.
+    """
+    rest, start = "", True
+    piece = yield []
+    while True:
+        *lines, rest = (rest + (piece or "")).split("\n")
+        ready = [f"{line}\n" for line in lines]
+        if piece is None or not (start or lines) or not unsure(marker.sub("", rest, count=1)):
+            ready, rest = [*ready, rest], ""
+        found: list[tuple[bool, str]] = []
+        for line in filter(None, ready):
+            if start and (match := marker.match(line)):
+                found.append((True, match[1]))
+                line = line[match.end() :]
+            found.append((False, escaped.sub(r"\1\2", line) if start else line))
+            start = line.endswith("\n")
+        piece = yield found
+
+
 def _adapter(form: _Format) -> Adapter:
-    return Adapter(form.name, partial(_render, form), partial(_parse, form))
+    parse, read_ = partial(_parse, form), partial(_stream, form)
+    return Adapter(form.name, partial(_render, form), parse, stream=read_)
 
 
 def _listed(task: Signature) -> str:
@@ -2123,6 +2234,7 @@ def _listed(task: Signature) -> str:
 _HEADER = re.compile(r"^[ \t]*+\[\[[ \t]*+##[ \t]*+(\w+)[ \t]*+##[ \t]*+\]\]", re.MULTILINE)
 _FAKE = re.compile(r"^([ \t]*+)(\\*\[\[[ \t]*+##)", re.MULTILINE)
 _ESCAPED = re.compile(r"^([ \t]*+)\\(\\*\[\[[ \t]*+##)", re.MULTILINE)
+_MAYBE_HEADER = re.compile(r"[ \t]*+\\*+(?:\[(?:\[[ \t]*+(?:#.*)?)?)?\Z")
 _END = "[[ ## completed ## ]]"
 
 
@@ -2181,6 +2293,10 @@ def _chat_whole(task: Signature, text: str) -> bool:
     return "completed" in sections(text)
 
 
+def _chat_lex(task: Signature) -> Lexer:
+    return _lines(_HEADER, _ESCAPED, lambda line: bool(_MAYBE_HEADER.match(line)))
+
+
 chat = _adapter(
     _Format(
         "chat",
@@ -2191,6 +2307,7 @@ chat = _adapter(
         _chat_split,
         read,
         _chat_whole,
+        _chat_lex,
         note=", as JSON",
     )
 )
@@ -2234,6 +2351,54 @@ def _json_read(tp: Any, data: Any) -> Any:
     return value
 
 
+# In a reply on its way: a key with its colon; whole characters of a string, the last of which may
+# wait for its other half; the parts of any other value.
+_JSON_KEY = re.compile(r'"((?:[^"\\]|\\.)*+)"\s*+:\s*+(?:(")|(?=\S))')
+_JSON_TEXT = re.compile(r'(?:[^"\\]|\\u[0-9a-fA-F]{4}|\\[^u])++|"')
+_JSON_HALF = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\Z")
+_JSON_PART = re.compile(r'[^"\[\]{},]++|"(?:[^"\\]|\\.)*+"|[\[\]{},]', re.DOTALL)
+
+
+def _json_lex(task: Signature) -> Lexer:
+    """Read the fields of an object: of a string its text, any other value as it is written."""
+    rest, inside, depth = "", _JSON_KEY, 0
+    piece = yield []
+    while True:
+        rest, at = rest + (piece or ""), 0
+        found: list[tuple[bool, str]] = []
+        while match := (inside.search if inside is _JSON_KEY else inside.match)(rest, at):
+            at = match.end()
+            if inside is _JSON_KEY:
+                found.append((True, match[1]))
+                inside, depth = (_JSON_TEXT, 0) if match[2] else (_JSON_PART, 0)
+            elif match[0] == '"':
+                inside = _JSON_KEY
+            elif inside is _JSON_PART:
+                depth += (match[0] in "[{") - (match[0] in "]}")
+                if depth < 0 or (depth == 0 and match[0] == ","):
+                    inside = _JSON_KEY
+                else:
+                    found.append((False, match[0]))
+            elif piece is not None and (half := _JSON_HALF.search(match[0])):
+                at = match.start() + half.start()
+                found.append((False, _json_text(rest[match.start() : at])))
+                break
+            else:
+                found.append((False, _json_text(match[0])))
+        if inside is _JSON_KEY:  # a key on its way begins at one of the last two quotes
+            ends = [one.start() for one in re.finditer('"', rest[at:])][-2:]
+            at = at + ends[0] if ends else len(rest)
+        rest = rest[at:]
+        piece = yield found
+
+
+def _json_text(written: str) -> str:
+    try:
+        return str(jsonlib.loads(f'"{written}"', strict=False))
+    except ValueError:
+        return written
+
+
 def _json_schema(task: Signature) -> dict[str, Any]:
     """The schema of a reply, for providers that can be held to one."""
     defs: _Defs = {}
@@ -2253,6 +2418,7 @@ json = evolve(
             _json_split,
             _json_read,
             _json_whole,
+            _json_lex,
         )
     ),
     schema=_json_schema,
@@ -2373,6 +2539,41 @@ def _xml_whole(task: Signature, text: str) -> bool:
     return len(_xml_split(task, text)) == len(task.outputs)
 
 
+# The end of a text that may be the start of a tag or of an entity.
+_XML_UNSURE = re.compile(r"(?:</?\w*+\s*+(?:k[^<>]*+)?|&[^\s<&;]{0,32})\Z")
+
+
+def _xml_lex(task: Signature) -> Lexer:
+    """Read elements side by side; what is inside a list or an object as it is written."""
+    names = "|".join(re.escape(one.name) for one in task.outputs)
+    tag = re.compile(rf'<(/?)({names})(?:\s+key="[^"]*")?\s*>')
+    written = {one.name for one in task.outputs if _kind(one.type).structured}
+    rest, name, depth = "", "", 0
+    piece = yield []
+    while True:
+        rest, at = rest + (piece or ""), 0
+        found: list[tuple[bool, str]] = []
+        for match in tag.finditer(rest):
+            if not name and not match[1]:
+                name, depth, at = match[2], 1, match.end()
+                found.append((True, name))
+            elif match[2] == name:
+                depth += -1 if match[1] else 1
+                if depth == 0:
+                    found.append((False, _xml_shown(rest[at : match.start()], name in written)))
+                    name, at = "", match.end()
+        unsure = _XML_UNSURE.search(rest, at) if piece is not None else None
+        end = unsure.start() if unsure else len(rest)
+        if name:
+            found.append((False, _xml_shown(rest[at:end], name in written)))
+        rest = rest[end:]
+        piece = yield found
+
+
+def _xml_shown(text: str, written: bool) -> str:
+    return text if written else html.unescape(text)
+
+
 xml = _adapter(
     _Format(
         "xml",
@@ -2383,6 +2584,7 @@ xml = _adapter(
         _xml_split,
         _xml_read,
         _xml_whole,
+        _xml_lex,
     )
 )
 """Each value in a tag of its name, lists and objects nested."""
@@ -2445,6 +2647,36 @@ def _plain_whole(task: Signature, text: str) -> bool:
     return False  # nothing tells where the last value ends
 
 
+def _plain_lex(task: Signature) -> Lexer:
+    """Read labelled lines; what stands before them is the first field, where no label is."""
+    labels = _nice(task.outputs)
+    names = {label: name for name, label in labels.items()}
+    known = "|".join(re.escape(one) for one in sorted(names, key=len, reverse=True))
+    marker = re.compile(rf"^[ \t]*+({known})[ \t]*+:")
+    escaped = _label_line(names, escaped=True)
+    lexer, first_ = _lines(marker, escaped, partial(_maybe_label, names)), task.outputs[0].name
+    lexer.send(None)
+    before, opened = "", set()
+    piece = yield []
+    while True:
+        found: list[tuple[bool, str]] = []
+        for begins, text in lexer.send(piece):
+            opened |= {names[text]} if begins else set()
+            before += "" if opened else text
+            found += [(begins, names[text] if begins else text)] if opened else []
+        if piece is None and first_ not in opened and before.strip():
+            found += [(True, first_), (False, before)]
+        piece = yield found
+
+
+def _maybe_label(labels: Iterable[str], line: str) -> bool:
+    text = line.lstrip(" \t").lstrip("\\")
+    return any(
+        label.startswith(text) or (text.startswith(label) and not text[len(label) :].strip(" \t"))
+        for label in labels
+    )
+
+
 plain = _adapter(
     _Format(
         "plain",
@@ -2455,6 +2687,7 @@ plain = _adapter(
         _plain_split,
         read,
         _plain_whole,
+        _plain_lex,
         note=", as JSON",
     )
 )
@@ -2481,7 +2714,7 @@ def two_step(lm: LM) -> Adapter:
     """
     form = _Format(
         "two_step", _free_structure, _plain_inputs, _plain_reply, _free_ending, _plain_split, read,
-        _plain_whole,
+        _plain_whole, _plain_lex,
     )  # fmt: skip
     return Adapter("two_step", partial(_render, form), partial(_extract, lm), calls=2)
 
@@ -2749,6 +2982,17 @@ class Call:
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(factory=dict)
 
+    @property
+    def name(self) -> str:
+        """Of the function; it ends the path of the event."""
+        name: str = getattr(self.function, "__name__", type(self.function).__name__)
+        return name
+
+    @property
+    def request(self) -> Request | None:
+        """What is asked, where the function is another LM."""
+        return self.args[0] if self.args and isinstance(self.args[0], Request) else None
+
 
 @frozen
 class Sleep:
@@ -2812,13 +3056,31 @@ def program(
             todo = "yield what it wants done: answer = yield steps.answer(question=question)"
             raise SignatureError("a body that never yields", name, "a generator", todo)
         inputs = _parameters(body, {})[1:]
-        return Program(name, tuple(inputs), partial(_begin_body, body), Record(steps), calls)
+        return Program(name, tuple(inputs), _Body(body), Record(steps), calls)
 
     return make
 
 
-def _begin_body(body: Callable[..., Flow], program: Program, path: str, inputs: Record) -> Flow:
-    return body(Steps(program.steps), **inputs)
+@frozen
+class _Body:
+    """A generator function; it pickles by its name, under which the program now stands."""
+
+    function: Callable[..., Flow]
+
+    def __call__(self, program: Program, path: str, inputs: Record) -> Flow:
+        return self.function(Steps(program.steps), **inputs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _body, (self.function.__module__, self.function.__qualname__)
+
+
+def _body(module: str, name: str) -> _Body:
+    try:
+        found = attrgetter(name)(importlib.import_module(module))
+    except (ImportError, AttributeError) as error:
+        todo = "define the program at the top level of a module"
+        raise DataError("this program cannot be sent there", name, "a name", todo) from error
+    return typing.cast(_Body, found.begin) if isinstance(found, Program) else _Body(found)
 
 
 def preview(program: Program, /, **inputs: Any) -> tuple[Message, ...]:
@@ -2844,8 +3106,44 @@ def preview(program: Program, /, **inputs: Any) -> tuple[Message, ...]:
 
 
 # == 8. Drivers ====================================================================================
-# `_interpret` turns a program into a flow of leaf effects (Request, Call, Sleep, or a tuple of such
-# flows, to be performed concurrently) and collects the trace. A driver performs leaf effects.
+# `_interpret` turns a program into a flow of leaf effects and collects the trace. A leaf effect is
+# a Request, a Call, a Sleep, what middleware waits for, or a tuple of flows of leaf effects, to be
+# performed together. A driver performs leaf effects in its own way: in this thread or on several,
+# in an event loop, in lock-step; a flow around the flow makes it stream or replay.
+
+
+def _resume(flow: Flow, value: Any = None, error: Exception | None = None) -> tuple[bool, Any]:
+    """Resume a flow with an outcome: (True, its next effect), or (False, what it returns)."""
+    try:
+        return True, flow.send(value) if error is None else flow.throw(error)
+    except StopIteration as end:
+        return False, end.value
+
+
+Outcome = tuple[Any, Exception | None]
+"""How an effect ended: with a value, or with an error."""
+
+
+def _attempt(function: Callable[[Any], Any], value: Any) -> Outcome:
+    try:
+        return function(value), None
+    except Exception as error:
+        return None, error
+
+
+def _through(flow: Flow, change: Callable[[Any], Flow]) -> Flow:
+    """Run a flow whose effects are each performed by another flow, `change(effect)`."""
+    try:
+        going, effect = _resume(flow)
+        while going:
+            try:
+                value, error = (yield from change(effect)), None
+            except Exception as failure:
+                value, error = None, failure
+            going, effect = _resume(flow, value, error)
+        return effect
+    finally:
+        flow.close()
 
 
 def _interpret(
@@ -2860,45 +3158,36 @@ def _interpret(
 def _advance(program: Program, inputs: Record, path: str, events: list[Event]) -> Flow:
     """Step a body to its end; an effect that fails is raised at its `yield`."""
     flow = program.begin(program, path, inputs)
-    try:
-        effect = next(flow)
-        while True:
-            try:
-                outcome = yield from _reduce(effect, path, events)
-            except Exception as error:
-                effect = flow.throw(error)
-            else:
-                effect = flow.send(outcome)
-    except StopIteration as end:
-        return _check_outputs(program, end.value)
-    finally:
-        flow.close()
-
-
-def _check_outputs(program: Program, outputs: Any) -> Record:
+    outputs = yield from _through(flow, partial(_reduce, path, events))
     if type(outputs) is Record or isinstance(outputs, Mapping):
         return _record(outputs)
     todo = "return a prediction or a dict"
     raise SignatureError(f"{program.name} returned no fields", outputs, "a mapping", todo)
 
 
-def _reduce(effect: Any, path: str, events: list[Event]) -> Flow:
+def _reduce(path: str, events: list[Event], effect: Any) -> Flow:
     """Reduce one effect to leaf effects."""
-    if isinstance(effect, Request):
-        return _logged(_once(effect), events, path, "lm", path, request=effect)
+    if isinstance(effect, (Request, Call)) and (asked := _asked(effect)):
+        return _logged(_once(effect), events, path, "lm", path, request=asked)
     if isinstance(effect, Run):
         name = _join(path, effect.name or effect.program.name)
         return _interpret(effect.program, effect.inputs, name, path, events)
     if isinstance(effect, Call):
-        name = getattr(effect.function, "__name__", type(effect.function).__name__)
         given = Record(args=effect.args, kwargs=effect.kwargs)
-        return _logged(_once(effect), events, _join(path, name), "call", path, given)
+        return _logged(_once(effect), events, _join(path, effect.name), "call", path, given)
     if isinstance(effect, Sleep):
         return _once(effect)
     if isinstance(effect, (tuple, list)):
-        return _together(effect, path, events)
+        return _together(path, events, effect)
     todo = "yield steps.name(...), a Request, invoke(...), Sleep(...) or a tuple of these"
     raise SignatureError("no effect was yielded", effect, "an effect", todo)
+
+
+def _asked(effect: Any) -> Request | None:
+    """The request that an effect sends, to the LM of the run or to another one."""
+    if isinstance(effect, Request):
+        return effect
+    return effect.request if isinstance(effect, Call) else None
 
 
 def _once(effect: Any) -> Flow:
@@ -2929,11 +3218,11 @@ def _logged(
     return outcome
 
 
-def _together(effects: Sequence[Any], path: str, events: list[Event]) -> Flow:
+def _together(path: str, events: list[Event], effects: Sequence[Any]) -> Flow:
     """Have several effects performed at once; results and events in the order of the effects."""
     traces: list[list[Event]] = [[] for _ in effects]
     flows = tuple(
-        _caught(effect, path, trace) for effect, trace in zip(effects, traces, strict=True)
+        _caught(path, trace, effect) for effect, trace in zip(effects, traces, strict=True)
     )
     outcomes = yield flows
     events.extend(concat(traces))
@@ -2943,46 +3232,85 @@ def _together(effects: Sequence[Any], path: str, events: list[Event]) -> Flow:
     return tuple(value for value, _ in outcomes)
 
 
-def _caught(effect: Any, path: str, events: list[Event]) -> Flow:
+def _caught(path: str, events: list[Event], effect: Any) -> Flow:
     try:
-        return (yield from _reduce(effect, path, events)), None
+        return (yield from _reduce(path, events, effect)), None
     except Exception as error:
         return None, error
 
 
-def _drive(flow: Flow, lm: LM, workers: int = 1) -> Any:
-    """Perform the leaf effects of a flow in this thread; tuples on up to `workers` threads."""
+# -- in this thread, or on several --
+
+
+@frozen
+class _Wait:
+    """The effect of waiting until a future is done, whatever comes of it."""
+
+    future: Future[Any]
+
+
+@frozen
+class _Within:
+    """The effect of a request that may take some seconds only; then it is an `LMTimeout`."""
+
+    request: Request
+    seconds: float
+
+    def late(self) -> LMTimeout:
+        what, expected = "the LM did not answer in time", f"an answer in {self.seconds} s"
+        return LMTimeout(what, self.request.step, expected, "ask again", retryable=True)
+
+
+def _drive(flow: Flow, perform: Callable[[Any], Any]) -> Any:
+    """Perform the leaf effects of a flow one after the other; return what the flow returns."""
     try:
-        effect = next(flow)
-        while True:
-            try:
-                outcome = _perform(effect, lm, workers)
-            except Exception as error:
-                effect = flow.throw(error)
-            else:
-                effect = flow.send(outcome)
-    except StopIteration as end:
-        return end.value
+        going, effect = _resume(flow)
+        while going:
+            going, effect = _resume(flow, *_attempt(perform, effect))
+        return effect
     finally:
         flow.close()
 
 
-def _perform(effect: Any, lm: LM, workers: int) -> Any:
+def _perform(lm: LM, workers: int, effect: Any) -> Any:
+    """Perform a leaf effect in this thread; tuples on up to `workers` threads."""
     if isinstance(effect, Request):
-        return _ask(lm, effect)
+        return _response(lm(effect))
     if isinstance(effect, Call):
-        return effect.function(*effect.args, **effect.kwargs)
+        return _ready(effect.name, effect.function(*effect.args, **effect.kwargs))
     if isinstance(effect, Sleep):
         return time.sleep(effect.seconds)
-    return tuple(ordered_map(partial(_drive, lm=lm, workers=workers), effect, workers=workers))
+    if isinstance(effect, _Wait):
+        return wait([effect.future])
+    if isinstance(effect, _Within):
+        return _perform_within(lm, effect)
+    drive = partial(_drive, perform=partial(_perform, lm, workers))
+    return tuple(ordered_map(drive, effect, workers=workers))
 
 
-def _ask(lm: LM, request: Request) -> Response:
-    response = lm(request)
-    if isinstance(response, Response):
-        return response
-    todo = f"return Response({cut(repr(response), 40)})"
-    raise DataError("the LM returned no response", response, "a Response", todo)
+def _perform_within(lm: LM, effect: _Within) -> Any:
+    """Ask in another thread; after the time is up it is left alone, for nothing can stop it."""
+    asked = _alone(_perform, lm, 1, effect.request)
+    if not wait([asked], effect.seconds).done:
+        raise effect.late()
+    return asked.result()
+
+
+def _response(value: Any) -> Response:
+    if isinstance(value, Response):
+        return value
+    value = _ready("the LM", value)
+    todo = f"return Response({cut(repr(value), 40)})"
+    raise DataError("the LM returned no response", value, "a Response", todo)
+
+
+def _ready(name: str, value: Any) -> Any:
+    """Pass on a result, unless it is one that only an event loop can wait for."""
+    if inspect.iscoroutine(value):
+        value.close()
+        todo = "run the program with `await arun(...)`"
+        raise DataError("an asynchronous function in a synchronous run", name, "a plain one", todo)
+    return value
 
 
 def run(
@@ -3003,7 +3331,7 @@ def run(
         workers: threads for effects that it yields together.
 
     Raises:
-        DataError: a field is missing or unknown.
+        DataError: a field is missing or unknown; or a tool needs an event loop, see `arun`.
         Exception: what the program, its tools or the LM raise.
 
     Calls: what the program makes, `program.max_calls` at most.
@@ -3011,15 +3339,361 @@ def run(
     >>> run(predict("question -> answer"), stub_lm(), {"question": "2+2?"}).answer
     'text'
     """
+    made: Prediction = _drive(_begun(program, inputs, params), partial(_perform, lm, workers))
+    return made
+
+
+def _begun(
+    program: Program, inputs: Mapping[str, Any], params: Mapping[str, Prompt] | None
+) -> Flow:
+    """The flow of leaf effects of one run; what is wrong with its inputs is raised now."""
     ready = program if params is None else program.with_params(params)
-    return _run(ready, lm, check_inputs(ready, inputs), [], workers)
+    return _flow(ready, check_inputs(ready, inputs))
 
 
-def _run(
-    program: Program, lm: LM, inputs: Record, events: list[Event], workers: int = 1
+def _flow(program: Program, inputs: Record) -> Flow:
+    return _interpret(program, inputs, program.root, "", [])
+
+
+# -- in an event loop --
+
+
+async def arun(
+    program: Program,
+    lm: Any,
+    inputs: Mapping[str, Any],
+    *,
+    params: Mapping[str, Prompt] | None = None,
 ) -> Prediction:
-    result: Prediction = _drive(_interpret(program, inputs, program.root, "", events), lm, workers)
-    return result
+    """Run a program once, in the running event loop.
+
+    An LM or a tool is awaited where it is an `async def` or has an `acall`; any other one is called
+    in a thread, so that the loop goes on. Effects that the program yields together are performed
+    together, LM requests up to the LM's `concurrency` at once. A run that is cancelled leaves no
+    task and no connection behind.
+
+    Args:
+        program: the program.
+        lm: what answers its requests.
+        inputs: exactly its input fields.
+        params: prompts instead of its own.
+
+    Raises:
+        DataError: a field is missing or unknown.
+        Exception: what the program, its tools or the LM raise.
+
+    Calls: what the program makes, `program.max_calls` at most.
+
+    >>> asyncio.run(arun(predict("question -> answer"), stub_lm(), {"question": "2+2?"})).answer
+    'text'
+    """
+    limit = asyncio.Semaphore(workers_for(lm, None))
+    made: Prediction = await _adrive(_begun(program, inputs, params), partial(_aperform, lm, limit))
+    return made
+
+
+async def _adrive(flow: Flow, perform: Callable[[Any], Awaitable[Any]]) -> Any:
+    """Do what `_drive` does, where performing is awaited."""
+    try:
+        going, effect = _resume(flow)
+        while going:
+            try:
+                value, error = await perform(effect), None
+            except Exception as failure:
+                value, error = None, failure
+            going, effect = _resume(flow, value, error)
+        return effect
+    finally:
+        flow.close()
+
+
+async def _aperform(lm: Any, limit: AbstractAsyncContextManager[Any], effect: Any) -> Any:
+    """Perform a leaf effect in the running event loop."""
+    if isinstance(effect, Request):
+        async with limit:
+            return _response(await _acall(lm, effect))
+    if isinstance(effect, Call):
+        return await _acall(effect.function, *effect.args, **effect.kwargs)
+    if isinstance(effect, Sleep):
+        return await asyncio.sleep(effect.seconds)
+    if isinstance(effect, _Wait):
+        return await asyncio.wait([asyncio.wrap_future(effect.future)])
+    if isinstance(effect, _Within):
+        return await _aperform_within(lm, limit, effect)
+    perform = partial(_aperform, lm, limit)
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_adrive(flow, perform)) for flow in effect]
+    return tuple(task.result() for task in tasks)
+
+
+async def _aperform_within(
+    lm: Any, limit: AbstractAsyncContextManager[Any], effect: _Within
+) -> Any:
+    clock_ = asyncio.timeout(effect.seconds)
+    try:
+        async with clock_:
+            return await _aperform(lm, limit, effect.request)
+    except TimeoutError:
+        if not clock_.expired():
+            raise
+    raise effect.late()
+
+
+async def _acall(function: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Await what can be awaited; call anything else in a thread, so that the loop goes on.
+
+    A thread of our own: `asyncio.run` would wait for one of `to_thread`, even after a timeout.
+    """
+    made = getattr(function, "acall", function)
+    if inspect.iscoroutinefunction(made):
+        return await made(*args, **kwargs)
+    called = _alone(contextvars.copy_context().run, made, *args, **kwargs)
+    return await asyncio.wrap_future(called)
+
+
+# -- text as it arrives --
+
+
+@frozen
+class Chunk:
+    """A piece of an output field, as it arrives.
+
+    Attributes:
+        path: of the step that asked.
+        field: that the text belongs to; "" where the reply has no fields.
+        text: more of it, without the markers of the format.
+        call: counts the answers of that step from 0: a higher one starts over, after a reply that
+            could not be used or when the step runs again.
+    """
+
+    path: str
+    field: str
+    text: str
+    call: int = 0
+
+
+def stream(
+    program: Program,
+    lm: LM,
+    inputs: Mapping[str, Any],
+    *,
+    params: Mapping[str, Prompt] | None = None,
+) -> Generator[Chunk | Prediction, None, None]:
+    """Run a program in a thread of its own, and yield the text of its fields as it arrives.
+
+    What an LM does not stream, an answer from a cache for one, comes in one piece. Joined, the
+    pieces of a text are the field; those of a list or an object are what the model wrote. Who stops
+    early closes the generator, and with it the connection.
+
+    Args:
+        program: the program.
+        lm: what answers its requests.
+        inputs: exactly its input fields.
+        params: prompts instead of its own.
+
+    Yields:
+        a `Chunk` for each piece of text; at the end the `Prediction`.
+
+    Raises:
+        DataError: a field is missing or unknown.
+        Exception: what the program, its tools or the LM raise.
+
+    Calls: what the program makes, `program.max_calls` at most.
+
+    >>> for item in stream(predict("question -> answer"), stub_lm(), {"question": "2+2?"}):
+    ...     print(item)
+    Chunk(path='predict', field='answer', text='text', call=0)
+    Prediction(answer='text')
+    """
+    return _streamed(_begun(program, inputs, params), partial(_perform, lm, 1))
+
+
+class _Abandoned(BaseException):
+    """Nobody listens any more; no program catches this."""
+
+
+def _streamed(
+    flow: Flow, perform: Callable[[Any], Any]
+) -> Generator[Chunk | Prediction, None, None]:
+    arrived: SimpleQueue[Any] = SimpleQueue()
+    gone = threading.Event()
+
+    def tell(chunks: Iterable[Chunk]) -> None:
+        if gone.is_set():
+            raise _Abandoned
+        for chunk in chunks:
+            arrived.put(chunk)
+
+    done = _alone(_drive, _through(flow, partial(_telling, tell, Counter())), perform)
+    done.add_done_callback(arrived.put)
+    try:
+        while (item := arrived.get()) is not done:
+            yield item
+        yield done.result()
+    finally:
+        gone.set()
+
+
+def _telling(tell: Callable[[Iterable[Chunk]], None], calls: Counter[str], effect: Any) -> Flow:
+    """Perform an effect, and tell of the text of its answers as it arrives."""
+    if isinstance(effect, tuple):
+        return (yield tuple(_through(flow, partial(_telling, tell, calls)) for flow in effect))
+    if (request := _asked(effect)) is None:
+        return (yield effect)
+    reader = _Reader(request, tell, calls)
+    told = evolve(request, on_text=reader)
+    response = yield told if effect is request else evolve(effect, args=(told, *effect.args[1:]))
+    reader.end(response)
+    return response
+
+
+class _Reader:
+    """Called with the pieces of one reply; tells of the fields in it."""
+
+    def __init__(
+        self, request: Request, tell: Callable[[Iterable[Chunk]], None], calls: Counter[str]
+    ) -> None:
+        self._request, self._tell, self._calls = request, tell, calls
+        self._begin()
+
+    def _begin(self) -> None:
+        """Start over with an empty reply."""
+        adapter, task = self._request.adapter, self._request.signature
+        known = adapter.stream if adapter else None
+        self._flow = known(task) if known and task else _unread()
+        self._flow.send(None)
+        self._pieces: list[str] = []
+        self._path = self._request.step or ""
+        self._call = self._calls[self._path]
+        self._calls[self._path] += 1
+
+    def __call__(self, piece: str) -> None:
+        if piece:
+            self._pieces.append(piece)
+            self._send(piece)
+        elif self._pieces:
+            self._begin()
+
+    def _send(self, piece: str | None) -> None:
+        sure = self._flow.send(piece)
+        self._tell([Chunk(self._path, name, text, self._call) for name, text in sure])
+
+    def end(self, response: Any) -> None:
+        """Read what of the answer was not streamed."""
+        if isinstance(response, Response):
+            if not response.text.startswith("".join(self._pieces)):
+                self._begin()
+            self(response.text[sum(map(len, self._pieces)) :])
+            self._send(None)
+
+
+def _unread() -> Reading:
+    """Read a reply without a known format: all of it is text of no field."""
+    piece = yield []
+    while piece is not None:
+        piece = yield [("", piece)]
+    yield []
+
+
+# -- again, from a trace --
+
+
+def replay(
+    program: Program,
+    trace: Iterable[Event],
+    lm: LM | None = None,
+    *,
+    upto: int | None = None,
+) -> Prediction:
+    """Run a program again from the trace of a run: no LM is asked, no tool is called, no time lost.
+
+    Args:
+        program: the program, or one that was changed since.
+        trace: of the whole run; `prediction.trace`, or the same from JSON.
+        lm: what answers the requests that the trace does not.
+        upto: replay the first so many events of the trace, and go on live from there; by default
+            all of them.
+
+    Raises:
+        ReplayMiss: the program does something else than the trace says; tells what.
+        Exception: what the run raised, by the name of its class.
+
+    Calls: none, but for what comes after `upto`.
+
+    >>> qa = predict("question -> answer")
+    >>> trace = qa(stub_lm(), question="2+2?").trace
+    >>> replay(qa, trace)
+    Prediction(answer='text')
+    """
+    events = tuple(trace)
+    if not events or events[-1].kind != "step":
+        todo = "pass the whole trace of a run: prediction.trace"
+        raise DataError("this is no trace of a run", events[-1:], "a step at its end", todo)
+    left = deque(one for one in events[:upto] if one.kind != "step")
+    flow = _through(_begun(program, events[-1].inputs, None), partial(_replayed, left))
+    made: Prediction = _drive(flow, partial(_perform, _no_lm if lm is None else lm, 1))
+    if left:
+        what, todo = "the program ended before its trace", "replay the program that made the trace"
+        raise ReplayMiss(what, f"{left[0].kind} at {left[0].path}", "no further event", todo)
+    return made
+
+
+def _no_lm(request: Request) -> Response:
+    todo = "pass the LM to go on with: replay(program, trace, lm)"
+    raise ReplayMiss("the trace has no answer to", request.messages[-1:], "none to be asked", todo)
+
+
+def _replayed(left: deque[Event], effect: Any) -> Flow:
+    """Perform an effect as the next event says, as long as there is one."""
+    if not left:
+        return (yield effect)
+    if isinstance(effect, tuple):  # one after the other, as they stand in the trace
+        results: list[Any] = []
+        for flow in effect:
+            results += [(yield from _through(flow, partial(_replayed, left)))]
+        return tuple(results)
+    if isinstance(effect, Sleep):
+        return None
+    event = left.popleft()
+    done, wanted = _did(event), _wants(effect)
+    if done != wanted:
+        what, todo = "the program does something else than its trace", "see the first difference"
+        where = next(
+            (n for n, pair in enumerate(zip(done, wanted, strict=False)) if pair[0] != pair[1]), 0
+        )
+        shown = done[max(where - 40, 0) :], wanted[max(where - 40, 0) :]
+        raise ReplayMiss(what, shown[1], repr(cut(shown[0])), todo)
+    if event.error:
+        raise _restored(event.error)
+    return event.response if event.kind == "lm" else event.outputs
+
+
+def _did(event: Event) -> str:
+    return _wants(event.request or Call(_no_lm, event.inputs["args"], event.inputs["kwargs"]))
+
+
+def _wants(effect: Request | Call) -> str:
+    """What is asked or called, as text; objects of which JSON knows nothing by their class only."""
+    if request := _asked(effect):
+        return canonical(request)
+    assert isinstance(effect, Call)  # a request was all else it could be
+    return canonical([effect.args, effect.kwargs], other=lambda value: type(value).__name__)
+
+
+def _restored(text: str) -> Exception:
+    """Make an error of its class and message; one of an unknown class is a plain Exception.
+
+    Its constructor, which may want anything, is not called.
+    """
+    name, _, message = text.partition(": ")
+    known = {**vars(builtins), **globals()}.get(name)
+    base = known if isinstance(known, type) and issubclass(known, Exception) else Exception
+    kind: Any = type(name, (base,), {"__str__": lambda self: message})
+    error: Exception = kind.__new__(kind)
+    return error
+
+
+# -- many runs --
 
 
 def run_many(
@@ -3032,15 +3706,20 @@ def run_many(
 ) -> list[Prediction]:
     """Run a program on many inputs; results stand in the order of the inputs.
 
+    An LM that has `.batch(requests)`, which returns a response or an exception for each of them, is
+    driven in lock-step: all runs advance together, and what they ask goes out as one batch.
+
     Args:
         program: the program.
         lm: what answers its requests.
         inputs_list: for each run exactly its input fields.
         workers: threads; by default what the LM declares as `concurrency`, else this thread only.
-        executor: any `concurrent.futures.Executor` to run on instead.
+        executor: any `concurrent.futures.Executor` to run on instead; one with other processes
+            needs a program, an LM and inputs that pickle.
 
     Raises:
         Exception: that of the first run, in order, that failed; no further one is begun then.
+            Ctrl-C waits for nothing; what was recorded or cached until then is kept.
 
     Calls: `program.max_calls` at most for each of the inputs.
 
@@ -3049,16 +3728,54 @@ def run_many(
     ['text', 'text']
     """
     checked = [check_inputs(program, inputs) for inputs in inputs_list]
-    work = partial(_run_one, program, lm)
-    return list(ordered_map(work, checked, workers=workers_for(lm, workers), executor=executor))
+    flow = partial(_flow, program)
+    with flow_map(flow, checked, lm=lm, workers=workers, executor=executor) as results:
+        return list(results)
 
 
-def _run_one(program: Program, lm: LM, inputs: Record) -> Prediction:
-    return _run(program, lm, inputs, [])
+@contextmanager
+def flow_map(
+    flow: Callable[[T], Flow],
+    items: Iterable[T],
+    *,
+    lm: LM,
+    workers: int | None = None,
+    executor: Executor | None = None,
+) -> Iterator[Iterator[Any]]:
+    """Drive a flow for each item: in lock-step, on an executor, on threads or in this one.
+
+    Gives an iterator of what they return, in order. Who leaves the block early ends what has not
+    begun; after Ctrl-C it does not wait for what has.
+
+    >>> from operator import attrgetter
+    >>> ask = lambda text: Request([Message("user", text)])
+    >>> with flow_map(lambda text: (yield ask(text)), ["a", "b"], lm=stub_lm()) as answers:
+    ...     print(list(map(attrgetter("text"), answers)))
+    ['text', 'text']
+    """
+    threads = workers_for(lm, workers)
+    if executor is None and hasattr(lm, "batch"):
+        results = _succeeded(_lockstep(map(flow, items), lm))
+    else:
+        work = partial(_drive_one, flow, lm)
+        results = ordered_map(work, items, workers=threads, executor=executor)
+    with closing(results):
+        try:
+            yield results
+        except KeyboardInterrupt as error:
+            with suppress(KeyboardInterrupt, StopIteration):
+                results.throw(error)
+            raise
 
 
-def workers_for(lm: LM, workers: int | None) -> int:
+def _drive_one(flow: Callable[[T], Flow], lm: LM, item: T) -> Any:
+    return _drive(flow(item), partial(_perform, lm, 1))
+
+
+def workers_for(lm: Any, workers: int | None) -> int:
     """Return how many runs go on at once: as asked, else as the LM declares, else one.
+
+    An `async def` that declares nothing is asked 16 times at once.
 
     Raises:
         DataError: less than one.
@@ -3066,7 +3783,8 @@ def workers_for(lm: LM, workers: int | None) -> int:
     >>> workers_for(stub_lm(), None)
     1
     """
-    count: int = getattr(lm, "concurrency", 1) if workers is None else workers
+    default = 16 if inspect.iscoroutinefunction(lm) else 1
+    count: int = getattr(lm, "concurrency", default) if workers is None else workers
     if count < 1:
         raise DataError("no workers", count, "1 or more", "leave workers out")
     return count
@@ -3093,7 +3811,7 @@ def ordered_map(
     if executor is None and workers == 1:
         yield from map(function, items)
         return
-    pool = executor or ThreadPoolExecutor(workers, thread_name_prefix="lmopt")
+    pool = executor or _Threads(workers)
     waiting: deque[Future[V]] = deque()
     patient = True
     try:
@@ -3111,6 +3829,174 @@ def ordered_map(
             future.cancel()
         if executor is None:
             pool.shutdown(wait=patient, cancel_futures=True)
+
+
+class _Threads(Executor):
+    """Threads that end with the process, where `ThreadPoolExecutor` would have it wait for them."""
+
+    def __init__(self, workers: int) -> None:
+        self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=_serve, args=(self._work,), name="lmopt", daemon=True)
+            for _ in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, function: Callable[..., V], /, *args: Any, **kwargs: Any) -> Future[V]:
+        future: Future[V] = Future()
+        self._work.put((future, partial(function, *args, **kwargs)))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        for _ in self._threads:
+            self._work.put(None)
+        for thread in self._threads if wait else ():
+            thread.join()
+
+
+def _alone(function: Callable[..., V], /, *args: Any, **kwargs: Any) -> Future[V]:
+    """Call a function in a thread that does nothing else."""
+    pool = _Threads(1)
+    called = pool.submit(function, *args, **kwargs)
+    pool.shutdown(wait=False)
+    return called
+
+
+def _serve(work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> None:
+    while (job := work.get()) is not None:
+        future, function = job
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+        del job, future, function  # what they hold must not live as long as the next wait
+
+
+# -- in lock-step --
+
+
+@define(eq=False)
+class _Task:
+    """A flow in lock-step: one of the first, or a part of the tuple that its parent waits for."""
+
+    flow: Flow
+    place: int
+    parent: _Task | None = None
+    parts: list[Any] = field(factory=list)
+    missing: int = 0
+
+
+def _succeeded(outcomes: Generator[Outcome, None, None]) -> Generator[Any, None, None]:
+    with closing(outcomes):
+        for value, error in outcomes:
+            if error is not None:
+                raise error
+            yield value
+
+
+def _lockstep(flows: Iterable[Flow], lm: Any) -> Generator[Outcome, None, None]:
+    """Advance flows together, their requests in batches; yield the outcome of each, in order."""
+    state = _Lockstep(lm, [_Task(flow, place) for place, flow in enumerate(flows)])
+    try:
+        for place in range(len(state.tasks)):
+            while place not in state.ended:
+                state.advance()
+            yield state.ended.pop(place)
+    finally:
+        for task in state.tasks:
+            task.flow.close()
+
+
+class _Lockstep:
+    """Which flows can go on with what, which ask, and which wait."""
+
+    def __init__(self, lm: Any, tasks: list[_Task]) -> None:
+        self.lm, self.tasks, self.now = lm, tasks, 0.0
+        self.ended: dict[int, Outcome] = {}
+        self.ready: deque[tuple[_Task, Outcome]] = deque((task, (None, None)) for task in tasks)
+        self.asking: list[tuple[_Task, Request]] = []
+        self.sleeping: list[tuple[float, _Task]] = []
+        self.waiting: list[tuple[Future[Any], _Task]] = []
+
+    def advance(self) -> None:
+        """Take every flow to its next request; then ask, or wait where none asks."""
+        self.now = time.monotonic()  # of the round: who begins to sleep in one wakes together
+        while self.ready:
+            self.step(*self.ready.popleft())
+        if self.asking:
+            self.ask()
+        elif not any(future.done() for future, _ in self.waiting):
+            self.rest()
+        woken = [task for future, task in self.waiting if future.done()]
+        self.waiting = [one for one in self.waiting if not one[0].done()]
+        self.ready.extend((task, (None, None)) for task in woken)
+
+    def step(self, task: _Task, outcome: Outcome) -> None:
+        try:
+            going, effect = _resume(task.flow, *outcome)
+        except Exception as error:
+            return self.end(task, (None, error))
+        if not going:
+            self.end(task, (effect, None))
+        elif isinstance(effect, Request):
+            self.asking.append((task, effect))
+        elif isinstance(effect, _Within):  # a batch takes the time it takes
+            self.asking.append((task, effect.request))
+        elif isinstance(effect, Sleep):
+            self.sleeping.append((self.now + effect.seconds, task))
+        elif isinstance(effect, _Wait):
+            self.waiting.append((effect.future, task))
+        elif isinstance(effect, tuple):
+            self.split(task, effect)
+        else:
+            self.ready.append((task, _attempt(partial(_perform, self.lm, 1), effect)))
+
+    def split(self, task: _Task, flows: tuple[Flow, ...]) -> None:
+        """Have the flows of a tuple advance by themselves; the task goes on when all have ended."""
+        task.parts, task.missing = [None] * len(flows), len(flows)
+        self.ready.extend(
+            (_Task(flow, place, task), (None, None)) for place, flow in enumerate(flows)
+        )
+        if not flows:
+            self.ready.append((task, ((), None)))
+
+    def end(self, task: _Task, outcome: Outcome) -> None:
+        parent = task.parent
+        if parent is None:
+            self.ended[task.place] = outcome
+            return
+        parent.parts[task.place] = outcome[0]  # a part never fails: see `_caught`
+        parent.missing -= 1
+        if not parent.missing:
+            self.ready.append((parent, (tuple(parent.parts), None)))
+
+    def ask(self) -> None:
+        """Send what is asked as one batch; an answer that is an exception is raised there."""
+        asked, self.asking = self.asking, []
+        answers = list(self.lm.batch([request for _, request in asked]))
+        if len(answers) != len(asked):
+            todo = "return a response or an exception for each request"
+            raise DataError("a batch of another size", len(answers), f"{len(asked)} answers", todo)
+        for (task, _), answer in zip(asked, answers, strict=True):
+            if isinstance(answer, Exception):
+                self.ready.append((task, (None, answer)))
+            else:
+                self.ready.append((task, _attempt(_response, answer)))
+
+    def rest(self) -> None:
+        """Sleep until the first that sleeps, or until another thread has what one waits for."""
+        now = time.monotonic()
+        due = min((when for when, _ in self.sleeping), default=None)
+        if self.waiting:
+            patience = None if due is None else max(due - now, 0.0)
+            wait([future for future, _ in self.waiting], patience, return_when=FIRST_COMPLETED)
+        elif due is not None:
+            time.sleep(max(due - now, 0.0))
+        now = time.monotonic()
+        self.ready.extend((task, (None, None)) for when, task in self.sleeping if when <= now)
+        self.sleeping = [one for one in self.sleeping if one[0] > now]
 
 
 # == 9. Modules ====================================================================================
@@ -3362,7 +4248,18 @@ def toy_lm(*, seed: int = 0) -> LM:
     >>> qa(toy_lm(), animal="my dog").sound
     'woof'
     """
-    return partial(_toy, seed)
+    return _Named(partial(_toy, seed), f"toy/{seed}")
+
+
+@frozen
+class _Named:
+    """A function that knows who it is."""
+
+    function: LM = field(repr=False)
+    identity: str
+
+    def __call__(self, request: Request) -> Response:
+        return self.function(request)
 
 
 _TOY_FIELD = re.compile(r"^\d+\. `(\w+)` \((.*?)(?:, as JSON)?\)(?::|$)", re.MULTILINE)
@@ -3466,111 +4363,259 @@ def _toy_guess(kind: str, question: str) -> str:
     return plain.get(kind) or (" ".join(question.split()[:8]) if kind == "str" else opening)
 
 
+# -- the wire: one exchange is a flow, which the drivers perform with httpx --
+
+
 @frozen
-class _HttpLM:
-    """An LM behind a URL: two pure functions for its format, and idle clients to ask with.
+class _Post:
+    """The effect of posting; its outcome is status, Retry-After and body of the answer.
+
+    The body of a stream of events goes to `feed` as it arrives.
+    """
+
+    content: bytes
+    headers: dict[str, str]
+    feed: Callable[[bytes], Any] | None = None
+
+
+@define(eq=False)
+class _Idle:
+    """The clients of one process or of one event loop that nobody uses at the moment."""
+
+    clients: deque[Any] = field(factory=deque)
+    keeper: Any = None
+
+
+_COMPACT = jsonlib.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=jsonable)
+_SECRET = re.compile("auth|key|token|secret|cookie", re.IGNORECASE)
+
+
+@frozen
+class _Endpoint:
+    """Where to post JSON, and idle clients to do it with.
 
     One client for each call under way, kept alive between calls: a shared one slows down with the
     number of connections. Clients are made where they are used, never sent to another process.
     """
 
     url: str
-    model: str
-    encode: Callable[[Request], dict[str, Any]]
-    decode: Callable[[Any], Response]
     authorize: Callable[[str], dict[str, str]]
-    key: str | None = field(repr=False)
-    key_name: str = field(repr=False)
-    headers: Record = field(repr=False)
-    defaults: Record
-    concurrency: int
+    key: str | Callable[[], str] | None
+    key_name: str
+    headers: Record
     timeout: float
-    price: tuple[float, float] | None
-    client: httpx.Client | None = field(repr=False, eq=False)
-    _idle: dict[int, deque[httpx.Client]] = field(factory=dict, init=False, repr=False, eq=False)
+    client: Any
+    _idle: dict[Any, _Idle] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         weakref.finalize(self, _close, self._idle)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), tuple(getattr(self, a.name) for a in attrs.fields(type(self)) if a.init)
+        """Pickle without secrets: a key is looked up again where it arrives."""
+        headers = {name: text for name, text in self.headers.items() if not _SECRET.search(name)}
+        secret = isinstance(self.key, str) or len(headers) < len(self.headers)
+        key = partial(_lost_key, self.key_name) if secret else self.key
+        kept = (self.url, self.authorize, key, self.key_name, Record(headers), self.timeout)
+        return type(self), (*kept, self.client)
 
     @property
-    def identity(self) -> str:
-        """What beside a request decides the answer: end point, model and defaults."""
-        return canonical([self.url, self.model, self.defaults])
+    def name(self) -> str:
+        """The URL without what may be secret in it."""
+        return re.sub(r"(?<=//)[^/@]*@|\?.*", "", self.url)
 
-    def close(self) -> None:
-        """Close the idle connections; the next call opens new ones."""
-        _close(self._idle)
-
-    def __call__(self, request: Request) -> Response:
-        payload = {"model": self.model, **self.defaults, **self.encode(request)}
-        key = (self.key or os.environ.get(self.key_name) or "").strip()
-        if self.key_name and not key:
-            todo = f"set it, or pass api_key= to the LM of {self.url}"
-            raise Unauthorized("no API key", self.key_name, "an API key", todo)
-        hide = partial(_hide, [key, *map(str, self.headers.values())])
-        headers = {"Content-Type": "application/json", **self.authorize(key), **self.headers}
-        status, after, body = self._post(_dump(jsonable(payload)).encode(), headers, hide)
-        if status != 200:
-            raise _http_error(self.url, status, after, hide(body.decode("utf-8", "replace")))
-        response = self._decoded(body, hide)
-        return evolve(response, usage=_priced(response.usage, self.price))
-
-    def _decoded(self, body: bytes, hide: Callable[[str], str]) -> Response:
-        try:
-            return self.decode(jsonlib.loads(body))
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            text = hide(body.decode("utf-8", "backslashreplace"))
-            what = f"{self.url} sent an answer that cannot be read ({type(error).__name__})"
-            facts = {"status": 200, "body": cut(text), "retryable": True}
-            expected, todo = "a completion as JSON in UTF-8", "ask again, or check base_url"
-            raise LMError(what, text, expected, todo, **facts) from None
-
-    def _post(
-        self, content: bytes, headers: dict[str, str], hide: Callable[[str], str]
-    ) -> tuple[int, str, bytes]:
+    def exchange(self, payload: Any, feed: Callable[[bytes], Any] | None = None) -> Flow:
+        """Post JSON; return the body of the answer, and what hides the secrets in a text."""
         import httpx
 
+        key = self._key()
+        hide = partial(_hide, [key, *map(str, self.headers.values())])
+        headers = {"Content-Type": "application/json", **self.authorize(key), **self.headers}
+        content = _encodable(_COMPACT.encode(payload)).encode()
         try:
-            response = self._send(content, headers)
-            return response.status_code, response.headers.get("retry-after", ""), response.content
+            status, after, body = yield _Post(content, headers, feed)
         except httpx.TimeoutException:
-            what = f"{self.url} did not answer in time"
-            expected = f"an answer in {self.timeout} s"
+            what, expected = f"{self.name} did not answer in time", f"an answer in {self.timeout} s"
             failure: LMError = LMTimeout(what, None, expected, "ask again", retryable=True)
         except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:
-            what, shown = f"{self.url} cannot be reached ({type(error).__name__})", hide(str(error))
-            failure = LMError(what, shown, "an HTTP answer", "check it and base_url")
+            what, shown = f"{self.name} cannot be reached ({type(error).__name__})", str(error)
+            failure = LMError(what, hide(shown), "an HTTP answer", "check it and base_url")
             failure.retryable = isinstance(error, httpx.TransportError) and not isinstance(
                 error, httpx.UnsupportedProtocol
             )
+        else:
+            if status == 200:
+                return body, hide
+            failure = _http_error(self.name, status, after, hide(body.decode("utf-8", "replace")))
         raise failure  # out here, so that no httpx error with the headers hangs on it
 
-    def _send(self, content: bytes, headers: dict[str, str]) -> httpx.Response:
+    def close(self) -> None:
+        """Close the idle connections of this process."""
+        _close(self._idle)
+
+    def _key(self) -> str:
+        given = self.key() if callable(self.key) else self.key
+        key = (given or os.environ.get(self.key_name) or "").strip()
+        if self.key_name and not key:
+            todo = f"set it, or pass api_key= to the LM of {self.name}"
+            raise Unauthorized("no API key", self.key_name, "an API key", todo)
+        return key
+
+    def read(self, body: bytes, hide: Callable[[str], str], decode: Callable[[Any], T]) -> T:
+        """Decode the body of an answer; what cannot be read is the provider's error."""
+        try:
+            return decode(jsonlib.loads(body))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            kind = type(error).__name__
+        # Out here, so that no error with the whole body hangs on it.
+        text = hide(body.decode("utf-8", "backslashreplace"))
+        what = f"{self.name} sent an answer that cannot be read ({kind})"
+        facts = {"status": 200, "body": cut(text), "retryable": True}
+        expected, todo = "a completion as JSON in UTF-8", "ask again, or check base_url"
+        raise LMError(what, text, expected, todo, **facts)
+
+    def post(self, sent: _Post) -> _Answer:
+        """Perform the effect in this thread."""
+        with self._lent() as client:
+            request = self._request(client, sent)
+            response = client.send(request, stream=sent.feed is not None)
+            if sent.feed is None:
+                return _answer(response, response.content)
+            with closing(response):
+                if not _is_stream(response):
+                    return _answer(response, response.read())
+                for piece in response.iter_bytes():
+                    sent.feed(piece)
+                return _answer(response, b"")
+
+    async def apost(self, sent: _Post) -> _Answer:
+        """Do what `post` does, in the running event loop."""
+        async with self._alent() as client:
+            request = self._request(client, sent)
+            response = await client.send(request, stream=sent.feed is not None)
+            if sent.feed is None:
+                return _answer(response, response.content)
+            async with aclosing(response):
+                if not _is_stream(response):
+                    return _answer(response, await response.aread())
+                async for piece in response.aiter_bytes():
+                    sent.feed(piece)
+                return _answer(response, b"")
+
+    def _request(self, client: Any, sent: _Post) -> httpx.Request:
         import httpx
 
+        if client is self.client:
+            build: Callable[..., httpx.Request] = client.build_request
+            return build("POST", self.url, content=sent.content, headers=sent.headers)
+        # Our own clients have no settings to merge, which takes as long as all the rest of it.
+        limits = dict.fromkeys(("connect", "read", "write", "pool"), self.timeout)
+        return httpx.Request(
+            "POST",
+            _parsed(self.url),
+            content=sent.content,
+            headers={**_HEADERS, **sent.headers},
+            extensions={"timeout": limits},
+        )
+
+    @contextmanager
+    def _lent(self) -> Iterator[Any]:
         if self.client is not None:
-            return self.client.post(self.url, content=content, headers=headers)
-        idle = self._idle.setdefault(os.getpid(), deque())
+            yield self.client
+            return
+        idle = self._idle.setdefault(os.getpid(), _Idle()).clients
+        client = _borrowed(idle, "Client")
         try:
-            client = idle.pop()
-        except IndexError:
-            client = httpx.Client(timeout=self.timeout)
-        try:
-            response = client.post(self.url, content=content, headers=headers)
+            yield client
         except BaseException:
             client.close()
             raise
         idle.append(client)
-        return response
+
+    @asynccontextmanager
+    async def _alent(self) -> AsyncIterator[Any]:
+        if self.client is not None:
+            yield self.client
+            return
+        loop = asyncio.get_running_loop()
+        if loop not in self._idle:
+            self._idle[loop] = _Idle(keeper=_keeper(self._idle, loop))
+            await anext(self._idle[loop].keeper)
+        idle = self._idle[loop].clients
+        client = _borrowed(idle, "AsyncClient")
+        try:
+            yield client
+        except BaseException:
+            await client.aclose()
+            raise
+        idle.append(client)
 
 
-def _close(idle: dict[int, deque[httpx.Client]]) -> None:
-    clients = idle.get(os.getpid(), deque())
+_Answer = tuple[int, str, bytes]
+
+
+def _answer(response: httpx.Response, body: bytes) -> _Answer:
+    return response.status_code, response.headers.get("retry-after", ""), body
+
+
+def _is_stream(response: httpx.Response) -> bool:
+    kind: str = response.headers.get("content-type", "")
+    return response.status_code == 200 and kind.startswith("text/event-stream")
+
+
+def _borrowed(idle: deque[Any], kind: str) -> Any:
+    """An idle client, or a new one; it keeps its connection alive for a minute."""
+    import httpx
+
+    try:
+        return idle.pop()
+    except IndexError:
+        limits = httpx.Limits(keepalive_expiry=60.0)
+        return getattr(httpx, kind)(limits=limits, verify=_certificates())
+
+
+_HEADERS = {
+    "Accept": "*/*",
+    "Accept-Encoding": "gzip, deflate",
+    "User-Agent": f"lmopt/{__version__}",
+}
+
+
+@lru_cache(maxsize=64)
+def _parsed(url: str) -> httpx.URL:
+    import httpx
+
+    return httpx.URL(url)
+
+
+@lru_cache(maxsize=1)
+def _certificates() -> Any:
+    """The certificates to trust, read once: that takes longer than a call."""
+    import httpx
+
+    return httpx.create_ssl_context()
+
+
+async def _keeper(idle: dict[Any, _Idle], loop: Any) -> AsyncGenerator[None, None]:
+    """Close the clients of an event loop when it ends: `asyncio.run` closes all generators then."""
+    try:
+        yield
+    finally:
+        for client in idle.pop(loop).clients:
+            await client.aclose()
+
+
+def _close(idle: dict[Any, _Idle]) -> None:
+    clients = idle.get(os.getpid(), _Idle()).clients
     while clients:
         clients.pop().close()
+
+
+def _lost_key(name: str) -> str:
+    """Stand for a key that did not travel with a pickled LM."""
+    if name in os.environ:
+        return os.environ[name]
+    todo = f"set {name or 'no secret header'}, or pass api_key=FUNCTION, which is called there"
+    raise Unauthorized("the API key does not travel to other processes", name, "a key", todo)
 
 
 def _hide(secrets: Iterable[str], text: str) -> str:
@@ -3610,20 +4655,156 @@ def _seconds(after: str) -> float | None:
         return None
 
 
-def _priced(spent: Usage, price: tuple[float, float] | None) -> Usage:
-    if price is None:
-        return spent
-    cost = spent.input_tokens * price[0] + spent.output_tokens * price[1]
+def _priced(spent: Usage, price: tuple[float, ...]) -> Usage:
+    read_, made, again = (*price, price[0])[
+        :3
+    ]  # what was cached costs its own price, if it has one
+    fresh = spent.input_tokens - spent.cached_tokens
+    cost = fresh * read_ + spent.cached_tokens * again + spent.output_tokens * made
     return evolve(spent, cost=cost / 1e6)
 
 
-def _openai_encode(request: Request) -> dict[str, Any]:
-    """Write a request in the OpenAI chat-completions format."""
+@frozen
+class _Dialect:
+    """How a provider writes requests and answers: pure functions, tested without sockets."""
+
+    encode: Callable[[Request], dict[str, Any]]
+    decode: Callable[[Any], Response]
+    stream: Mapping[str, Any]  # what a request adds that asks for a stream of events
+    piece: Callable[[Any], str]  # the text in one event
+    assemble: Callable[[list[Any]], Any]  # all events into the answer without a stream
+
+
+@frozen(repr=False)
+class _HttpLM:
+    """An LM behind a URL: an end point and a dialect."""
+
+    end: _Endpoint
+    dialect: _Dialect
+    model: str
+    defaults: Record
+    concurrency: int
+    price: tuple[float, ...] | None
+
+    @property
+    def url(self) -> str:
+        """Where it posts, without what may be secret in it."""
+        return self.end.name
+
+    @property
+    def identity(self) -> str:
+        """What beside a request decides the answer: end point, model and defaults."""
+        return canonical([self.url, self.model, self.defaults])
+
+    def __repr__(self) -> str:
+        return f"<LM {self.model} at {self.url}>"
+
+    def __call__(self, request: Request) -> Response:
+        made: Response = _drive(self._flow(request), self.end.post)
+        return made
+
+    async def acall(self, request: Request) -> Response:
+        """Answer in the running event loop."""
+        made: Response = await _adrive(self._flow(request), self.end.apost)
+        return made
+
+    def close(self) -> None:
+        """Close the idle connections; the next call opens new ones."""
+        self.end.close()
+
+    def _flow(self, request: Request) -> Flow:
+        payload = {"model": self.model, **self.defaults, **self.dialect.encode(request)}
+        events: list[Any] = []
+        feed = None
+        if request.on_text is not None:
+            request.on_text("")  # a new answer begins
+            payload |= self.dialect.stream
+            feed = _events(partial(self._take, events, _mending(request.on_text)))
+        body, hide = yield from self.end.exchange(payload, feed)
+        if feed is None or body:  # who was asked for a stream may answer without
+            response = self.end.read(body, hide, self.dialect.decode)
+        else:
+            response = self._assembled(events, hide)
+        if self.price is None:
+            return response
+        return evolve(response, usage=_priced(response.usage, self.price))
+
+    def _take(self, events: list[Any], on_text: Callable[[str], None], data: str) -> None:
+        """Keep an event, and pass on the text in it."""
+        try:
+            event = data if data == "[DONE]" else jsonlib.loads(data)
+            text = "" if data == "[DONE]" else self.dialect.piece(event)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            event, text = {"error": data}, ""
+        events.append(event)
+        if text:
+            on_text(text)
+
+    def _assembled(self, events: list[Any], hide: Callable[[str], str]) -> Response:
+        for event in events:
+            if isinstance(event, dict) and (error := event.get("error")):
+                kind = error.get("code") or error.get("type") if isinstance(error, dict) else None
+                status = kind if isinstance(kind, int) else _STATUS.get(str(kind), 500)
+                raise _http_error(self.url, status, "", hide(_dump(error)))
+        body = _dump(events).encode()
+        return self.end.read(
+            body, hide, lambda all: self.dialect.decode(self.dialect.assemble(all))
+        )
+
+
+def _mending(on_text: Callable[[str], None]) -> Callable[[str], None]:
+    """Put characters together that a server cut in halves, as JavaScript does."""
+    held = ""
+
+    def tell(piece: str) -> None:
+        nonlocal held
+        text = _mended(held + piece)
+        held = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+        if len(text) > len(held):
+            on_text(text[: len(text) - len(held)])
+
+    return tell
+
+
+def _mended(text: str) -> str:
+    """Two halves of a character are one."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+
+
+# What an error in the midst of a stream would have been as a status.
+_STATUS = {"overloaded_error": 529, "rate_limit_error": 429, "rate_limit_exceeded": 429}
+_STATUS |= {"authentication_error": 401, "permission_error": 403, "invalid_request_error": 400}
+
+
+def _events(take: Callable[[str], None]) -> Callable[[bytes], None]:
+    """Make what splits server-sent events, however they are cut, and gives the data of each.
+
+    Reference: the event stream format of the HTML standard, section 9.2.
+    """
+
+    def split() -> Generator[None, bytes, None]:
+        rest, data = b"", []
+        while True:
+            *lines, rest = re.split(rb"\r\n|\n|\r(?!\Z)", rest + (yield))
+            for line in lines:
+                if line.startswith(b"data:"):
+                    data.append(line[5:].removeprefix(b" "))
+                elif not line and data:
+                    text, data = b"\n".join(data).decode("utf-8", "replace"), []
+                    take(text)
+
+    running = split()
+    next(running)
+    return running.send
+
+
+def _openai_encode(limit: str, request: Request) -> dict[str, Any]:
+    """Write a request in the OpenAI chat-completions format; `limit` is its name of max_tokens."""
     options = {
         "model": request.model,
         "messages": [_openai_message(one) for one in request.messages],
         "temperature": request.temperature,
-        "max_tokens": request.max_tokens,
+        limit: request.max_tokens,
         "top_p": request.top_p,
         "stop": list(request.stop) or None,
         "tools": [_openai_tool(one) for one in request.tools] or None,
@@ -3654,6 +4835,7 @@ def _openai_decode(data: Any) -> Response:
             input_tokens=spent.get("prompt_tokens") or 0,
             output_tokens=spent.get("completion_tokens") or 0,
             cached_tokens=get_in(["prompt_tokens_details", "cached_tokens"], spent) or 0,
+            cost=spent.get("cost") or 0.0,  # OpenRouter tells
         ),
         model=data.get("model") or "",
         finish_reason=choice.get("finish_reason") or "stop",
@@ -3714,39 +4896,88 @@ def _openai_tool_call(data: Any) -> ToolCall:
     return ToolCall(data.get("id") or "", called["name"], arguments)
 
 
+def _openai_piece(event: Any) -> str:
+    choices = event.get("choices")
+    return (choices[0].get("delta") or {}).get("content") or "" if choices else ""
+
+
+def _openai_assemble(events: list[Any]) -> Any:
+    """Put the events of a stream together to the answer without a stream."""
+    sent = [one for one in events if one != "[DONE]"]
+    choices = [one["choices"][0] for one in sent if one.get("choices")]
+    deltas = [one.get("delta") or {} for one in choices]
+    ends = [one["finish_reason"] for one in choices if one.get("finish_reason")]
+    if not ends and len(sent) == len(events):
+        raise ValueError("the stream ended early")
+    names = ("content", "refusal", "reasoning_content", "reasoning")
+    texts = {name: _mended("".join(one.get(name) or "" for one in deltas)) for name in names}
+    calls = _openai_call_parts(concat(one.get("tool_calls") or () for one in deltas))
+    logs = [one["logprobs"] for one in choices if one.get("logprobs")]
+    choice = {
+        "message": {**texts, "tool_calls": calls},
+        "finish_reason": ends[-1] if ends else None,
+        "logprobs": merge_with(lambda parts: list(concat(filter(None, parts))), *logs) or None,
+    }
+    last_of = {name: one[name] for one in sent for name in ("model", "usage") if one.get(name)}
+    return {"choices": [choice], **last_of}
+
+
+def _openai_call_parts(parts: Iterable[Any]) -> list[Any]:
+    calls: dict[int, dict[str, Any]] = {}
+    for part in parts:
+        function = part.get("function") or {}
+        made = calls.setdefault(part.get("index", len(calls)), {"id": "", "name": "", "given": ""})
+        made["id"] = part.get("id") or made["id"]
+        made["name"] = function.get("name") or made["name"]
+        made["given"] += function.get("arguments") or ""
+    return [
+        {"id": one["id"], "function": {"name": one["name"], "arguments": one["given"]}}
+        for one in calls.values()
+    ]
+
+
 def _bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 _OPENAI = "https://api.openai.com/v1"
+_OPENAI_STREAM = {"stream": True, "stream_options": {"include_usage": True}}
+
+
+def _openai(limit: str) -> _Dialect:
+    encode = partial(_openai_encode, limit)
+    return _Dialect(encode, _openai_decode, _OPENAI_STREAM, _openai_piece, _openai_assemble)
 
 
 def openai_lm(
     model: str,
     *,
     base_url: str = _OPENAI,
-    api_key: str | None = None,
+    api_key: str | Callable[[], str] | None = None,
     concurrency: int = 16,
     timeout: float = 60.0,
     headers: Mapping[str, str] | None = None,
-    price: tuple[float, float] | None = None,
-    client: httpx.Client | None = None,
+    price: tuple[float, ...] | None = None,
+    client: httpx.Client | httpx.AsyncClient | None = None,
     **defaults: Any,
 ) -> LM:
     """Make an LM that speaks the OpenAI chat-completions format over HTTP.
 
     It serves OpenAI, vLLM, SGLang, Ollama, LM Studio, llama.cpp, OpenRouter and whatever else has
-    that end point. A value of it pickles and shows no key; connections open at the first call.
+    that end point. It also answers in an event loop (`acall`), and in pieces where a request has
+    `on_text`. A value of it pickles and shows no key; connections open at the first call.
 
     Args:
         model: as the provider names it.
         base_url: of the provider, without "/chat/completions".
-        api_key: by default, at OpenAI only, the environment variable OPENAI_API_KEY.
+        api_key: by default, at OpenAI only, the environment variable OPENAI_API_KEY. A key does
+            not travel to other processes; a function that returns it does.
         concurrency: how many calls `evaluate` and the optimizers make at once, 1 or more.
         timeout: seconds to wait for the provider.
         headers: further HTTP headers.
-        price: US dollars for a million tokens read, and for a million written.
-        client: an `httpx.Client` to use instead of our own.
+        price: US dollars for a million tokens read, for a million written, and, where that is
+            cheaper, for a million read from the provider's cache.
+        client: an `httpx.Client`, or an `AsyncClient` for `acall`, to use instead of our own.
         **defaults: fields of the request body where a request does not set them.
 
     Raises:
@@ -3758,25 +4989,126 @@ def openai_lm(
     >>> openai_lm("gpt-4o-mini", api_key="secret", temperature=0).model
     'gpt-4o-mini'
     """
-    return _HttpLM(
-        url=base_url.rstrip("/") + "/chat/completions",
-        model=model,
-        encode=_openai_encode,
-        decode=_openai_decode,
-        authorize=_bearer,
-        key=api_key,
-        key_name="OPENAI_API_KEY" if base_url == _OPENAI else "",
-        headers=Record(headers or {}),
-        defaults=Record(jsonable(defaults)),
-        concurrency=concurrency,
-        timeout=timeout,
-        price=price,
-        client=client,
-    )
+    end = _endpoint(base_url, "/chat/completions", api_key, timeout, headers or {}, client)
+    dialect = _openai("max_completion_tokens" if base_url == _OPENAI else "max_tokens")
+    known = Record(jsonable(defaults))
+    return _HttpLM(end, dialect, model, known, workers_for(None, concurrency), price)
+
+
+def _endpoint(
+    base_url: str,
+    path: str,
+    key: str | Callable[[], str] | None,
+    timeout: float,
+    headers: Mapping[str, str],
+    client: Any,
+) -> _Endpoint:
+    """The end point of a provider; the key of the environment goes to OpenAI only."""
+    name = "OPENAI_API_KEY" if base_url == _OPENAI else ""
+    url = base_url.rstrip("/") + path
+    return _Endpoint(url, _bearer, key, name, Record(headers), timeout, client)
+
+
+def embedder(
+    model: str,
+    *,
+    base_url: str = _OPENAI,
+    api_key: str | Callable[[], str] | None = None,
+    batch_size: int = 128,
+    concurrency: int = 4,
+    timeout: float = 60.0,
+    headers: Mapping[str, str] | None = None,
+    client: httpx.Client | httpx.AsyncClient | None = None,
+    **defaults: Any,
+) -> Embedder:
+    """Make a function from texts to vectors, behind the OpenAI embeddings end point.
+
+    Args:
+        model: as the provider names it.
+        base_url: of the provider, without "/embeddings".
+        api_key: as in `openai_lm`.
+        batch_size: texts in one HTTP request, 1 or more.
+        concurrency: requests at once, 1 or more.
+        timeout: seconds to wait for the provider.
+        headers: further HTTP headers.
+        client: as in `openai_lm`.
+        **defaults: further fields of the request body, such as `dimensions`.
+
+    Raises:
+        LMError: (when asked) as `openai_lm`.
+
+    Calls: one HTTP request for each batch of texts.
+
+    >>> embed = embedder("text-embedding-3-small", api_key="secret")
+    >>> embed([])
+    []
+    """
+    if batch_size < 1:
+        raise DataError("too small a batch", batch_size, "1 or more", "raise batch_size")
+    end = _endpoint(base_url, "/embeddings", api_key, timeout, headers or {}, client)
+    known = Record(jsonable(defaults))
+    return Embedder(end, model, known, batch_size, workers_for(None, concurrency))
+
+
+Vector = tuple[float, ...]
+
+
+@frozen(repr=False)
+class Embedder:
+    """Texts to vectors: of one text its vector, of several a list of vectors in their order."""
+
+    end: _Endpoint
+    model: str
+    defaults: Record
+    batch_size: int
+    concurrency: int
+
+    def __repr__(self) -> str:
+        return f"<embedder {self.model} at {self.end.name}>"
+
+    def __call__(self, texts: str | Sequence[str]) -> Any:
+        """Return the vector of a text, or those of several."""
+        if isinstance(texts, str):
+            return self([texts])[0]
+        return list(concat(ordered_map(self._one, self._batches(texts), workers=self.concurrency)))
+
+    async def acall(self, texts: str | Sequence[str]) -> Any:
+        """Do the same in the running event loop."""
+        if isinstance(texts, str):
+            return (await self.acall([texts]))[0]
+        limit = asyncio.Semaphore(self.concurrency)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._aone(b, limit)) for b in self._batches(texts)]
+        return list(concat(task.result() for task in tasks))
+
+    def _batches(self, texts: Sequence[str]) -> list[tuple[str, ...]]:
+        for text in texts:
+            if not isinstance(text, str):
+                raise DataError("only texts have vectors", text, "a str", "convert it first")
+        return list(partition_all(self.batch_size, texts))
+
+    def _one(self, texts: tuple[str, ...]) -> list[Vector]:
+        made: list[Vector] = _drive(self._flow(texts), self.end.post)
+        return made
+
+    async def _aone(self, texts: tuple[str, ...], limit: asyncio.Semaphore) -> list[Vector]:
+        async with limit:
+            made: list[Vector] = await _adrive(self._flow(texts), self.end.apost)
+        return made
+
+    def _flow(self, texts: tuple[str, ...]) -> Flow:
+        payload = {"model": self.model, **self.defaults, "input": texts}
+        body, hide = yield from self.end.exchange(payload)
+        return self.end.read(body, hide, partial(_vectors, len(texts)))
+
+
+def _vectors(count: int, data: Any) -> list[Vector]:
+    by_index = {one["index"]: tuple(map(float, one["embedding"])) for one in data["data"]}
+    return [by_index[index] for index in range(count)]
 
 
 def _anthropic_encode(request: Request) -> dict[str, Any]:
-    """Write a request in the Anthropic Messages format; its schema has no place there."""
+    """Write a request in the Anthropic Messages format."""
     said = [one for one in request.messages if one.role != "system"]
     options = {
         "model": request.model,
@@ -3788,6 +5120,8 @@ def _anthropic_encode(request: Request) -> dict[str, Any]:
         "stop_sequences": list(request.stop) or None,
         "tools": [_anthropic_tool(one) for one in request.tools] or None,
         "tool_choice": request.tool_choice,
+        "output_config": request.schema
+        and {"format": {"type": "json_schema", "schema": request.schema}},
     }
     given: dict[str, Any] = valfilter(lambda value: value is not None, options)
     return given | dict(request.extra)
@@ -3866,11 +5200,57 @@ def _api_key(key: str) -> dict[str, str]:
     return {"anthropic-version": "2023-06-01", **({"x-api-key": key} if key else {})}
 
 
+def _anthropic_piece(event: Any) -> str:
+    """The text in one event of a stream."""
+    text = (event.get("delta") or {}).get("text")
+    return text if isinstance(text, str) else ""
+
+
+def _anthropic_assemble(events: list[Any]) -> Any:
+    """Put the events of a stream together to the answer without a stream."""
+    kinds = groupby(lambda event: event["type"], events)
+    if "message_stop" not in kinds:
+        raise ValueError("the stream ended early")
+    (start,) = kinds["message_start"]
+    ends = [one.get("delta") or {} for one in kinds.get("message_delta", ())]
+    counts = [one.get("usage") or {} for one in kinds.get("message_delta", ())]
+    parts = groupby(lambda event: event["index"], kinds.get("content_block_delta", ()))
+    return {
+        **start["message"],
+        "content": [
+            _anthropic_block(
+                one["content_block"], [p["delta"] for p in parts.get(one["index"], ())]
+            )
+            for one in kinds.get("content_block_start", ())
+        ],
+        "stop_reason": next((one["stop_reason"] for one in ends if one.get("stop_reason")), None),
+        "usage": merge(start["message"].get("usage") or {}, *counts),
+    }
+
+
+def _anthropic_block(start: Any, deltas: Sequence[Any]) -> Any:
+    """One part of the content: its start, and what was added to it."""
+    added = {
+        name: _mended("".join(one[name] for one in deltas if name in one))
+        for name in ("text", "thinking", "partial_json")
+    }
+    texts = {name: start[name] + added[name] for name in ("text", "thinking") if name in start}
+    given = {"input": jsonlib.loads(added["partial_json"])} if added["partial_json"] else {}
+    return {**start, **texts, **given}
+
+
 _ANTHROPIC = "https://api.anthropic.com/v1"
+_ANTHROPIC_DIALECT = _Dialect(
+    _anthropic_encode, _anthropic_decode, {"stream": True}, _anthropic_piece, _anthropic_assemble
+)
 
 
 def anthropic_lm(
-    model: str, *, base_url: str = _ANTHROPIC, api_key: str | None = None, **options: Any
+    model: str,
+    *,
+    base_url: str = _ANTHROPIC,
+    api_key: str | Callable[[], str] | None = None,
+    **options: Any,
 ) -> LM:
     """Make an LM that speaks the Anthropic Messages format over HTTP.
 
@@ -3879,7 +5259,8 @@ def anthropic_lm(
         base_url: of the provider, without "/messages".
         api_key: by default, at Anthropic only, the environment variable ANTHROPIC_API_KEY.
         **options: what else `openai_lm` takes; `max_tokens`, which this format demands, is 4096
-            unless it is given.
+            unless it is given. The API version is 2023-06-01, the last one with a temperature;
+            `headers={"anthropic-version": ...}` asks for another.
 
     Raises:
         LMError: (when asked) as `openai_lm`.
@@ -3890,15 +5271,11 @@ def anthropic_lm(
     'https://api.anthropic.com/v1/messages'
     """
     made = typing.cast(_HttpLM, openai_lm(model, base_url=base_url, api_key=api_key, **options))
-    return evolve(
-        made,
-        url=base_url.rstrip("/") + "/messages",
-        encode=_anthropic_encode,
-        decode=_anthropic_decode,
-        authorize=_api_key,
-        key_name="ANTHROPIC_API_KEY" if base_url == _ANTHROPIC else "",
-        defaults=Record({"max_tokens": 4096}) | made.defaults,
-    )
+    name = "ANTHROPIC_API_KEY" if base_url == _ANTHROPIC else ""
+    url = base_url.rstrip("/") + "/messages"
+    end = evolve(made.end, url=url, authorize=_api_key, key_name=name)
+    defaults = Record({"max_tokens": 4096}) | made.defaults
+    return evolve(made, end=end, dialect=_ANTHROPIC_DIALECT, defaults=defaults)
 
 
 def connect(name: str, **options: Any) -> LM:
@@ -3927,7 +5304,827 @@ def connect(name: str, **options: Any) -> LM:
     raise DataError("unknown LM", name, known, "or make it with openai_lm(base_url=...)")
 
 
-# == 11. Evaluation ================================================================================
+# == 11. Middleware ================================================================================
+# A middleware is a function LM -> LM, made of a flow: request -> generator that yields the request
+# (its outcome is the inner LM's response) and other effects, and returns a response. The drivers
+# perform it, so each is defined once for threads, event loops and batches.
+
+
+@frozen
+class Layer:
+    """An LM made of a flow around another one; what it does not define is that of the inner LM."""
+
+    flow: Callable[[Request], Flow]
+    inner: Any
+    identity: str = field(default=attrs.Factory(lambda self: identity(self.inner), takes_self=True))
+
+    def __call__(self, request: Request) -> Response:
+        """Answer in this thread."""
+        made: Response = _drive(self.flow(request), partial(_perform, self.inner, 1))
+        return made
+
+    async def acall(self, request: Request) -> Response:
+        """Answer in the running event loop."""
+        perform = partial(_aperform, self.inner, nullcontext())
+        made: Response = await _adrive(self.flow(request), perform)
+        return made
+
+    @property
+    def concurrency(self) -> int:
+        """How many calls it likes at once."""
+        return workers_for(self.inner, None)
+
+    @property
+    def batch(self) -> Callable[[Sequence[Request]], list[Any]]:
+        """Answer many requests in lock-step, where the inner LM does."""
+        _ = self.inner.batch  # an AttributeError where it does not
+        return self._batch
+
+    def _batch(self, requests: Sequence[Request]) -> list[Any]:
+        outcomes = _lockstep(map(self.flow, requests), self.inner)
+        return [value if error is None else error for value, error in outcomes]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "inner":
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+
+Middleware = Callable[[Any], Layer]
+
+
+def middleware(flow: Callable[[Request], Flow]) -> Middleware:
+    """Make a function LM -> LM of a flow, a generator function that yields the request.
+
+    It may yield requests, `invoke(...)` and `Sleep(...)`, and returns the response.
+
+    >>> @middleware
+    ... def loud(request):
+    ...     response = yield request
+    ...     return evolve(response, text=response.text.upper())
+    >>> loud(stub_lm())(Request([Message("user", "Hello")])).text
+    'TEXT'
+    """
+    return partial(Layer, flow)
+
+
+def identity(lm: Any) -> str:
+    """Return what beside a request decides the answers of an LM: its `identity`, or else its name.
+
+    >>> identity(openai_lm("m", base_url="http://localhost/v1", temperature=0))
+    '["http://localhost/v1/chat/completions","m",{"temperature":0}]'
+    """
+    named = lm
+    while isinstance(named, partial):
+        named = named.func
+    known = f"{getattr(named, '__module__', '')}.{getattr(named, '__qualname__', type(named))}"
+    return str(getattr(lm, "identity", known))
+
+
+def retry(
+    *, attempts: int = 5, base: float = 1.0, longest: float = 60.0, seed: int = 0
+) -> Middleware:
+    """Ask again after an error that may pass: `LMError.retryable`.
+
+    It waits at random between 0 and `base` seconds, and each time up to twice as long; and before
+    that as long as the provider asks for.
+
+    Args:
+        attempts: how many times to ask in all, 1 or more.
+        base: the longest wait after the first attempt, in seconds.
+        longest: wait of all, in seconds; a provider that asks for more gets no further attempt.
+        seed: of the waits.
+
+    Raises:
+        LMError: (when asked) that of the last attempt, or one that would not pass.
+
+    Calls: `attempts` at most.
+
+    Reference: "full jitter", Brooker 2015, Exponential Backoff And Jitter.
+
+    >>> failing = LMError("busy")
+    >>> failing.retryable = True
+    >>> lm = retry(base=0.0)(scripted_lm([failing, "Hello"]))
+    >>> lm(Request([Message("user", "Hi")])).text
+    'Hello'
+    """
+    if attempts < 1:
+        raise DataError("too few attempts", attempts, "1 or more", "raise attempts")
+    return middleware(partial(_retry, attempts, base, longest, seed))
+
+
+def _retry(attempts: int, base: float, longest: float, seed: int, request: Request) -> Flow:
+    for attempt in range(attempts - 1):
+        try:
+            return (yield request)
+        except LMError as error:
+            asked_for = error.retry_after or 0.0
+            if not error.retryable or asked_for > longest:
+                raise
+        most = min(base * 2**attempt, longest)
+        jitter = seeded(seed, "retry", request.key, attempt).uniform(0.0, most)
+        yield Sleep(asked_for + jitter)
+    return (yield request)
+
+
+def throttle(
+    *,
+    per_minute: int | None = None,
+    tokens_per_minute: int | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Middleware:
+    """Wait before a call that would be too many in any minute.
+
+    Args:
+        per_minute: requests in any 60 seconds, 1 or more.
+        tokens_per_minute: tokens, read and written, in any 60 seconds. Before a call they are
+            estimated: four characters each, and `max_tokens`; after it they are known. A request
+            that is larger than this by itself waits until it is the only one.
+        clock: what tells the time, in seconds.
+
+    Raises:
+        DataError: neither is given, or one is less than 1.
+
+    Calls: none of its own. The limit holds for all threads of this process.
+
+    >>> lm = throttle(per_minute=500)(stub_lm())
+    >>> lm(Request([Message("user", "Hi")])).text
+    'text'
+    """
+    limits = (per_minute, tokens_per_minute)
+    if limits == (None, None) or any(one is not None and one < 1 for one in limits):
+        todo = "pass per_minute= or tokens_per_minute="
+        raise DataError("no limit to keep", limits, "1 or more", todo)
+    window = _Window(per_minute or math.inf, tokens_per_minute or math.inf, clock)
+    return middleware(partial(_throttle, window))
+
+
+@define(eq=False)
+class _Window:
+    """The calls of the last minute, by when they begin, with their tokens."""
+
+    calls: float
+    tokens: float
+    clock: Callable[[], float]
+    begun: deque[list[float]] = field(factory=deque)
+    used: float = 0.0
+    lock: Any = field(factory=threading.Lock)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.calls, self.tokens, self.clock)
+
+    def enter(self, tokens: float) -> list[float]:
+        """Find a place for a call: [when it may begin, its tokens]."""
+        with self.lock:
+            now = self.clock()
+            start = max(now, self.begun[-1][0]) if self.begun else now
+            while self.begun and (
+                self.begun[0][0] <= start - 60
+                or len(self.begun) >= self.calls
+                or self.used + tokens > self.tokens
+            ):
+                start = max(start, self.begun[0][0] + 60)
+                self.used -= self.begun.popleft()[1]
+            place = [start, tokens]
+            self.begun.append(place)
+            self.used += tokens
+            return place
+
+    def correct(self, place: list[float], tokens: float) -> None:
+        """Say what a call took in truth."""
+        with self.lock:
+            if any(one is place for one in self.begun):
+                self.used += tokens - place[1]
+                place[1] = tokens
+
+
+def _throttle(window: _Window, request: Request) -> Flow:
+    written = sum(len(one.text) for one in request.messages) / 4 + (request.max_tokens or 0)
+    place = window.enter(written)
+    delay = place[0] - window.clock()
+    if delay > 0:
+        yield Sleep(delay)
+    response = yield request
+    spent = response.usage.input_tokens + response.usage.output_tokens
+    if spent and window.tokens < math.inf:
+        window.correct(place, spent)
+    return response
+
+
+def timeout(seconds: float) -> Middleware:
+    """Give up on a call after some seconds in all, however slowly it drips.
+
+    In an event loop the call is cancelled and its connection closed. Elsewhere it goes on in a
+    thread of its own, to which nobody listens; a batch takes the time it takes.
+
+    Args:
+        seconds: more than 0.
+
+    Raises:
+        LMTimeout: (when asked) the time is up; retryable.
+
+    >>> timeout(5.0)(stub_lm())(Request([Message("user", "Hi")])).text
+    'text'
+    """
+    if not seconds > 0:
+        raise DataError("no time at all", seconds, "more than 0 seconds", "raise it")
+    return middleware(partial(_timeout, seconds))
+
+
+def _timeout(seconds: float, request: Request) -> Flow:
+    return (yield _Within(request, seconds))
+
+
+# -- what was answered before: caches and cassettes --
+
+
+@define(eq=False)
+class _Known:
+    """What a store finds and keeps, and the calls under way, each with a future of its end."""
+
+    find: Callable[[str, str], str | None]  # (identity, request key) -> text of the response
+    keep: Callable[[str, Request, str], str]  # (identity, request, text) -> the text that is kept
+    under_way: dict[tuple[str, str], Future[None]] = field(factory=dict)
+    lock: Any = field(factory=threading.Lock)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.find, self.keep)
+
+    def claim(self, call: tuple[str, str]) -> tuple[bool, Future[None]]:
+        """The future of a call, and whether it is the caller who makes it."""
+        with self.lock:
+            mine = call not in self.under_way
+            return mine, self.under_way.setdefault(call, Future())
+
+    def release(self, call: tuple[str, str]) -> None:
+        """Tell the others that a call has ended."""
+        with self.lock:
+            self.under_way.pop(call).set_result(None)
+
+
+def _recalling(known: _Known, inner: Any) -> Layer:
+    return Layer(partial(_recall, known, identity(inner)), inner)
+
+
+def _recall(known: _Known, lm: str, request: Request) -> Flow:
+    """Answer from the store, or ask and keep the answer; equal requests at once are sent once."""
+    key = request.key
+    while (text := known.find(lm, key)) is None:
+        mine, ended = known.claim((lm, key))
+        if not mine:
+            yield _Wait(ended)
+            continue
+        try:
+            if (text := known.find(lm, key)) is None:  # it may have been kept since
+                response = yield request
+                made = _response_text(response)
+                text = yield invoke(known.keep, lm, request, made)
+                return response if text == made else _kept_response(text)
+        finally:
+            known.release((lm, key))
+    return _kept_response(text)
+
+
+def _response_text(response: Response) -> str:
+    blank = jsonable(Response(""))
+    return _dump({n: v for n, v in jsonable(response).items() if v != blank[n] or n == "text"})
+
+
+def _kept_response(text: str) -> Response:
+    try:
+        data = jsonlib.loads(text)
+        if "usage" in data:
+            data["usage"] = Usage(**data["usage"])
+        if "tool_calls" in data:
+            data["tool_calls"] = tuple(ToolCall(**one) for one in data["tool_calls"])
+        return Response(**data, cached=True)
+    except (ValueError, TypeError, AttributeError) as error:
+        todo = "delete what is kept there"
+        raise DataError("what was kept is no response", text, "a response", todo) from error
+
+
+def cache(store: str | os.PathLike[str] | MutableMapping[str, str]) -> Middleware:
+    """Ask each request once, and answer it from a store from then on.
+
+    The key is made of all that can change an answer: the request, its `rollout` included, and the
+    LM's `identity`. Equal requests at once are sent once. An answer keeps the usage it once cost.
+    An error is never kept. The first answer that is kept stands, whoever else was asking.
+
+    Args:
+        store: the path of an SQLite file, for any number of threads and processes at once; or any
+            mutable mapping from text to text.
+
+    Raises:
+        DataError: the file is no SQLite file, or what is kept there is no response.
+
+    Calls: one for each request that is not in the store.
+
+    >>> lm = cache({})(scripted_lm(["Hello"]))
+    >>> hello = Request([Message("user", "Hi")])
+    >>> lm(hello).cached, lm(hello).cached
+    (False, True)
+    """
+    kept = _Sqlite(os.fspath(store)) if isinstance(store, (str, os.PathLike)) else store
+    return partial(_recalling, _Known(partial(_find, kept), partial(_keep, kept)))
+
+
+def _find(store: MutableMapping[str, str], lm: str, key: str) -> str | None:
+    return store.get(_store_key(lm, key))
+
+
+def _keep(store: MutableMapping[str, str], lm: str, request: Request, text: str) -> str:
+    return store.setdefault(_store_key(lm, request.key), text)
+
+
+def _store_key(lm: str, key: str) -> str:
+    return f"{_digest(lm)}{key}"
+
+
+@lru_cache(maxsize=64)
+def _digest(lm: str) -> str:
+    return hashlib.sha256(lm.encode()).hexdigest()
+
+
+class _Sqlite(MutableMapping[str, str]):
+    """A mapping from text to text in an SQLite file; one connection for each process."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._lock = path, threading.Lock()
+        self._connections: dict[int, sqlite3.Connection] = {}
+        weakref.finalize(self, _disconnect, self._connections)
+        self._ask("SELECT 1")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._path,)
+
+    def _ask(self, command: str, *values: str) -> list[tuple[Any, ...]]:
+        with self._lock:
+            try:
+                if os.getpid() not in self._connections:
+                    self._connections[os.getpid()] = _connect(self._path)
+                return self._connections[os.getpid()].execute(command, values).fetchall()
+            except sqlite3.DatabaseError as error:
+                todo = f"see the file ({error})"
+                raise DataError("this cache cannot be used", self._path, "SQLite", todo) from error
+
+    def __getitem__(self, key: str) -> str:
+        rows = self._ask("SELECT value FROM calls WHERE key = ?", key)
+        return str(rows[0][0]) if rows else self.__missing__(key)
+
+    def __missing__(self, key: str) -> str:
+        raise KeyError(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        rows = self._ask("SELECT value FROM calls WHERE key = ?", key)
+        return rows[0][0] if rows else default
+
+    def setdefault(self, key: str, default: str = "") -> str:
+        self._ask("INSERT OR IGNORE INTO calls VALUES (?, ?)", key, default)
+        return self[key]
+
+    def __setitem__(self, key: str, value: str) -> None:
+        self._ask("INSERT OR REPLACE INTO calls VALUES (?, ?)", key, value)
+
+    def __delitem__(self, key: str) -> None:
+        if not self._ask("DELETE FROM calls WHERE key = ? RETURNING 1", key):
+            raise KeyError(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for (key,) in self._ask("SELECT key FROM calls ORDER BY key"))
+
+    def __len__(self) -> int:
+        return int(self._ask("SELECT count(*) FROM calls")[0][0])
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    """Open the file so that writers wait for each other, and readers for nobody."""
+    made = sqlite3.connect(path, timeout=60.0, isolation_level=None, check_same_thread=False)
+    try:
+        made.execute("PRAGMA journal_mode = WAL")
+        made.execute("PRAGMA synchronous = NORMAL")
+        made.execute("CREATE TABLE IF NOT EXISTS calls (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _disconnect(connections: dict[int, sqlite3.Connection]) -> None:
+    if made := connections.pop(os.getpid(), None):
+        made.close()
+
+
+def record(path: str | os.PathLike[str]) -> Middleware:
+    """Answer from a cassette what it holds, and append to it what it does not.
+
+    A cassette is a file of JSON Lines, one for each call, with the request, the response and the
+    LM's `identity`. Each is flushed to the disk before the answer is used, so that a run that is
+    killed and started again pays for no recorded call twice. Any number of threads and processes
+    may share one; the first answer to a request stands. Fit to be committed beside a test.
+
+    Args:
+        path: of the file; it is made with the first call.
+
+    Raises:
+        DataError: a line of it is no recorded call; says which. A last line that was torn by a kill
+            is dropped with a warning, and its call made again.
+
+    Calls: one for each request that is not on the cassette.
+
+    >>> import tempfile
+    >>> hello = Request([Message("user", "Hi")])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = record(Path(folder, "calls.jsonl"))(scripted_lm(["Hello"]))(hello)
+    ...     replay_lm(Path(folder, "calls.jsonl"))(hello).text
+    'Hello'
+    """
+    tape = _Cassette(os.fspath(path))
+    return partial(_recalling, _Known(tape.find, tape.keep))
+
+
+class _Cassette:
+    """A file of recorded calls, and where in it each of them stands."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self._lock = path, threading.Lock()
+        self.places: dict[str, dict[str, int]] = {}  # by LM and by request, the offset of the line
+        self._end, self._count, self._torn = 0, 0, -1
+        if Path(path).exists():
+            with self._open("rb") as file:
+                self._read(file)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)
+
+    @contextmanager
+    def _open(self, mode: str) -> Iterator[Any]:
+        """Open the file, and keep other threads and processes away from it."""
+        with self._lock, Path(self.path).open(mode) as file, _locked(file):
+            yield file
+
+    def _read(self, file: Any) -> None:
+        """Take in the lines that were added since; a last one that is torn is left out."""
+        file.seek(self._end)
+        for line in file:
+            try:
+                call = jsonlib.loads(line)
+                self.places.setdefault(call["lm"], {}).setdefault(call["key"], self._end)
+                _ = call["request"], call["response"]
+            except (ValueError, LookupError, TypeError) as error:
+                if not line.endswith(b"\n"):
+                    return self._tear()
+                shown, todo = line.decode("utf-8", "replace"), f"restore or delete it ({error!r})"
+                what = f"{self.path}: line {self._count + 1} is no recorded call"
+                raise DataError(what, shown, "a call as JSON", todo) from error
+            self._end, self._count = self._end + len(line), self._count + 1
+
+    def _tear(self) -> None:
+        """Warn of what a writer that was killed left behind, once."""
+        if self._torn != self._end:
+            what = f"{self.path}: the last line was torn, and is dropped; its call is made again"
+            warnings.warn(what, stacklevel=5)
+        self._torn = self._end
+
+    def call(self, place: int) -> dict[str, Any]:
+        """Read one line: key, lm, step, request and response."""
+        with Path(self.path).open("rb") as file:
+            file.seek(place)
+            made: dict[str, Any] = jsonlib.loads(file.readline())
+            return made
+
+    def find(self, lm: str, key: str) -> str | None:
+        """The text of the response of an LM to a request, if it is known by now."""
+        place = self.places.get(lm, {}).get(key)
+        return None if place is None else _dump(self.call(place)["response"])
+
+    def keep(self, lm: str, request: Request, text: str) -> str:
+        """Append a call, unless another process was faster; return the response that stands."""
+        said = request.said()
+        call = {"key": request.key, "lm": lm, "step": request.step, "request": said}
+        line = f'{_dump(call)[:-1]}, "response": {text}}}\n'.encode()
+        with self._open("ab+") as file:
+            self._read(file)
+            if (known := self.find(lm, request.key)) is not None:
+                return known
+            self._append(file, line)
+            self._read(file)
+        return text
+
+    def _append(self, file: Any, line: bytes) -> None:
+        """Write a line, after what is left of one that was torn is gone."""
+        if file.seek(0, os.SEEK_END) > self._end:
+            file.truncate(self._end)
+        file.seek(max(self._end - 1, 0))
+        whole = file.read(1) in (b"\n", b"")
+        file.write(line if whole else b"\n" + line)
+        file.flush()
+        os.fsync(file.fileno())
+        self._end += not whole
+
+
+@contextmanager
+def _locked(file: Any) -> Iterator[None]:
+    """Hold the lock that all processes ask for before they touch a cassette."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(1 << 40)  # the lock of a byte that nobody will ever write
+        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+        try:
+            yield
+        finally:
+            file.seek(1 << 40)
+            msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)  # closing the file gives it back
+        yield
+
+
+def replay_lm(path: str | os.PathLike[str], *, strict: bool = False, lm: Any = None) -> ReplayLM:
+    """Make an LM that only answers from a cassette; nothing is sent anywhere.
+
+    Args:
+        path: of a cassette that `record` wrote.
+        strict: as a context manager, fail at the end if a recorded call was never asked for.
+        lm: whose answers to give, where several LMs were asked the same; it is not asked.
+
+    Raises:
+        OSError: there is no such file.
+        DataError: a line of it is no recorded call; says which.
+        ReplayMiss: (when asked) the request is not on the cassette; shows the nearest one, and what
+            differs. Or, at the end, a call was never asked for.
+
+    Calls: none.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tape = Path(folder, "calls.jsonl")
+    ...     answer = predict("q -> a")(record(tape)(stub_lm()), q="?")
+    ...     with replay_lm(tape, strict=True) as lm:
+    ...         predict("q -> a")(lm, q="?") == answer
+    True
+    """
+    tape = _Cassette(os.fspath(path))
+    if not tape.places:
+        Path(path).stat()  # an OSError where there is none
+    return ReplayLM(tape, strict, None if lm is None else identity(lm))
+
+
+@frozen
+class ReplayLM:
+    """An LM that only answers from a cassette."""
+
+    tape: _Cassette = field(repr=False)
+    strict: bool
+    whose: str | None
+    used: set[int] = field(factory=set, init=False, repr=False, eq=False)
+
+    @property
+    def identity(self) -> str:
+        """That of the recorded LM, so that a cache before it knows its answers."""
+        return self.whose or first([*self.tape.places, "replay_lm"])
+
+    def __call__(self, request: Request) -> Response:
+        """Answer from the cassette."""
+        key = request.key
+        known = {lm: places[key] for lm, places in self.tape.places.items() if key in places}
+        if self.whose is not None:
+            known = {lm: place for lm, place in known.items() if lm == self.whose}
+        if len(known) != 1:
+            raise _missed(self.tape, request, list(known))
+        (place,) = known.values()
+        self.used.add(place)
+        return _kept_response(_dump(self.tape.call(place)["response"]))
+
+    def __enter__(self) -> ReplayLM:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        places = sorted(concat(one.values() for one in self.tape.places.values()))
+        left = [place for place in places if place not in self.used]
+        if self.strict and kind is None and left:
+            said = self.tape.call(left[0])["request"]["messages"][-1:]
+            what, todo = f"{len(left)} of {len(places)} recorded calls were not asked for", "record"
+            raise ReplayMiss(f"{what}; the first", said, "all of them", f"{todo} again")
+
+
+def _missed(tape: _Cassette, request: Request, several: list[str]) -> ReplayMiss:
+    """Word a miss: what was asked, the nearest call on the cassette, and what differs."""
+    last_ = request.messages[-1].text if request.messages else ""
+    if several:
+        todo = "say whose answer: replay_lm(path, lm=...)"
+        return ReplayMiss("several LMs answered this request", last_, f"one of {several}", todo)
+    said, words_ = request.said(), _words_of(request.said())
+    calls = map(tape.call, sorted(concat(one.values() for one in tape.places.values())))
+    asked = (call["request"] for call in calls)
+    nearest = max(asked, key=lambda one: _likeness(words_, _words_of(one)), default=None)
+    shown = "it is empty"
+    if nearest is not None:
+        before, after = (
+            jsonlib.dumps(one, indent=1, ensure_ascii=False) for one in (nearest, said)
+        )
+        pieces = (before.replace("\\n", "\n").split("\n"), after.replace("\\n", "\n").split("\n"))
+        lines = difflib.unified_diff(*pieces, "recorded", "asked", n=0, lineterm="")
+        shown = cut("the nearest one differs in\n" + "\n".join(lines), 2000)
+    todo = f"record it; {shown}"
+    return ReplayMiss(f"a request that is not on {tape.path}", last_, "a recorded one", todo)
+
+
+def _words_of(said: dict[str, Any]) -> Counter[str]:
+    return Counter(re.findall(r"\w+", _dump(said)))
+
+
+def _likeness(one: Counter[str], other: Counter[str]) -> float:
+    """The share of words that two texts have in common."""
+    return (one & other).total() / max((one | other).total(), 1)
+
+
+# -- what a call may cost, and what becomes of it --
+
+
+def budget(
+    *, calls: int | None = None, tokens: int | None = None, usd: float | None = None
+) -> Middleware:
+    """Refuse a call that would spend more than is allowed.
+
+    Each call is reserved before it is made: as one call, and as the tokens and dollars of the
+    dearest call so far. Calls never overshoot; tokens and dollars only by what calls take beyond
+    that, the first ones of all above all. One that was answered from a cache below is free.
+
+    Args:
+        calls: LM calls in all, failed ones included, 0 or more.
+        tokens: read and written, in all, 0 or more.
+        usd: US dollars in all, 0 or more; the LM must know its `price`.
+
+    Raises:
+        DataError: nothing is limited, or a limit is negative.
+        BudgetExceeded: (when asked) the call would be too much; says what was spent.
+
+    Calls: none of its own. The limit holds for all threads of this process; it does not pickle.
+
+    >>> lm = budget(calls=1)(stub_lm())
+    >>> hello = Request([Message("user", "Hi")])
+    >>> lm(hello).text
+    'text'
+    >>> lm(hello)
+    Traceback (most recent call last):
+    lmopt.BudgetExceeded: the budget is spent: {'calls': 1}; expected at most {'calls': 1}; raise it
+    """
+    limits = {"calls": calls, "tokens": tokens, "usd": usd}
+    known = {name: limit for name, limit in limits.items() if limit is not None}
+    if not known or any(limit < 0 for limit in known.values()):
+        todo = "pass calls=, tokens= or usd="
+        raise DataError("no limit to keep", limits, "0 or more", todo)
+    return middleware(partial(_budget, _Purse(known)))
+
+
+@define(eq=False)
+class _Purse:
+    """What was spent, and what is reserved for the calls under way."""
+
+    limits: dict[str, float]
+    spent: dict[str, float] = field(factory=lambda: dict.fromkeys(("calls", "tokens", "usd"), 0))
+    dearest: dict[str, float] = field(factory=lambda: {"calls": 1, "tokens": 0, "usd": 0})
+    under_way: int = 0
+    settled: Future[None] = field(factory=Future)
+    lock: Any = field(factory=threading.Lock)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        todo = "give each process its own, or use threads"
+        raise DataError("a budget cannot be sent to another process", self.limits, "one", todo)
+
+    def reserve(self) -> Future[None] | None:
+        """Reserve a call; where only calls under way are in the way, return what to wait for."""
+        with self.lock:
+            tight = [name for name in self.limits if not self._fits(name)]
+            if not tight:
+                self.under_way += 1
+                return None
+            if self.under_way:
+                return self.settled
+            shown = {name: self.spent[name] for name in self.limits}
+            raise BudgetExceeded("the budget is spent", shown, f"at most {self.limits}", "raise it")
+
+    def _fits(self, name: str) -> bool:
+        spent, limit = self.spent[name], self.limits[name]
+        return spent < limit and spent + (self.under_way + 1) * self.dearest[name] <= limit
+
+    def settle(self, response: Response | None) -> None:
+        """Book what a call took; a failed one is a call without a known price."""
+        spent = Usage() if response is None else response.usage
+        tokens = spent.input_tokens + spent.output_tokens
+        took = {"calls": 1, "tokens": tokens, "usd": spent.cost}
+        with self.lock:
+            self.under_way -= 1
+            if response is None or not response.cached:
+                self.spent = merge_with(sum, self.spent, took)
+                self.dearest = merge_with(max, self.dearest, took)
+            ended, self.settled = self.settled, Future()
+        ended.set_result(None)
+
+
+def _budget(purse: _Purse, request: Request) -> Flow:
+    while (ended := purse.reserve()) is not None:
+        yield _Wait(ended)
+    response = None
+    try:
+        response = yield request
+        return response
+    finally:
+        purse.settle(response)
+
+
+def fallback(*others: LM, when: Callable[[LMError], bool] | None = None) -> Middleware:
+    """Ask another LM where one fails.
+
+    Args:
+        *others: asked in this order after the first.
+        when: tells which errors to go on after; by default those that may pass (`retryable`) and a
+            prompt that is too long. A wrong key is raised: it would fail for ever.
+
+    Raises:
+        LMError: (when asked) that of the last LM, or one not to go on after.
+
+    Calls: one of each LM at most.
+
+    >>> failing = LMError("down")
+    >>> failing.retryable = True
+    >>> lm = fallback(scripted_lm(["Hello"]))(scripted_lm([failing]))
+    >>> lm(Request([Message("user", "Hi")])).text
+    'Hello'
+    """
+    return partial(_falling_back, others, when or _passing)
+
+
+def _passing(error: LMError) -> bool:
+    return error.retryable or isinstance(error, ContextWindowExceeded)
+
+
+def _falling_back(others: tuple[LM, ...], when: Callable[[LMError], bool], inner: Any) -> Layer:
+    flow = partial(_fallback, others, when)
+    return Layer(flow, inner, canonical([identity(one) for one in (inner, *others)]))
+
+
+def _fallback(others: tuple[LM, ...], when: Callable[[LMError], bool], request: Request) -> Flow:
+    for effect in (request, *(invoke(other, request) for other in others[:-1])):
+        try:
+            return (yield effect)
+        except LMError as error:
+            if not when(error) or not others:
+                raise
+    return (yield invoke(others[-1], request))
+
+
+def log(write: Callable[[Record], Any] | None = None) -> Middleware:
+    """Write down each call as a record: who asked, what it took, and how it ended.
+
+    Texts of prompts and replies are not written, and no keys.
+
+    Args:
+        write: called with the record of each call that has ended; by default it goes as JSON to
+            the logger "lmopt" of `logging`, at level INFO, or WARNING where the call failed.
+
+    >>> seen = []
+    >>> lm = log(seen.append)(stub_lm())
+    >>> _ = lm(Request([Message("user", "Hi")], step="predict"))
+    >>> seen[0].step, seen[0].error
+    ('predict', '')
+    """
+    return middleware(partial(_log, write or _write_log))
+
+
+def _write_log(entry: Record) -> None:
+    level = logging.WARNING if entry.error else logging.INFO
+    logging.getLogger("lmopt").log(level, "%s", entry.to_json())
+
+
+def _log(write: Callable[[Record], Any], request: Request) -> Flow:
+    began, response, failure = time.perf_counter(), None, ""
+    try:
+        response = yield request
+        return response
+    except Exception as error:
+        failure = describe(error)
+        raise
+    finally:
+        answer = response or Response("")
+        write(
+            Record(
+                step=request.step or "",
+                key=request.key,
+                model=answer.model or request.model or "",
+                seconds=round(time.perf_counter() - began, 6),
+                usage=answer.usage,
+                finish_reason=answer.finish_reason if response else "",
+                cached=answer.cached,
+                error=failure,
+            )
+        )
+
+
+# == 12. Evaluation ================================================================================
 
 
 @frozen
@@ -4114,11 +6311,10 @@ def evaluate(
     """
     ready = program if params is None else program.with_params(params)
     examples = check_dataset(ready, dataset)
-    work = partial(_row, ready, lm, metric, failure_score)
-    threads = workers_for(lm, workers)
+    flow = partial(_row, ready, metric, failure_score)
     rows: list[Row] = []
     failed = 0
-    with closing(ordered_map(work, examples, workers=threads, executor=executor)) as pending:
+    with flow_map(flow, examples, lm=lm, workers=workers, executor=executor) as pending:
         for row in (progress or _same_items)(pending, total=len(examples), desc="evaluate"):
             if isinstance(row, MetricError):
                 row.rows = tuple(rows)
@@ -4156,12 +6352,11 @@ def check_dataset(program: Program, dataset: Iterable[Mapping[str, Any]]) -> tup
     return examples
 
 
-def _row(
-    program: Program, lm: LM, metric: Metric, failure_score: float, example: Record
-) -> Row | MetricError:
+def _row(program: Program, metric: Metric, failure_score: float, example: Record) -> Flow:
     events: list[Event] = []
+    inputs = select_inputs(program, example)
     try:
-        prediction = _run(program, lm, select_inputs(program, example), events)
+        prediction = yield from _interpret(program, inputs, program.root, "", events)
     except Exception as error:
         if stops(error):
             raise
@@ -4323,7 +6518,7 @@ def _overlap(expected: Any, made: Any) -> float:
     return 2 * (wanted & given).total() / total if total else 1.0
 
 
-# == 12. Storage ===================================================================================
+# == 13. Storage ===================================================================================
 
 
 def dumps(params: Mapping[str, Prompt]) -> str:

@@ -1,5 +1,6 @@
 """The laws of adapters, and the exact messages of `chat`."""
 
+import itertools
 import pickle
 import time
 from typing import Any, Literal
@@ -302,8 +303,8 @@ def test_two_steps_are_in_the_trace_and_in_the_cost(golden):
     prediction = task(lmopt.scripted_lm(["I say two.", "Two, and b."]), question="How many?")
     assert prediction == {"n": 2, "text": "b"} and task.max_calls == 6
     kinds = [event.kind for event in prediction.trace]
-    assert kinds == ["lm", "call", "lm", "call", "step"] and prediction.usage.calls == 4
-    request = prediction.trace[1].inputs.args[0]
+    assert kinds == ["lm", "lm", "lm", "lm", "step"] and prediction.usage.calls == 4
+    request = prediction.trace[1].request
     shown = [lmopt.transcript(one.messages) for one in (prediction.trace[0].request, request)]
     golden("two_step.txt", "\n\n".join(shown) + "\n")
 
@@ -330,3 +331,93 @@ def test_a_wrong_history_is_an_error_of_yours():
         lmopt.DataError, match="this is no history: 'text'; expected earlier turns; pass"
     ):
         lmopt.preview(task, question="Why?", history="text")
+
+
+def streamed(adapter, task, pieces):
+    """The joined text of each field, of a reply that arrives in pieces."""
+    reading, found = adapter.stream(task), {}
+    reading.send(None)
+    for piece in [*pieces, None]:
+        for name, text in reading.send(piece):
+            assert text
+            found[name] = found.get(name, "") + text
+    return found
+
+
+def pieces_of(text, cuts):
+    places = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
+    return [text[a:b] for a, b in itertools.pairwise(places)]
+
+
+cuttings = st.lists(st.integers(0, 10_000), max_size=30)
+
+
+@adapters
+@given(drawn=tasks(), cuts=cuttings)
+def test_a_streamed_reply_has_the_text_of_its_fields_however_it_is_cut(adapter, drawn, cuts):
+    task, _, outputs = drawn
+    reply = render_outputs(adapter, task, outputs)
+    found = adapter.parse(task, Response(reply))
+    whole = streamed(adapter, task, [reply])
+    assert streamed(adapter, task, list(reply)) == whole
+    assert streamed(adapter, task, pieces_of(reply, cuts)) == whole
+    assert list(whole) == [one.name for one in task.outputs if one.name in whole]
+    for one in task.outputs:
+        text = whole.get(one.name, "")
+        if one.type is str:
+            assert text == found[one.name].strip()
+        elif one.type in (int, float, bool):
+            assert lmopt.read(one.type, text) == found[one.name]
+
+
+@adapters
+@given(drawn=tasks(), text=noise, cut=st.integers(0, 99), cuts=cuttings)
+def test_any_text_streams_the_same_however_it_is_cut(adapter, drawn, text, cut, cuts):
+    task, _, outputs = drawn
+    good = render_outputs(adapter, task, outputs)
+    name = task.outputs[0].name
+    for reply in (
+        text,
+        f"[[ ## {name} ## ]]\n{text}",
+        f"<{name}>{text}</{name}>",
+        f'{{"{name}": {text}}}',
+        f'{{"{name}": "{text}"}}',
+        good[:cut] + text + good[cut:],
+    ):
+        whole = streamed(adapter, task, [reply])
+        assert streamed(adapter, task, list(reply)) == whole
+        assert streamed(adapter, task, pieces_of(reply, cuts)) == whole
+
+
+STREAMED = [
+    (
+        chat,
+        "[[ ## a ## ]]\nx [[ ## b ## ]]\n[1] \n\n[[ ## completed ## ]] bye",
+        {"a": "x [[ ## b ## ]]\n[1]"},
+    ),
+    (
+        chat,
+        "Sure!\n [[##a##]] x\n\\[[ ## b ## ]]\n[[ ## b ## ]] 2",
+        {"a": "x\n[[ ## b ## ]]", "b": "2"},
+    ),
+    (chat, "[[ ## a ## ]]\nx\n[[ ## other ## ]]\ny\n[[ ## a ## ]]\nz", {"a": "x"}),
+    (
+        lmopt.json,
+        '```json\n{"a": "x\\n\\ud83d\\ude00\\"", "b": [1, "]", {"c": 2}], "d": 3}\n```',
+        {"a": 'x\n😀"', "b": '[1, "]", {"c": 2}]'},
+    ),
+    (lmopt.json, '{"a" : "", "b":12 }', {"b": "12"}),
+    (
+        lmopt.xml,
+        "Well <b> &lt;1 </b><a>x < y &amp;\n<a>z</a></a> <b>2</b>",
+        {"b": "<1", "a": "x < y &\n<a>z</a>"},
+    ),
+    (lmopt.plain, "B: 2\n  A : x\n\\B: no\nmore", {"b": "2", "a": "x\nB: no\nmore"}),
+    (lmopt.plain, "just text\n", {"a": "just text"}),
+]
+
+
+@pytest.mark.parametrize(("adapter", "reply", "fields"), STREAMED)
+def test_what_is_streamed(adapter, reply, fields):
+    for pieces in ([reply], list(reply), [reply[:9], reply[9:]]):
+        assert streamed(adapter, sig("q -> a, b"), pieces) == fields

@@ -1,23 +1,39 @@
 """Drivers: the same bodies, whatever performs the effects; order, traces and failures."""
 
+import asyncio
+import json
+import multiprocessing
+import subprocess
+import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 
 import pytest
+from attrs import evolve
+from programs import PROGRAMS, answer, together
 
 import lmopt
 from lmopt import (
+    Chunk,
     DataError,
+    Event,
     Message,
+    Prediction,
+    ReplayMiss,
     Request,
     Response,
     Sleep,
+    arun,
     invoke,
     mock_lm,
     predict,
     program,
+    replay,
     run,
     run_many,
+    stream,
     stub_lm,
 )
 
@@ -200,3 +216,402 @@ def test_inputs_are_checked_before_the_first_call():
     with pytest.raises(DataError, match="no workers: 0; expected 1 or more; leave"):
         run_many(predict("a -> b"), lm, [{"a": 1}], workers=0)
     assert run_many(predict("a -> b"), lm, []) == []
+
+
+class Batched:
+    """An LM that answers in batches, and counts them."""
+
+    def __init__(self, function):
+        self.function, self.batches = function, []
+
+    def batch(self, requests):
+        self.batches.append(len(requests))
+        return [attempt(self.function, request) for request in requests]
+
+
+def attempt(function, request):
+    try:
+        return function(request)
+    except Exception as error:
+        return error
+
+
+async def awaited(request):
+    """An LM that is an `async def`."""
+    await asyncio.sleep(0)
+    return answer(request)
+
+
+def by_hand(task, inputs):
+    """Perform the effects of the flow of leaf effects with nothing of the drivers."""
+
+    def finish(flow):
+        outcome, error = None, None
+        while True:
+            try:
+                effect = flow.send(outcome) if error is None else flow.throw(error)
+            except StopIteration as end:
+                return end.value
+            outcome, error = None, None
+            try:
+                outcome = perform(effect)
+            except Exception as failure:
+                error = failure
+
+    def perform(effect):
+        if isinstance(effect, tuple):
+            return tuple(finish(one) for one in effect)
+        if isinstance(effect, Request):
+            return answer(effect)
+        return None if isinstance(effect, Sleep) else effect.function(*effect.args)
+
+    return finish(lmopt._flow(task, lmopt.check_inputs(task, inputs)))
+
+
+def from_json(trace):
+    return lmopt.coerce(tuple[Event, ...], json.loads(lmopt.canonical(trace)))
+
+
+def last_of(items):
+    return list(items)[-1]
+
+
+DRIVERS = {
+    "by hand": by_hand,
+    "threads": lambda task, inputs: run(task, answer, inputs, workers=4),
+    "loop": lambda task, inputs: asyncio.run(arun(task, answer, inputs)),
+    "loop, async LM": lambda task, inputs: asyncio.run(arun(task, awaited, inputs)),
+    "stream": lambda task, inputs: last_of(stream(task, answer, inputs)),
+    "replay": lambda task, inputs: replay(task, run(task, answer, inputs).trace),
+    "replay from JSON": lambda task, inputs: replay(
+        task, from_json(run(task, answer, inputs).trace)
+    ),
+    "many": lambda task, inputs: run_many(task, answer, [inputs] * 3, workers=2)[2],
+    "lock-step": lambda task, inputs: run_many(task, Batched(answer), [inputs] * 3)[2],
+    "layers": lambda task, inputs: task(lmopt.log(print)(lmopt.retry()(answer)), **inputs),
+    "layers, lock-step": lambda task, inputs: run_many(
+        task, lmopt.cache({})(lmopt.retry()(Batched(answer))), [inputs] * 3
+    )[2],
+    "layers, loop": lambda task, inputs: asyncio.run(
+        arun(task, lmopt.cache({})(lmopt.retry()(awaited)), inputs)
+    ),
+}
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_does_the_same_under_every_driver(name, driver):
+    task, inputs = PROGRAMS[name]
+    expected = run(task, answer, inputs)
+    made = DRIVERS[driver](task, inputs)
+    assert made == expected and type(made) is Prediction
+    assert made.trace == expected.trace
+
+
+def test_every_program_runs_in_other_processes():
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for task, inputs in PROGRAMS.values():
+            made = run_many(task, answer, [inputs] * 2, executor=pool)
+            expected = run(task, answer, inputs)
+            assert made == [expected] * 2 and made[1].trace == expected.trace
+
+
+def counted(asked, request):
+    asked.append(request)
+    return answer(request)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_replay_goes_on_live_after_any_event(name):
+    task, inputs = PROGRAMS[name]
+    expected = run(task, answer, inputs)
+    for k in range(len(expected.trace) + 1):
+        asked = []
+        live = partial(counted, asked)
+        made = replay(task, expected.trace, live, upto=k)
+        assert made == expected and made.trace == expected.trace
+        left = [event for event in expected.trace[k:] if event.kind == "lm"]
+        own = [event for event in left if not (event.request.inputs or {}).get("text")]
+        assert len(asked) == len(own)  # the second call of two_step goes to another LM
+
+
+def test_a_replay_calls_no_tool_and_waits_for_nothing():
+    calls = []
+
+    @program(x=predict("a -> b"))
+    def body(steps, a):
+        yield Sleep(3600)
+        calls.append((yield invoke(calls.append, a)))
+        return (yield steps.x(a=a))
+
+    flow = body.flow(a="hi")
+    assert flow.send(None) == Sleep(3600)
+    first = body.begin(body, "", lmopt.Record(a="hi"))
+    next(first)
+    trace = run(evolve(body, begin=lambda *_: _skip(first)), answer, {"a": "hi"}).trace
+    before = len(calls)
+    assert replay(body, trace).b == "text"
+    assert len(calls) == before + 1  # what the body itself does, not the tool
+
+
+def _skip(flow):
+    outcome = None
+    while True:
+        try:
+            outcome = yield flow.send(outcome)
+        except StopIteration as end:
+            return end.value
+
+
+def test_a_replay_of_another_program_says_what_it_does_differently():
+    task = predict("q -> a")
+    trace = run(task, answer, {"q": "2+2?"}).trace
+    other = predict("q -> a", instructions="Answer briefly.")
+    with pytest.raises(ReplayMiss, match="something else than its trace: .*briefly.*; expected "):
+        replay(other, trace)
+    with pytest.raises(ReplayMiss, match="something else"):
+        replay(program()(lambda steps, q: (yield invoke(len, q))), trace)
+    shorter = program()(lambda steps, q: {"a": (yield ()) and ""})
+    with pytest.raises(ReplayMiss, match="ended before its trace: 'lm at predict'"):
+        replay(shorter, trace)
+    with pytest.raises(ReplayMiss, match="pass the LM to go on with"):
+        replay(task, trace, upto=0)
+    with pytest.raises(DataError, match="no trace of a run: .*prediction.trace"):
+        replay(task, trace[:1])
+
+
+def test_a_replayed_error_is_of_its_class_and_says_the_same():
+    class Strange(Exception):
+        pass
+
+    raised = [KeyError("x"), UnicodeDecodeError("utf-8", b"x", 0, 1, "why"), Strange("s: t")]
+
+    def tool(n):
+        raise raised[n]
+
+    @program()
+    def body(steps, n):
+        try:
+            yield invoke(tool, n)
+        except LookupError as error:
+            return {"found": "lookup", "text": str(error)}
+        except UnicodeError as error:
+            return {"found": "unicode", "text": str(error)}
+        except Exception as error:
+            return {"found": type(error).__name__, "text": str(error)}
+
+    for n, error in enumerate(raised):
+        before = body(answer, n=n)
+        assert replay(body, from_json(before.trace)) == before and before.text == str(error)
+
+
+def test_an_event_loop_goes_on_while_a_plain_lm_thinks():
+    thinking, moved = threading.Event(), threading.Event()
+
+    def slow(request):
+        thinking.set()
+        assert moved.wait(10)
+        return answer(request)
+
+    async def main():
+        task = asyncio.create_task(arun(predict("q -> a"), slow, {"q": "?"}))
+        while not thinking.is_set():
+            await asyncio.sleep(0)
+        moved.set()
+        return await task
+
+    assert asyncio.run(main()).a == "text"
+
+
+def test_in_a_loop_tools_may_be_asynchronous_and_requests_go_out_together_up_to_a_limit():
+    now, most = 0, 0
+
+    async def tool(text):
+        await asyncio.sleep(0)
+        return text.upper()
+
+    class Counting:
+        concurrency = 3
+
+        async def acall(self, request):
+            nonlocal now, most
+            now, most = now + 1, max(most, now + 1)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            now -= 1
+            return answer(request)
+
+    @program(x=predict("a -> b"), max_calls=9)
+    def body(steps, a):
+        made = yield [steps.x(a=a) for _ in range(9)]
+        return {"b": (yield invoke(tool, a)), "n": len(made)}
+
+    assert asyncio.run(arun(body, Counting(), {"a": "hi"})) == {"b": "HI", "n": 9}
+    assert most == 3
+    with pytest.raises(
+        DataError, match="asynchronous function in a synchronous run: 'tool'; .*arun"
+    ):
+        run(body, answer, {"a": "hi"})
+    with pytest.raises(DataError, match="asynchronous function in a synchronous run: 'the LM'"):
+        run(predict("q -> a"), awaited, {"q": "?"})
+
+
+def test_a_cancelled_run_leaves_no_task_behind():
+    ended = []
+
+    class Waiting:
+        concurrency = 9
+
+        async def acall(self, request):
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                ended.append(request)
+
+    @program(x=predict("a -> b"), max_calls=3)
+    def body(steps, a):
+        try:
+            yield [steps.x(a=a) for _ in range(3)]
+        finally:
+            ended.append("body")
+
+    async def main():
+        task = asyncio.create_task(arun(body, lmopt.cache({})(Waiting()), {"a": "hi"}))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert asyncio.run(main()) == set()
+    assert len(ended) == 2 and ended[-1] == "body"  # equal requests at once were one
+
+
+def test_in_lock_step_requests_go_out_in_batches():
+    lm = Batched(answer)
+    run_many(together, lm, [{"a": "hi"}] * 5)
+    assert lm.batches == [10, 5, 5, 5]
+    done = lmopt.evaluate(predict("q -> a"), [{"q": str(n), "a": "text"} for n in range(7)],
+                          lmopt.exact_match, lm=lm)  # fmt: skip
+    assert lm.batches[4:] == [7] and done.score == 1.0
+
+
+def test_in_lock_step_an_error_is_that_of_its_own_run():
+    def picky(request):
+        if request.inputs.q == "3":
+            raise lmopt.LMError("no")
+        return answer(request)
+
+    with pytest.raises(lmopt.LMError, match="no"):
+        run_many(predict("q -> a"), Batched(picky), [{"q": str(n)} for n in range(5)])
+    lm = lmopt.fallback(stub_lm(), when=lambda error: True)(Batched(picky))
+    assert len(run_many(predict("q -> a"), lm, [{"q": str(n)} for n in range(5)])) == 5
+
+    class Short(Batched):
+        def batch(self, requests):
+            return super().batch(requests)[1:]
+
+    with pytest.raises(DataError, match="a batch of another size: 1; expected 2 answers"):
+        run_many(predict("q -> a"), Short(answer), [{"q": "1"}, {"q": "2"}])
+
+
+def test_in_lock_step_sleepers_wait_together():
+    slept = []
+
+    @program(x=predict("a -> b"))
+    def body(steps, a):
+        yield Sleep(0.01)
+        slept.append(a)
+        return (yield steps.x(a=a))
+
+    lm = Batched(answer)
+    run_many(body, lm, [{"a": str(n)} for n in range(20)])
+    assert lm.batches == [20] and slept == [str(n) for n in range(20)]
+
+
+def test_who_stops_a_stream_early_stops_the_run():
+    sent, ended = [], threading.Event()
+
+    def talkative(request):
+        try:
+            for n in range(10**6):
+                request.on_text(f"{n}\n" if n else "[[ ## a ## ]]\n0\n")
+                sent.append(n)
+        finally:
+            ended.set()
+
+    chunks = stream(predict("q -> a"), talkative, {"q": "?"})
+    assert next(chunks).field == "a"
+    chunks.close()
+    assert ended.wait(10) and len(sent) < 10**6
+
+
+def test_a_stream_raises_what_the_run_raises_and_checks_inputs_at_once():
+    with pytest.raises(DataError, match="unknown field"):
+        stream(predict("q -> a"), answer, {"wrong": "?"})
+    with pytest.raises(lmopt.ContextWindowExceeded):
+        list(stream(predict("q -> a"), answer, {"q": "break"}))
+
+
+def test_a_stream_says_when_an_answer_starts_over():
+    replies = iter(["[[ ## a ## ]]\nmaybe 4", "[[ ## a ## ]]\n4"])
+    chunks = list(stream(predict("q -> a: int"), lambda r: Response(next(replies)), {"q": "?"}))
+    assert chunks[:-1] == [Chunk("predict", "a", "maybe 4", 0), Chunk("predict", "a", "4", 1)]
+
+    def broken(request):
+        for piece in ("", "[[ ## a ## ]]\n1", "", "[[ ## a ## ]]\n2", "3"):
+            request.on_text(piece)
+        return Response("[[ ## a ## ]]\n234")
+
+    chunks = list(stream(predict("q -> a: int"), broken, {"q": "?"}))
+    assert [(c.text, c.call) for c in chunks[:-1]] == [("1", 0), ("2", 1), ("3", 1), ("4", 1)]
+
+
+CTRL_C = """
+import os, signal, sys, threading, time
+import lmopt
+done = threading.Event()
+def lm(request):
+    if request.inputs.q == "0":
+        return lmopt.Response("[[ ## a ## ]]\\nfast")
+    done.wait()  # never
+task = lmopt.predict("q -> a")
+kept = lmopt.record(sys.argv[1])(lm)
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    lmopt.run_many(task, kept, [{"q": str(n)} for n in range(8)], workers=4)
+except KeyboardInterrupt:
+    print("stopped", len(open(sys.argv[1]).readlines()), flush=True)
+    os.write(2, str(time.time()).encode())
+"""
+
+
+def test_ctrl_c_gives_back_control_at_once_and_keeps_what_is_done(tmp_path):
+    code = [sys.executable, "-c", CTRL_C, str(tmp_path / "calls.jsonl")]
+    ran = subprocess.run(code, capture_output=True, text=True, timeout=30, check=False)
+    ended = time.time()
+    assert ran.stdout == "stopped 1\n"  # and the process ends, with calls under way
+    assert ended - float(ran.stderr) < 5
+
+
+def test_ctrl_c_between_rows_does_not_wait_either():
+    begun, never = threading.Event(), threading.Event()
+
+    def lm(request):
+        if request.inputs.q == "0":
+            return answer(request)
+        begun.set()
+        never.wait()
+
+    def progress(items, **_):
+        yield next(iter(items))
+        assert begun.wait(10)
+        raise KeyboardInterrupt
+
+    data = [{"q": str(n), "a": "text"} for n in range(9)]
+    with pytest.raises(KeyboardInterrupt):
+        lmopt.evaluate(
+            predict("q -> a"), data, lmopt.exact_match, lm=lm, workers=2, progress=progress
+        )
+    never.set()
