@@ -1,15 +1,18 @@
 """LMs: those that need no network, then the wire over real sockets, with failures and secrets."""
 
+import asyncio
 import email.utils
 import gc
 import json
 import pickle
+import threading
 import time
 import traceback
 
 import httpx
 import pytest
-from wire import completion, failure, served_by, server
+from attrs import evolve
+from wire import completion, deltas, events, failure, served_by, server
 
 import lmopt
 from lmopt import (
@@ -18,6 +21,7 @@ from lmopt import (
     Prompt,
     Request,
     Response,
+    ToolCall,
     Usage,
     chain_of_thought,
     connect,
@@ -343,6 +347,7 @@ def test_the_anthropic_format(monkeypatch):
         "max_tokens": 4096,
         "system": "Be brief.",
         "temperature": 0.5,
+        "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}},
         "stop_sequences": ["x"],
         "tools": [{"name": "add", "description": "Add two numbers.", "input_schema": tool.schema}],
         "metadata": {"user_id": "u"},
@@ -562,6 +567,10 @@ def test_openai_needs_a_key_and_others_never_get_it(monkeypatch):
     assert seen[0].headers["authorization"] == f"Bearer {KEY}"
 
 
+def a_key() -> str:
+    return KEY
+
+
 def test_an_lm_shows_no_key_pickles_and_keeps_its_connection():
     with server(lambda payload: completion("Hi")) as served:
         lm = openai_lm(
@@ -570,10 +579,17 @@ def test_an_lm_shows_no_key_pickles_and_keeps_its_connection():
         assert KEY not in repr(lm) and KEY not in lm.identity
         lm(ASKED)
         lm(ASKED)
-        assert sum(map(len, lm._idle.values())) == 1
-        again = pickle.loads(pickle.dumps(lm))
-        assert again == lm and again.identity == lm.identity and again(ASKED).text == "Hi"
-        again.close()
+        assert served.connections == 1
+        pickled = pickle.dumps(lm)
+        assert KEY.encode() not in pickled
+        again = pickle.loads(pickled)
+        assert again.identity == lm.identity
+        with pytest.raises(lmopt.Unauthorized, match="does not travel .* pass api_key=FUNCTION"):
+            again(ASKED)
+        there = pickle.loads(pickle.dumps(openai_lm("m", base_url=served.base_url, api_key=a_key)))
+        assert there(ASKED).text == "Hi"
+        assert served.seen[-1][1]["Authorization"] == f"Bearer {KEY}"
+        there.close()
         del lm
         gc.collect()  # an unclosed socket would be a warning, hence an error
 
@@ -669,3 +685,304 @@ def test_a_failing_server_stops_an_optimization_and_keeps_the_best_so_far():
         lm.close()
     assert len(served.seen) == 21
     assert len(caught.value.best["predict"].demos) == 4
+
+
+# -- streaming --
+
+
+def collected(lm, request=None, **changes):
+    """The answer to a request, and the pieces of text on the way."""
+    pieces = []
+    asked = evolve(request or ASKED, on_text=pieces.append, **changes)
+    return lm(asked), pieces
+
+
+CALLED = [
+    {
+        "choices": [
+            {
+                "delta": {
+                    "reasoning_content": "hm ",
+                    "tool_calls": [{"index": 0, "id": "c1", "function": {"name": "add"}}],
+                }
+            }
+        ]
+    },
+    {
+        "choices": [
+            {
+                "delta": {
+                    "reasoning_content": "yes",
+                    "tool_calls": [{"index": 0, "function": {"arguments": '{"a": '}}],
+                },
+                "logprobs": {"content": [{"token": "x", "logprob": -0.5}]},
+            }
+        ]
+    },
+    {
+        "choices": [
+            {
+                "delta": {"tool_calls": [{"index": 0, "function": {"arguments": "1}"}}]},
+                "logprobs": {"content": [{"token": "y", "logprob": -1.5}], "refusal": None},
+                "finish_reason": "tool_calls",
+            }
+        ]
+    },
+]
+
+
+@pytest.mark.parametrize("size", [0, 1, 7])
+def test_an_answer_in_pieces_is_the_whole_answer(size):
+    text = "Grüße 😀\nund mehr"
+    made = {"stream": events(*deltas(text), size=size), "whole": completion(text)}
+    with server(lambda payload: made["stream" if payload.get("stream") else "whole"]) as served:
+        lm = openai_lm("m", base_url=served.base_url, api_key=KEY, price=(1, 2))
+        answer, pieces = collected(lm)
+        assert pieces[0] == "" and "".join(pieces) == text and len(pieces) > 3
+        assert evolve(answer, usage=Usage()) == evolve(lm(ASKED), usage=Usage())
+        assert answer.usage == Usage(1, 7, 3, 0, 13e-6)
+        payload = served.seen[0][2]
+        assert payload["stream"] is True and payload["stream_options"] == {"include_usage": True}
+        lm.close()
+
+
+def test_tool_calls_reasoning_and_log_probs_come_in_pieces_too():
+    with server(lambda payload: events(*CALLED)) as served:
+        lm = openai_lm("m", base_url=served.base_url)
+        answer, pieces = collected(lm)
+        lm.close()
+    assert pieces == [""] and answer.text == "" and answer.reasoning == "hm yes"
+    assert answer.tool_calls == (ToolCall("c1", "add", {"a": 1}),)
+    assert [one["logprob"] for one in answer.logprobs["content"]] == [-0.5, -1.5]
+    assert answer.finish_reason == "tool_calls"
+
+
+BROKEN = [
+    (events({"error": {"message": "busy", "code": 503}}), LMError, "answered 503"),
+    (events({"error": {"message": "slow", "type": "rate_limit_error"}}), lmopt.RateLimited, "429"),
+    (events('{"choices": [{'), LMError, "answered 500"),
+    (events({"choices": [5]}), LMError, "answered 500"),
+    (events(*deltas("Hello")[:1], done=False), LMError, "cannot be read (ValueError)"),
+    (events({"error": f"wrong key {KEY}"}), LMError, "wrong key ***"),
+    (failure(429), lmopt.RateLimited, "answered 429"),
+    ((200, {"Content-Type": "text/event-stream"}, b""), LMError, "cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("answer", "kind", "part"), BROKEN)
+def test_a_stream_that_breaks_is_an_error_that_may_pass(answer, kind, part):
+    with server(lambda payload: answer) as served:
+        lm = openai_lm("m", base_url=served.base_url, api_key=KEY)
+        with pytest.raises(kind) as caught:
+            collected(lm)
+        lm.close()
+    assert part in str(caught.value) and caught.value.retryable and not holds_key(caught.value)
+
+
+def test_who_is_asked_for_a_stream_may_answer_without():
+    with server(lambda payload: completion("Hi")) as served:
+        lm = openai_lm("m", base_url=served.base_url)
+        assert collected(lm)[0].text == "Hi"
+        lm.close()
+
+
+def part(index, **block):
+    """What begins a part of an Anthropic message."""
+    return {"type": "content_block_start", "index": index, "content_block": block}
+
+
+def more(index, **delta):
+    """What is added to a part."""
+    return {"type": "content_block_delta", "index": index, "delta": delta}
+
+
+ANTHROPIC_EVENTS = [
+    {
+        "type": "message_start",
+        "message": {
+            "model": "c",
+            "content": [],
+            "usage": {"input_tokens": 5, "cache_read_input_tokens": 3, "output_tokens": 1},
+        },
+    },
+    part(0, type="thinking", thinking=""),
+    more(0, type="thinking_delta", thinking="hm"),
+    more(0, type="signature_delta", signature="s"),
+    part(1, type="text", text=""),
+    {"type": "ping"},
+    more(1, type="text_delta", text="He"),
+    more(1, type="text_delta", text="llo"),
+    part(2, type="tool_use", id="c1", name="add", input={}),
+    more(2, type="input_json_delta", partial_json='{"a"'),
+    more(2, type="input_json_delta", partial_json=": 1}"),
+    part(3, type="tool_use", id="c2", name="now", input={}),
+    {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": 9}},
+    {"type": "message_stop"},
+]
+
+
+def test_an_anthropic_answer_in_pieces():
+    with server(lambda payload: events(*ANTHROPIC_EVENTS, done=False, size=11)) as served:
+        lm = lmopt.anthropic_lm("m", base_url=served.base_url, api_key=KEY)
+        answer, pieces = collected(lm)
+        lm.close()
+    assert pieces == ["", "He", "llo"] and answer.text == "Hello" and answer.reasoning == "hm"
+    assert answer.tool_calls == (ToolCall("c1", "add", {"a": 1}), ToolCall("c2", "now", {}))
+    assert answer.usage == Usage(1, 8, 9, 3) and answer.finish_reason == "tool_calls"
+    assert answer.model == "c" and served.seen[0][2]["stream"] is True
+    overloaded = {"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}
+    with server(lambda payload: events(ANTHROPIC_EVENTS[0], overloaded, done=False)) as served:
+        lm = lmopt.anthropic_lm("m", base_url=served.base_url, api_key=KEY)
+        with pytest.raises(LMError, match="answered 529") as caught:
+            collected(lm)
+        assert caught.value.retryable
+        lm.close()
+
+
+def test_a_program_streams_over_http():
+    text = "[[ ## answer ## ]]\nParis\nof course\n\n[[ ## completed ## ]]"
+    with server(lambda payload: events(*deltas(text, size=3))) as served:
+        lm = openai_lm("m", base_url=served.base_url)
+        items = list(lmopt.stream(predict("question -> answer"), lm, {"question": "?"}))
+        lm.close()
+    assert "".join(one.text for one in items[:-1]) == items[-1].answer == "Paris\nof course"
+    assert len(items) > 4 and {one.field for one in items[:-1]} == {"answer"}
+
+
+def test_who_leaves_a_stream_closes_its_connection():
+    with server(lambda payload: events(*deltas("[[ ## answer ## ]]\n" + "x" * 10**5))) as served:
+        lm = openai_lm("m", base_url=served.base_url)
+        items = lmopt.stream(predict("question -> answer"), lm, {"question": "?"})
+        next(items)
+        items.close()
+        assert served.has(0)
+        lm.close()
+
+
+# -- in an event loop --
+
+
+def test_an_lm_answers_in_an_event_loop_keeps_its_connections_and_closes_them_at_the_end():
+    with server(lambda payload: completion("Hi")) as served:
+        lm = openai_lm("m", base_url=served.base_url, api_key=KEY)
+
+        async def main():
+            first_ = await asyncio.gather(*(lm.acall(ASKED) for _ in range(5)))
+            assert served.has(5)
+            await asyncio.gather(*(lm.acall(ASKED) for _ in range(5)))
+            assert served.has(5)
+            return first_
+
+        assert [one.text for one in asyncio.run(main())] == ["Hi"] * 5
+        assert served.has(0)
+        assert asyncio.run(lm.acall(ASKED)) == lm(ASKED)
+        assert not [key for key in lm.end._idle if not isinstance(key, int)]  # no loop is kept
+        lm.close()
+
+
+def test_streaming_in_an_event_loop():
+    with server(lambda payload: events(*deltas("Hello there"), size=5)) as served:
+        lm, pieces = openai_lm("m", base_url=served.base_url), []
+        answer = asyncio.run(lm.acall(evolve(ASKED, on_text=pieces.append)))
+        assert answer.text == "".join(pieces) == "Hello there"
+    with server(lambda payload: failure(500)) as served:
+        lm = openai_lm("m", base_url=served.base_url)
+        with pytest.raises(LMError, match="answered 500"):
+            asyncio.run(lm.acall(evolve(ASKED, on_text=pieces.append)))
+
+
+@pytest.mark.parametrize("answer", [None, failure(401), (200, {}, b"?")])
+def test_failures_in_an_event_loop_are_the_same_errors(answer):
+    with server(lambda payload: answer) as served:
+        lm = openai_lm("m", base_url=served.base_url, api_key=KEY)
+        with pytest.raises(LMError) as here:
+            lm(ASKED)
+        with pytest.raises(type(here.value)) as there:
+            asyncio.run(lm.acall(ASKED))
+        lm.close()
+    assert str(there.value) == str(here.value) and not holds_key(there.value)
+
+
+def test_a_cancelled_call_leaves_no_connection_behind():
+    came, release = threading.Event(), threading.Event()
+
+    def answer(payload):
+        came.set()
+        release.wait(10)
+        return completion("late")
+
+    with server(answer) as served:
+        lm = openai_lm("m", base_url=served.base_url)
+
+        async def main():
+            inputs = {"question": "?"}
+            task = asyncio.create_task(lmopt.arun(predict("question -> answer"), lm, inputs))
+            await asyncio.to_thread(came.wait)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert asyncio.all_tasks() == {asyncio.current_task()}
+            assert all(not idle.clients for idle in lm.end._idle.values())
+
+        asyncio.run(main())
+        release.set()
+        assert served.has(0)
+
+
+# -- embeddings --
+
+
+def embedded(payload):
+    data = [{"index": n, "embedding": [len(one), 0.5]} for n, one in enumerate(payload["input"])]
+    return 200, {}, json.dumps({"data": data[::-1]}).encode()
+
+
+def test_an_embedder_asks_in_batches_and_keeps_the_order():
+    with server(embedded) as served:
+        embed = lmopt.embedder(
+            "m", base_url=served.base_url, api_key=KEY, batch_size=3, dimensions=2
+        )
+        texts = ["x" * n for n in range(8)]
+        expected = [(float(n), 0.5) for n in range(8)]
+        assert embed(texts) == expected and embed("ab") == (2.0, 0.5) and embed([]) == []
+        sizes = sorted(len(payload["input"]) for _, _, payload in served.seen)
+        assert sizes == [1, 2, 3, 3] and served.seen[0][2]["dimensions"] == 2
+        assert served.seen[0][0] == "/v1/embeddings" and KEY not in repr(embed)
+        assert asyncio.run(embed.acall(texts)) == expected
+        assert asyncio.run(embed.acall("ab")) == (2.0, 0.5)
+        with pytest.raises(lmopt.DataError, match="only texts have vectors: 5"):
+            embed([5])
+        embed.end.close()
+    with pytest.raises(lmopt.DataError, match="too small a batch: 0"):
+        lmopt.embedder("m", batch_size=0)
+
+
+def test_an_embedder_that_misses_a_vector_is_an_error():
+    with server(lambda payload: (200, {}, b'{"data": []}')) as served:
+        embed = lmopt.embedder("m", base_url=served.base_url)
+        with pytest.raises(LMError, match="cannot be read"):
+            embed(["a"])
+        embed.end.close()
+
+
+# -- details --
+
+
+def test_max_tokens_has_the_name_that_the_provider_knows():
+    asked = Request(ASKED.messages, max_tokens=5)
+    assert openai_lm("m", base_url="http://x/v1").dialect.encode(asked)["max_tokens"] == 5
+    assert openai_lm("m").dialect.encode(asked)["max_completion_tokens"] == 5
+
+
+def test_what_is_cached_has_its_own_price():
+    spent = Usage(1, 1_000_000, 1_000_000, 400_000)
+    assert lmopt._priced(spent, (1.0, 4.0)).cost == pytest.approx(5.0)
+    assert lmopt._priced(spent, (1.0, 4.0, 0.5)).cost == pytest.approx(0.6 + 0.2 + 4.0)
+
+
+def test_a_url_shows_no_secret():
+    lm = openai_lm("m", base_url=f"http://user:{KEY}@127.0.0.1:1/v1?key={KEY}")
+    assert KEY not in repr(lm) + lm.identity + lm.url
+    with pytest.raises(LMError) as caught:
+        lm(ASKED)
+    assert KEY not in str(caught.value)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lmopt import LM, Message, Request
 
-Answer = tuple[int, dict[str, str], bytes]
+Answer = tuple[int, dict[str, str], bytes | list[bytes]]
 
 
 def completion(text: str, **changes: Any) -> Answer:
@@ -24,6 +24,23 @@ def completion(text: str, **changes: Any) -> Answer:
         },
     } | changes
     return 200, {}, json.dumps(data).encode()
+
+
+def events(*data: Any, size: int = 0, done: bool = True) -> Answer:
+    """A stream of events; the last one is [DONE]. It comes in pieces of `size` bytes."""
+    texts = [one if isinstance(one, str) else json.dumps(one) for one in data]
+    body = "".join(f"data: {one}\n\n" for one in [*texts, *(["[DONE]"] if done else [])]).encode()
+    pieces = [body[n : n + size] for n in range(0, len(body), size)] if size else [body]
+    return 200, {"Content-Type": "text/event-stream"}, pieces
+
+
+def deltas(text: str, *, size: int = 4) -> list[Any]:
+    """The events of a chat completion with this text, in pieces of so many characters."""
+    pieces = [text[n : n + size] for n in range(0, len(text), size)]
+    made = [{"choices": [{"delta": {"content": one}, "index": 0}]} for one in pieces]
+    usage = {"prompt_tokens": 7, "completion_tokens": 3}
+    end = {"choices": [{"delta": {}, "index": 0, "finish_reason": "stop"}], "model": "served"}
+    return [*made, end, {"choices": [], "usage": usage}]
 
 
 def failure(status: int, message: str = "no", **headers: str) -> Answer:
@@ -48,6 +65,15 @@ def server(answer: Callable[[dict[str, Any]], Answer | None]) -> Iterator[Any]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def setup(self) -> None:
+            super().setup()
+            self.server.count(1)  # type: ignore[attr-defined]
+
+        def finish(self) -> None:
+            super().finish()
+            self.server.count(-1)  # type: ignore[attr-defined]
 
         def do_POST(self) -> None:
             payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -58,10 +84,15 @@ def server(answer: Callable[[dict[str, Any]], Answer | None]) -> Iterator[Any]:
                 return
             status, headers, body = made
             self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            streamed = isinstance(body, list)
+            size = {} if streamed else {"Content-Length": str(len(body))}
+            chunked = {"Transfer-Encoding": "chunked"} if streamed else {}
+            for name, value in {**size, **chunked, **headers}.items():
                 self.send_header(name.replace("_", "-"), value)
             self.end_headers()
-            self.wfile.write(body)
+            for piece in [*body, b""] if streamed else [body]:
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if streamed else piece)
+                self.wfile.flush()
 
         def log_message(self, *args: Any) -> None:
             pass
@@ -69,6 +100,18 @@ def server(answer: Callable[[dict[str, Any]], Answer | None]) -> Iterator[Any]:
     class Server(ThreadingHTTPServer):
         daemon_threads = True
         seen: list[Any]
+        connections = 0
+        changed = threading.Condition()
+
+        def count(self, change: int) -> None:
+            with self.changed:
+                self.connections += change
+                self.changed.notify_all()
+
+        def has(self, connections: int) -> bool:
+            """Wait until there are so many."""
+            with self.changed:
+                return self.changed.wait_for(lambda: self.connections == connections, 10)
 
         def handle_error(self, request: Any, client_address: Any) -> None:
             pass  # a client that went away
