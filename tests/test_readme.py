@@ -3,14 +3,16 @@
 import contextlib
 import io
 import re
+import shutil
 
 from conftest import ROOT
 
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
 
 
-def test_each_block_prints_what_stands_below_it(monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_each_block_prints_what_stands_below_it(monkeypatch, tmp_path):
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     names: dict[str, object] = {}
     blocks = BLOCK.findall(text)
