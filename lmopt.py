@@ -53,9 +53,12 @@ import mimetypes
 import os
 import random
 import re
+import signal
 import sqlite3
 import statistics
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types as pytypes
@@ -90,7 +93,7 @@ from datetime import date, datetime
 from datetime import time as clock
 from decimal import Decimal
 from functools import lru_cache, partial
-from operator import attrgetter
+from operator import attrgetter, mul
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
@@ -135,7 +138,9 @@ __all__ = [
     # 8. Drivers
     "Chunk", "run", "arun", "stream", "replay", "run_many",
     # 9. Modules
-    "predict", "chain_of_thought", "pipeline",
+    "predict", "chain_of_thought", "pipeline", "react", "Turn", "program_of_thought", "code_act",
+    "recursive", "Result", "Cell", "subprocess_python", "best_of_n", "refine", "vote", "majority",
+    "multi_chain_comparison", "ensemble", "parallel", "each", "retrieve", "knn_demos", "fitting",
     # 10. LMs
     "scripted_lm", "mock_lm", "stub_lm", "toy_lm", "openai_lm", "anthropic_lm",
     "Embedder", "embedder", "connect",
@@ -144,7 +149,8 @@ __all__ = [
     "ReplayLM", "replay_lm", "budget", "fallback", "log",
     # 12. Evaluation
     "Score", "Row", "Evaluation", "Metric", "evaluate", "Comparison", "compare", "normalize",
-    "exact_match", "f1",
+    "exact_match", "f1", "contains", "passage_match", "Judge", "judge", "semantic_f1",
+    "complete_and_grounded",
     # 13. Storage
     "save", "load", "dumps", "loads", "diff", "read_examples",
 ]  # fmt: skip
@@ -255,6 +261,17 @@ class BudgetExceeded(LmoptError, RuntimeError):
 
 class ReplayMiss(LmoptError, LookupError):
     """An LM that only answers from a record has no answer for this request."""
+
+
+def stops(error: Exception) -> bool:
+    """Tell whether an error would fail every row alike, so that it must stop an evaluation.
+
+    >>> stops(Unauthorized("no key")), stops(ParseError("no answer")), stops(ZeroDivisionError())
+    (True, False, False)
+    """
+    return isinstance(error, LmoptError) and not isinstance(
+        error, (ParseError, ContextWindowExceeded)
+    )
 
 
 # == 2. Records ====================================================================================
@@ -1945,7 +1962,7 @@ class Response:
     """
 
     text: str
-    tool_calls: tuple[ToolCall, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = field(default=(), converter=_tuple)
     usage: Usage = Usage()
     model: str = ""
     finish_reason: str = "stop"
@@ -2356,6 +2373,7 @@ def _json_read(tp: Any, data: Any) -> Any:
 _JSON_KEY = re.compile(r'"((?:[^"\\]|\\.)*+)"\s*+:\s*+(?:(")|(?=\S))')
 _JSON_TEXT = re.compile(r'(?:[^"\\]|\\u[0-9a-fA-F]{4}|\\[^u])++|"')
 _JSON_HALF = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\Z")
+_JSON_ESCAPE = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|u....|.)", re.DOTALL)
 _JSON_PART = re.compile(r'[^"\[\]{},]++|"(?:[^"\\]|\\.)*+"|[\[\]{},]', re.DOTALL)
 
 
@@ -2393,10 +2411,15 @@ def _json_lex(task: Signature) -> Lexer:
 
 
 def _json_text(written: str) -> str:
+    return _JSON_ESCAPE.sub(_json_character, written) if "\\" in written else written
+
+
+def _json_character(escape: re.Match[str]) -> str:
+    """The character of an escape; one that JSON does not know stays as it is."""
     try:
-        return str(jsonlib.loads(f'"{written}"', strict=False))
+        return str(jsonlib.loads(f'"{escape[0]}"'))
     except ValueError:
-        return written
+        return escape[0]
 
 
 def _json_schema(task: Signature) -> dict[str, Any]:
@@ -2974,19 +2997,18 @@ class Run:
     name: str = ""
 
 
+def _name_of(function: Any) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
 @frozen
 class Call:
-    """The effect of calling a function that is no LM: a tool, a search, an interpreter."""
+    """The effect of calling a function: a tool, a search, another LM. Its name is in the trace."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(factory=dict)
-
-    @property
-    def name(self) -> str:
-        """Of the function; it ends the path of the event."""
-        name: str = getattr(self.function, "__name__", type(self.function).__name__)
-        return name
+    name: str = field(default=attrs.Factory(lambda self: _name_of(self.function), takes_self=True))
 
     @property
     def request(self) -> Request | None:
@@ -3179,6 +3201,8 @@ def _reduce(path: str, events: list[Event], effect: Any) -> Flow:
         return _once(effect)
     if isinstance(effect, (tuple, list)):
         return _together(path, events, effect)
+    if inspect.isgenerator(effect):  # a part of the body, which catches its own errors
+        return _through(effect, partial(_reduce, path, events))
     todo = "yield steps.name(...), a Request, invoke(...), Sleep(...) or a tuple of these"
     raise SignatureError("no effect was yielded", effect, "an effect", todo)
 
@@ -4009,6 +4033,7 @@ def predict(
     types: Mapping[str, Any] | None = None,
     adapter: Adapter = chat,
     retries: int = 2,
+    tools: Iterable[Tool] = (),
     name: str = "predict",
     **settings: Any,
 ) -> Program:
@@ -4022,6 +4047,8 @@ def predict(
         types: your own types in the text of the signature.
         adapter: the format of messages and replies.
         retries: how many times a reply that cannot be read is asked again, 0 or more.
+        tools: described behind the instructions; what the prompt's `texts` say under "tool.NAME"
+            takes the place of a description. Nothing calls them: see `react`.
         name: of the program; its path where it runs alone.
         **settings: sampling options: temperature, max_tokens, top_p, stop, rollout, extra.
 
@@ -4038,18 +4065,27 @@ def predict(
     made = signature(task, instructions=instructions, types=types)
     if retries < 0:
         raise SignatureError("too few retries", retries, "0 or more", "raise retries")
-    prompt = Prompt(made.instructions, settings=settings)
-    begin = partial(_predict, adapter, retries)
+    known = tuple(tools)
+    texts = {f"tool.{one.name}": one.desc for one in known}
+    prompt = Prompt(made.instructions, texts=texts, settings=settings)
+    begin = partial(_predict, adapter, retries, known)
     outputs = tuple(one.name for one in made.outputs)
     calls = (retries + 1) * adapter.calls
     return Program(name, made.inputs, begin, Record(), calls, outputs, made, prompt)
 
 
-def _predict(adapter: Adapter, retries: int, program: Program, path: str, inputs: Record) -> Flow:
+def _predict(
+    adapter: Adapter,
+    retries: int,
+    tools: tuple[Tool, ...],
+    program: Program,
+    path: str,
+    inputs: Record,
+) -> Flow:
     task, prompt = program.signature, program.prompt
     assert task is not None and prompt is not None  # a leaf has both
     request = Request(
-        adapter.render(task, prompt, inputs),
+        adapter.render(task, _with_tools(prompt, tools) if tools else prompt, inputs),
         prompt.model,
         schema=adapter.schema(task) if adapter.schema else None,
         step=path,
@@ -4068,6 +4104,17 @@ def _predict(adapter: Adapter, retries: int, program: Program, path: str, inputs
             if not left:
                 raise
             request = evolve(request, messages=request.messages + _ask_again(response, error))
+
+
+def _with_tools(prompt: Prompt, tools: tuple[Tool, ...]) -> Prompt:
+    """The prompt with a list of tools behind its instructions."""
+    lines = [f"{prompt.instructions}\n\nTools:"]
+    for number, tool in enumerate(tools, start=1):
+        given = [f"{f.name}: {f.words}" + ("" if f.required else ", optional") for f in tool.fields]
+        desc = prompt.texts.get(f"tool.{tool.name}", tool.desc)
+        lines.append(f"{number}. `{tool.name}({'; '.join(given)})`" + (f": {desc}" if desc else ""))
+        lines += [f"   - `{one.name}`: {one.desc}" for one in tool.fields if one.desc]
+    return evolve(prompt, instructions="\n".join(lines))
 
 
 def _ask_again(response: Response, error: ParseError) -> tuple[Message, Message]:
@@ -4142,6 +4189,1559 @@ def _pipeline(program: Program, path: str, inputs: Record) -> Flow:
         outputs = yield Run(step, select_inputs(step, inputs | made), name)
         made = made | outputs
     return made
+
+
+# -- agents: think, act, observe --
+
+
+@frozen
+class Turn:
+    """One step of an agent: what it thought, which tool it called, and what it observed."""
+
+    thought: str
+    tool: str
+    arguments: Record = field(converter=_record)
+    observation: str
+
+
+def react(
+    task: str | Signature | Callable[..., Any],
+    tools: Iterable[Callable[..., Any] | Tool],
+    *,
+    max_steps: int = 20,
+    native: bool = False,
+    instructions: str | None = None,
+    types: Mapping[str, Any] | None = None,
+    adapter: Adapter = chat,
+    name: str = "react",
+    **settings: Any,
+) -> Program:
+    """Make the agent that thinks, calls a tool and observes, until it can answer.
+
+    Whatever goes wrong in a step is what it observes: an unknown tool, wrong arguments, a tool that
+    raises, a reply that cannot be read. Where the prompt gets too long, the oldest turn is
+    forgotten. At the end, by `finish` or after `max_steps`, the outputs are read from the
+    trajectory, which is in the prediction too. An LM or a budget that fails ends the run.
+
+    Args:
+        task: what `signature` takes.
+        tools: functions with types and docstrings, or `Tool`s. Their descriptions are among the
+            `texts` of the step "act", as "tool.NAME".
+        max_steps: 1 or more.
+        native: use the tool calls of the provider, several at once where the model asks for them.
+        instructions: instead of those of the signature.
+        types: your own types in the text of the signature.
+        adapter: the format of messages and replies.
+        name: of the program.
+        **settings: sampling options of both steps.
+
+    Raises:
+        SignatureError: no tools, two of one name, one called "finish", or no steps.
+
+    Calls: one for each step, `max_steps` more where the prompt gets too long, and the answer.
+
+    Reference: Yao et al. 2022, arXiv 2210.03629.
+
+    >>> def population(city: str) -> int:
+    ...     '''Return how many people live in a city.'''
+    ...     return 2_100_000
+    >>> lm = scripted_lm(
+    ...     [
+    ...         {"thought": "Look.", "tool": "population", "arguments": {"city": "Paris"}},
+    ...         {"thought": "Done.", "tool": "finish", "arguments": {}},
+    ...         {"reasoning": "It says so.", "answer": 2_100_000},
+    ...     ]
+    ... )
+    >>> agent = react("question -> answer: int", [population])
+    >>> agent(lm, question="How many people live in Paris?").answer
+    2100000
+    """
+    made = signature(task, instructions=instructions, types=types)
+    known = _tools(tools, reserved="finish")
+    _at_least_one("max_steps", max_steps)
+    acting = _native_act(made, known, settings) if native else _act(made, known, adapter, settings)
+    answer = chain_of_thought(_on(made, _TRAJECTORY), adapter=adapter, name="answer", **settings)
+    return Program(
+        name,
+        made.inputs,
+        partial(_react, known, max_steps, native),
+        Record(act=acting, answer=answer),
+        2 * max_steps + answer.max_calls,
+        (*answer.outputs, "trajectory"),
+    )
+
+
+_TRAJECTORY = Field("trajectory", list[Turn], "the steps so far")
+
+
+def _tools(
+    tools: Iterable[Callable[..., Any] | Tool], *, reserved: str, needed: bool = True
+) -> Record:
+    """Tools by name."""
+    made = [Tool.of(one) for one in tools]
+    names = [one.name for one in made]
+    twice = [one for one in names if names.count(one) > 1 or one == reserved]
+    if twice or (needed and not made):
+        expected, todo = "tools of different names", "name them: Tool.of(function, name=...)"
+        raise SignatureError("wrong tools", twice[:1] or names, expected, todo)
+    return Record({one.name: one for one in made})
+
+
+def _at_least_one(name: str, count: int) -> None:
+    if count < 1:
+        raise SignatureError(f"too small a {name}", count, "1 or more", f"raise {name}")
+
+
+def _on(task: Signature, *fields: Field) -> Signature:
+    """The signature with more inputs."""
+    return evolve(task, inputs=(*task.inputs, *fields))
+
+
+def _act(task: Signature, tools: Record, adapter: Adapter, settings: Mapping[str, Any]) -> Program:
+    """The step that names one tool in a reply."""
+    thought = Field("thought", desc="what is known, and what to do next")
+    called = Field("tool", desc="the name of the tool to call, or finish")
+    given = Field("arguments", dict[str, Any], "of the tool, by name")
+    told = (
+        f"{task.instructions}\n\nWork in steps. In each step, think and call one tool; what it "
+        f"returns is added to the trajectory. When the trajectory holds all that is needed for "
+        f"{_listed(task)}, call finish, with no arguments."
+    )
+    made = Signature(_on(task, _TRAJECTORY).inputs, (thought, called, given), told)
+    return predict(made, tools=tools.values(), adapter=adapter, retries=0, name="act", **settings)
+
+
+def _native_act(task: Signature, tools: Record, settings: Mapping[str, Any]) -> Program:
+    """The step that calls tools as the provider does."""
+    told = (
+        f"{task.instructions}\n\nCall tools until you know all that is needed for {_listed(task)}. "
+        f"Then answer in a few words, without a call."
+    )
+    texts = {f"tool.{one.name}": one.desc for one in tools.values()}
+    prompt = Prompt(told, texts=texts, settings=settings)
+    shown = Signature(
+        _on(task, _TRAJECTORY).inputs, (Field("thought"), Field("calls", list[ToolCall])), told
+    )
+    begin = partial(_act_natively, tuple(tools.values()))
+    return Program("act", shown.inputs, begin, Record(), 1, ("thought", "calls"), shown, prompt)
+
+
+def _act_natively(tools: tuple[Tool, ...], program: Program, path: str, inputs: Record) -> Flow:
+    task, prompt = program.signature, program.prompt
+    assert task is not None and prompt is not None  # a leaf has both
+    asked = [one for one in task.inputs if one.name != "trajectory"]
+    said = [Message("system", prompt.instructions)]
+    said.append(Message("user", "\n\n".join(_chat_inputs(asked, inputs)) or "Begin."))
+    for number, turn in enumerate(inputs["trajectory"], start=1):
+        call = ToolCall(f"call_{number}", turn.tool, turn.arguments)
+        said.append(Message("assistant", turn.thought, tool_calls=(call,)))
+        said.append(Message("tool", turn.observation, tool_call_id=call.id))
+    response = yield Request(
+        said,
+        prompt.model,
+        tools=[evolve(one, desc=prompt.texts.get(f"tool.{one.name}", one.desc)) for one in tools],
+        step=path,
+        inputs=inputs,
+        **prompt.settings._data,
+    )
+    return {"thought": response.text or response.reasoning, "calls": response.tool_calls}
+
+
+def _react(
+    tools: Record, max_steps: int, native: bool, program: Program, path: str, inputs: Record
+) -> Flow:
+    shown: list[Turn] = []
+    trajectory: list[Turn] = []
+    ended = False
+    while not ended and len(trajectory) < max_steps:
+        try:
+            made = yield from _within(program, "act", inputs, shown)
+        except ParseError as error:
+            turns: Sequence[Turn] = [Turn("", "", {}, f"The reply could not be used: {error}")]
+        else:
+            calls = made["calls"] if native else (ToolCall("", made.tool, made.arguments),)
+            ended = not calls or calls[0].name == "finish"
+            asked = calls[: max_steps - len(trajectory)]
+            done = [Turn(made.thought, "finish", {}, "")]
+            turns = done if ended else (yield [_turn(tools, made.thought, one) for one in asked])
+        shown += turns
+        trajectory += turns
+    answer = yield from _within(program, "answer", inputs, shown)
+    return answer | {"trajectory": tuple(trajectory)}
+
+
+def _within(program: Program, name: str, inputs: Record, shown: list[Any], **more: Any) -> Flow:
+    """Run a step on what happened so far; where that is too long, forget the oldest of it."""
+    step = program.steps[name]
+    (past,) = [one.name for one in step.inputs if one.name not in inputs and one.name not in more]
+    while True:
+        try:
+            return (yield Run(step, inputs | {**more, past: tuple(shown)}, name))
+        except ContextWindowExceeded:
+            if not shown:
+                raise
+            del shown[0]
+
+
+def _turn(tools: Record, thought: str, call: ToolCall) -> Flow:
+    """Call a tool; whatever goes wrong is what is observed."""
+    observation = yield from _observe(tools, call.name, call.arguments)
+    return Turn(thought, call.name, call.arguments, observation)
+
+
+def _observe(tools: Record, name: str, arguments: Mapping[str, Any]) -> Flow:
+    if name not in tools:
+        return f"There is no tool {name!r}; there are {', '.join(tools)}."
+    tool = tools[name]
+    try:
+        given = tool.checked(arguments)
+    except DataError as error:
+        return f"Wrong arguments: {error}"
+    try:
+        return as_text((yield Call(tool.function, (), given, name)))
+    except Exception as error:
+        if stops(error):
+            raise
+        return f"The tool failed: {describe(error)}"
+
+
+def as_text(value: Any) -> str:
+    """Return a text as it is, and anything else as JSON.
+
+    >>> as_text("hello"), as_text([1, None])
+    ('hello', '[1, null]')
+    """
+    return value if isinstance(value, str) else _dump(jsonable(value, other=repr))
+
+
+# -- agents that write code; who runs it is injected --
+
+
+@frozen
+class Result:
+    """What came of running code.
+
+    Attributes:
+        output: what it printed, and the value of a last expression.
+        error: class and message of what it raised, "" where it ended well.
+        state: to go on with, as JSON data.
+        calls: functions outside that it waits for, as (name, args, kwargs); run it again, from the
+            state it was run from, with the answers among `state["answers"]`.
+        answer: the fields that it submitted.
+    """
+
+    output: str = ""
+    error: str = ""
+    state: Any = None
+    calls: tuple[Any, ...] = ()
+    answer: Mapping[str, Any] | None = None
+
+
+Interpreter = Callable[[str, Any], Result]
+"""interpreter(code, state) -> Result. The state is JSON data: `variables` (name -> value), the
+names of the outside `functions`, the `cells` that ran before, and the `answers` of outside calls in
+their order, each {"value": ...} or {"error": ...}. Nothing else is remembered between two calls."""
+
+
+@frozen
+class Cell:
+    """Code that was run, and what came of it."""
+
+    code: str
+    output: str
+
+
+def _ran(code: str, result: Result) -> Cell:
+    shown = [text for text in (result.output, result.error and f"Error: {result.error}") if text]
+    return Cell(code, "\n".join(shown) or "(no output: print what you want to see)")
+
+
+def _state(variables: Mapping[str, Any], functions: Iterable[str]) -> dict[str, Any]:
+    given = {name: jsonable(value) for name, value in variables.items()}
+    return {"variables": given, "functions": list(functions), "cells": [], "answers": []}
+
+
+def _run_code(
+    interpreter: Interpreter, code: str, state: Any, outside: Callable[..., Flow]
+) -> Flow:
+    """Run code; perform what it calls outside, and run it again with the answers."""
+    while True:
+        made = yield Call(interpreter, (_fenced(code), state), {}, "interpreter")
+        result: Result = coerce(Result, made)  # from a saved trace it is plain data
+        if not result.calls:
+            return result
+        answers = yield [_answer_call(outside, *one) for one in result.calls]
+        state = {**state, "answers": [*state["answers"], *answers]}
+
+
+def _answer_call(
+    outside: Callable[..., Flow], name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Flow:
+    try:
+        return {"value": jsonable((yield from outside(name, args, kwargs)), other=repr)}
+    except Exception as error:
+        if stops(error) and not isinstance(error, DataError):
+            raise
+        return {"error": describe(error)}
+
+
+def _fenced(code: str) -> str:
+    """The code inside the first fence, where the model wrote one."""
+    found = re.search(r"```[a-zA-Z0-9]*[ \t]*\n(.*?)(?:\n```|\Z)", code, re.DOTALL)
+    return found[1] if found else code
+
+
+def program_of_thought(
+    task: str | Signature | Callable[..., Any],
+    interpreter: Interpreter,
+    *,
+    max_tries: int = 3,
+    instructions: str | None = None,
+    types: Mapping[str, Any] | None = None,
+    adapter: Adapter = chat,
+    name: str = "program_of_thought",
+    **settings: Any,
+) -> Program:
+    """Make the program that writes code for a task, has it run, and answers from its output.
+
+    Code that raises is shown to the model with its error, and written anew.
+
+    Args:
+        task: what `signature` takes.
+        interpreter: runs code, such as `subprocess_python()`.
+        max_tries: how many times code is written, 1 or more.
+        instructions: instead of those of the signature.
+        types: your own types in the text of the signature.
+        adapter: the format of messages and replies.
+        name: of the program.
+        **settings: sampling options of both steps.
+
+    Raises:
+        SignatureError: no tries.
+        ParseError: (when it runs) the code of the last try failed too; says how.
+
+    Calls: those of `predict` for each try, and of the answer.
+
+    Reference: Chen et al. 2022, arXiv 2211.12588.
+
+    >>> def fake(code, state):
+    ...     return Result("4") if code == "print(2 + 2)" else Result(error="NameError: x")
+    >>> lm = scripted_lm([{"code": "x"}, {"code": "print(2 + 2)"}, {"reasoning": "", "answer": 4}])
+    >>> program_of_thought("question -> answer: int", fake)(lm, question="2+2?").answer
+    4
+    """
+    made = signature(task, instructions=instructions, types=types)
+    _at_least_one("max_tries", max_tries)
+    told = (
+        f"{made.instructions}\n\nWrite Python code that prints all that is needed for "
+        f"{_listed(made)}. The inputs are variables of it. Do not repeat a failed attempt."
+    )
+    attempts = Field("attempts", list[Cell], "earlier code and its errors")
+    code = Signature(_on(made, attempts).inputs, (_CODE,), told)
+    ran = Field("ran", list[Cell], "the code that was run, and its output")
+    writing = predict(code, adapter=adapter, name="code", **settings)
+    answer = chain_of_thought(_on(made, ran), adapter=adapter, name="answer", **settings)
+    begin = partial(_program_of_thought, interpreter, max_tries)
+    calls = max_tries * writing.max_calls + answer.max_calls
+    steps = Record(code=writing, answer=answer)
+    return Program(name, made.inputs, begin, steps, calls, answer.outputs)
+
+
+_CODE = Field("code", desc="Python code")
+
+
+def _program_of_thought(
+    interpreter: Interpreter, max_tries: int, program: Program, path: str, inputs: Record
+) -> Flow:
+    attempts: list[Cell] = []
+    state = _state(inputs, ())
+    for _ in range(max_tries):
+        code = (yield Run(program.steps.code, inputs | {"attempts": tuple(attempts)}, "code")).code
+        result = yield from _run_code(interpreter, code, state, _nothing)
+        attempts.append(_ran(code, result))
+        if not result.error:
+            ran = inputs | {"ran": tuple(attempts[-1:])}
+            return (yield Run(program.steps.answer, ran, "answer"))
+    what, todo = f"the code failed in all {max_tries} tries; the last error", "raise max_tries"
+    raise ParseError(what, result.error, "code that runs", todo, field="code")
+
+
+def _nothing(name: str, args: Any, kwargs: Any) -> Flow:
+    raise DataError("no such function", name, "a function of Python", "define it first")
+    yield
+
+
+def code_act(
+    task: str | Signature | Callable[..., Any],
+    tools: Iterable[Callable[..., Any] | Tool],
+    interpreter: Interpreter,
+    *,
+    max_steps: int = 5,
+    instructions: str | None = None,
+    types: Mapping[str, Any] | None = None,
+    adapter: Adapter = chat,
+    name: str = "code_act",
+    **settings: Any,
+) -> Program:
+    """Make the agent that acts by writing code, which may call tools, until it can answer.
+
+    The tools run here, not where the code runs: a call of one ends the code, and it is run again
+    with the answer. What goes wrong in a step is what it observes, as in `react`.
+
+    Args:
+        task: what `signature` takes.
+        tools: functions with types and docstrings, or `Tool`s.
+        interpreter: runs code, such as `subprocess_python()`.
+        max_steps: 1 or more.
+        instructions: instead of those of the signature.
+        types: your own types in the text of the signature.
+        adapter: the format of messages and replies.
+        name: of the program.
+        **settings: sampling options of both steps.
+
+    Raises:
+        SignatureError: two tools of one name, or no steps.
+
+    Calls: one for each step, `max_steps` more where the prompt gets too long, and the answer.
+
+    Reference: Wang et al. 2024, arXiv 2402.01030.
+
+    >>> fake = lambda code, state: Result("4")
+    >>> lm = scripted_lm(
+    ...     [
+    ...         {"thought": "Add.", "code": "print(2 + 2)", "finished": True},
+    ...         {"reasoning": "", "answer": 4},
+    ...     ]
+    ... )
+    >>> code_act("question -> answer: int", [], fake)(lm, question="2+2?").answer
+    4
+    """
+    made = signature(task, instructions=instructions, types=types)
+    known = _tools(tools, reserved="", needed=False)
+    _at_least_one("max_steps", max_steps)
+    told = (
+        f"{made.instructions}\n\nWork in steps. In each step, write Python code that brings you "
+        f"nearer to {_listed(made)}, and print what you want to see. The inputs are variables, the "
+        "tools are functions, and what earlier code defined is there still."
+    )
+    finished = Field("finished", bool, "whether nothing is left to do after this code")
+    outputs = (Field("thought", desc="what is known, and what to do next"), _CODE, finished)
+    acting = Signature(_on(made, _HISTORY).inputs, outputs, told)
+    options = {"adapter": adapter, **settings}
+    act = predict(acting, tools=known.values(), retries=0, name="act", **options)
+    answer = chain_of_thought(_on(made, _HISTORY), name="answer", **options)
+    begin = partial(_code_act, known, interpreter, max_steps)
+    calls = 2 * max_steps + answer.max_calls
+    steps = Record(act=act, answer=answer)
+    return Program(name, made.inputs, begin, steps, calls, (*answer.outputs, "history"))
+
+
+_HISTORY = Field("history", list[Cell], "the code so far, and what came of it")
+
+
+def _code_act(
+    tools: Record,
+    interpreter: Interpreter,
+    max_steps: int,
+    program: Program,
+    path: str,
+    inputs: Record,
+) -> Flow:
+    shown: list[Cell] = []
+    history: list[Cell] = []
+    state: Any = _state(inputs, tools)
+    for _ in range(max_steps):
+        try:
+            made = yield from _within(program, "act", inputs, shown)
+        except ParseError as error:
+            cell, ended = Cell("", f"The reply could not be used: {error}"), False
+        else:
+            result = yield from _run_code(interpreter, made.code, state, partial(_outside, tools))
+            state = state if result.state is None else result.state
+            cell, ended = _ran(made.code, result), made.finished and not result.error
+        shown.append(cell)
+        history.append(cell)
+        if ended:
+            break
+    answer = yield from _within(program, "answer", inputs, shown)
+    return answer | {"history": tuple(history)}
+
+
+def _outside(tools: Record, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Flow:
+    """Call a tool for code; what goes wrong is raised there."""
+    if name not in tools:
+        raise DataError("no such tool", name, f"one of {', '.join(tools)}", "correct the name")
+    tool = tools[name]
+    places = [one.name for one in tool.fields]
+    if len(args) > len(places):
+        raise DataError(
+            f"too many arguments of {name}", args, f"{len(places)} at most", "drop some"
+        )
+    given = tool.checked({**dict(zip(places, args, strict=False)), **kwargs})
+    return (yield Call(tool.function, (), given, name))
+
+
+def recursive(
+    task: str | Signature | Callable[..., Any],
+    interpreter: Interpreter,
+    *,
+    tools: Iterable[Callable[..., Any] | Tool] = (),
+    max_steps: int = 20,
+    max_queries: int = 50,
+    preview_chars: int = 500,
+    instructions: str | None = None,
+    types: Mapping[str, Any] | None = None,
+    adapter: Adapter = chat,
+    name: str = "recursive",
+    **settings: Any,
+) -> Program:
+    """Make a recursive language model: it explores its inputs by code, and asks itself about parts.
+
+    The inputs are variables of a session, of any length; the prompt has only their names, types,
+    lengths and beginnings. Code may call `query(prompt, ...)`, which asks the LM, several prompts
+    at once, and `submit(field=value, ...)`, which ends it. What goes wrong, a wrong type of a
+    submitted value included, is what it observes. After `max_steps` the outputs are read from what
+    it saw.
+
+    Args:
+        task: what `signature` takes.
+        interpreter: runs code, such as `subprocess_python()`.
+        tools: further functions that the code may call.
+        max_steps: 1 or more.
+        max_queries: how many prompts one run may ask, 0 or more; one more raises in the code.
+        preview_chars: how much of an input is shown, 0 or more.
+        instructions: instead of those of the signature.
+        types: your own types in the text of the signature.
+        adapter: the format of messages and replies.
+        name: of the program.
+        **settings: sampling options of all steps.
+
+    Raises:
+        SignatureError: no steps; two tools of one name, or one called "query" or "submit".
+
+    Calls: one for each step, `max_steps` more where the prompt gets too long, `max_queries`, and
+        the answer.
+
+    Reference: Zhang et al. 2025, arXiv 2512.24601.
+
+    >>> fake = lambda code, state: Result(answer={"count": 3})
+    >>> lm = scripted_lm([{"thought": "Count.", "code": "submit(count=text.count('a'))"}])
+    >>> recursive("text -> count: int", fake)(lm, text="banana").count
+    3
+    """
+    made = signature(task, instructions=instructions, types=types)
+    known = _tools(tools, reserved="query", needed=False)
+    _tools(known.values(), reserved="submit", needed=False)
+    _at_least_one("max_steps", max_steps)
+    told = (
+        f"{made.instructions}\n\nThe inputs are variables of a Python session; only their "
+        f"beginnings are shown. Work in steps. In each step, write code that explores them, and "
+        f"print what you want to see. query(prompt) asks a language model about a text that you "
+        f"put into the prompt, and returns its answer; query(a, b, c) asks about several at once, "
+        f"and returns a list; at most {max_queries} prompts in all. When you are sure, call "
+        f"submit({', '.join(f'{one.name}=...' for one in made.outputs)}) in your code, with "
+        f"{', '.join(f'{one.name}: {one.words}' for one in made.outputs)}."
+    )
+    about = Field("variables", desc="the inputs: name, type, length and beginning")
+    outputs = (Field("thought", desc="what is known, and what to do next"), _CODE)
+    options = {"adapter": adapter, **settings}
+    acting = Signature((about, _HISTORY), outputs, told)
+    asked = Signature((Field("prompt"),), (Field("reply"),), "Do what the prompt says.")
+    reading = Signature((about, _HISTORY), made.outputs, made.instructions)
+    act = predict(acting, tools=known.values(), retries=0, name="act", **options)
+    query = predict(asked, adapter=plain, retries=0, name="query", **settings)
+    answer = predict(reading, name="answer", **options)
+    begin = partial(_recursive, made, known, interpreter, max_steps, max_queries, preview_chars)
+    calls = 2 * max_steps + max_queries + answer.max_calls
+    steps = Record(act=act, query=query, answer=answer)
+    return Program(name, made.inputs, begin, steps, calls, (*answer.outputs, "history"))
+
+
+def _recursive(
+    task: Signature,
+    tools: Record,
+    interpreter: Interpreter,
+    max_steps: int,
+    max_queries: int,
+    preview_chars: int,
+    program: Program,
+    path: str,
+    inputs: Record,
+) -> Flow:
+    shown: list[Cell] = []
+    history: list[Cell] = []
+    state: Any = _state(inputs, [*tools, "query"])
+    left = [max_queries]
+    outside = partial(_query, program, tools, left)
+    told = Record(variables=_variables(task, inputs, preview_chars))
+    while len(history) < max_steps:
+        try:
+            made = yield from _within(program, "act", told, shown)
+        except ParseError as error:
+            cell = Cell("", f"The reply could not be used: {error}")
+        else:
+            result = yield from _run_code(interpreter, made.code, state, outside)
+            state = state if result.state is None else result.state
+            cell = _ran(made.code, result)
+            try:
+                if result.answer is not None:
+                    outputs = _submitted(task, result.answer)
+                    return outputs | {"history": (*history, cell)}
+            except ParseError as error:
+                cell = Cell(made.code, f"What was submitted could not be used: {error}")
+        shown.append(cell)
+        history.append(cell)
+    answer = yield from _within(program, "answer", told, shown)
+    return answer | {"history": tuple(history)}
+
+
+def _variables(task: Signature, inputs: Record, most: int) -> str:
+    texts = {one.name: write(one.type, inputs[one.name]) for one in task.inputs}
+    return "\n".join(
+        f"{one.name} ({one.words}), {len(texts[one.name])} characters: {cut(texts[one.name], most)}"
+        for one in task.inputs
+    )
+
+
+def _query(
+    program: Program,
+    tools: Record,
+    left: list[int],
+    name: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> Flow:
+    if name != "query":
+        return (yield from _outside(tools, name, args, kwargs))
+    if kwargs or not args or not all(isinstance(one, str) for one in args):
+        raise DataError("wrong arguments of query", [*args, kwargs], "texts", "pass prompts")
+    if len(args) > left[0]:
+        raise DataError("too many queries", len(args), f"{left[0]} more at most", "do with less")
+    left[0] -= len(args)
+    asked = [Run(program.steps.query, Record(prompt=one), "query") for one in args]
+    replies = [one.reply for one in (yield asked)]
+    return replies if len(replies) > 1 else replies[0]
+
+
+def _submitted(task: Signature, answer: Mapping[str, Any]) -> Record:
+    """The outputs that code submitted, as values of their types."""
+    made: Record = json.parse(task, Response(_dump(jsonable(dict(answer), other=repr))))
+    return made
+
+
+# -- running code of a model --
+
+# What runs in the process of `subprocess_python`: a job as JSON in, what came of it as JSON out.
+_RUNNER = r'''
+import ast, contextlib, io, json, os, random, sys, traceback
+sys.dont_write_bytecode = True
+job = json.loads(sys.stdin.readline())
+home, limit = os.getcwd(), job["output_limit"]
+reply = os.fdopen(os.dup(1), "w", encoding="utf-8")
+with open(os.devnull, "r+b") as nothing:
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing.fileno(), descriptor)
+try:
+    import resource
+    for name, most in job["limits"].items():
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(getattr(resource, name), (most, most))
+except ImportError:
+    pass
+if not job["network"]:
+    with contextlib.suppress(Exception):  # where the kernel allows it
+        import ctypes
+        ctypes.CDLL(None).unshare(0x50000000)  # a user and a network namespace of its own
+
+
+class Pending(BaseException):
+    """Ends the code until somebody outside has answered a call."""
+
+
+class Cut(io.TextIOBase):
+    """Keeps the beginning of what is written."""
+
+    def __init__(self):
+        self.text, self.lost = "", 0
+
+    def write(self, text):
+        kept = text[: max(limit - len(self.text), 0)]
+        self.text, self.lost = self.text + kept, self.lost + len(text) - len(kept)
+        return len(text)
+
+    def shown(self):
+        return self.text + (f"\n[{self.lost} more characters]" if self.lost else "")
+
+
+def short(text):
+    return text if len(text) <= limit else text[:limit] + "\n[cut]"
+
+
+state, asked, submitted, answered = job["state"], [], [], iter(job["state"]["answers"])
+
+
+def outside(name):
+    def call(*args, **kwargs):
+        known = next(answered, None)
+        if known is None:
+            asked.append([name, list(args), kwargs])
+            raise Pending
+        if "error" in known:
+            raise RuntimeError(known["error"])
+        return known["value"]
+
+    call.__name__ = name
+    return call
+
+
+def submit(**fields):
+    submitted.append(fields)
+    raise Pending
+
+
+names = {"__name__": "__main__", "submit": submit, **state["variables"]}
+names |= {name: outside(name) for name in state["functions"]}
+places = [home, sys.prefix, sys.base_prefix, os.devnull, "/dev/urandom", "/usr/share/zoneinfo"]
+places = [os.path.realpath(one) for one in [*places, *filter(None, sys.path), "/usr/lib"]]
+forbidden = (
+    "os.fork", "os.exec", "os.spawn", "os.posix_spawn", "os.system", "os.kill", "os.startfile",
+    "os.putenv", "pty.spawn", "subprocess.", "socket.", "ctypes.", "winreg.", "signal.", "syslog.",
+    "sys.settrace", "sys.setprofile", "sys._current", "gc.get", "sqlite3.", "webbrowser.",
+)
+changing = (
+    "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate",
+    "os.chmod", "os.chown", "os.utime", "os.setxattr", "shutil.",
+)
+
+
+def guard(event, args):
+    if event.startswith(forbidden):
+        raise PermissionError(f"{event} is not allowed here")
+    writing = event.startswith(changing)
+    if event == "open":
+        flags = args[2] if isinstance(args[2], int) else 0
+        writing = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
+    elif not writing and event not in ("os.listdir", "os.scandir", "os.chdir"):
+        return
+    for path in args[:2] if event != "open" else args[:1]:
+        if isinstance(path, (str, bytes)):
+            real = os.path.realpath(os.fsdecode(path))
+            near = [one for one in (places[:1] if writing else places)
+                    if real == one or real.startswith(one + os.sep)]
+            if not near and not (writing and real == os.devnull):
+                raise PermissionError(f"{real} is outside of the folder of this code")
+
+
+for name in ("linecache", "traceback", "decimal", "datetime", "math", "re", "statistics"):
+    __import__(name)
+for name in ("_posixsubprocess", "_ctypes", "ctypes", "_multiprocessing", "_testcapi"):
+    sys.modules[name] = None
+sys.addaudithook(guard)
+
+
+def run(code):
+    tree = ast.parse(code)
+    shown = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "<code>", "exec"), names)
+    if shown is not None:
+        value = eval(compile(ast.Expression(shown.value), "<code>", "eval"), names)
+        if value is not None:
+            print(repr(value))
+
+
+error, out = "", Cut()
+for number, code in enumerate([*state["cells"], job["code"]]):
+    random.seed(0)
+    error, out = "", Cut()
+    submitted.clear()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            run(code)
+    except Pending:
+        if asked:
+            break
+    except BaseException as failure:
+        lines = [one.lineno for one in traceback.extract_tb(failure.__traceback__)
+                 if one.filename == "<code>"]
+        error = f"{type(failure).__name__}: {failure}" + (f" (line {lines[-1]})" if lines else "")
+cells = [*state["cells"], job["code"]]
+result = {
+    "output": out.shown(), "error": short(error), "calls": asked,
+    "answer": submitted[0] if submitted else None,
+    "state": None if asked else {**state, "cells": cells},
+}
+try:
+    text = json.dumps(result)
+except (TypeError, ValueError) as failure:
+    result |= {"calls": [], "answer": None, "error": f"{type(failure).__name__}: {failure}"}
+    text = json.dumps(result)
+reply.write(text)
+reply.flush()
+os._exit(0)
+'''
+
+
+def subprocess_python(
+    *,
+    timeout: float = 10.0,
+    memory_mb: int = 512,
+    output_limit: int = 10_000,
+    network: bool = False,
+    command: Sequence[str] | None = None,
+) -> Interpreter:
+    """Make an interpreter that runs Python code in a fresh process.
+
+    The process is isolated (`-I`), in an empty folder of its own that is deleted afterwards, with
+    nothing of this process's environment, in a process group of its own that is killed at the end.
+    Memory, time and the size of files are limited, output and errors are cut. The code may not
+    start processes, use the network, or touch files outside of its folder and Python's own. What
+    earlier code defined is there again, because that code is run again: it should be deterministic.
+
+    **This is no wall.** It keeps honest mistakes of a model from doing harm. Code that means to
+    break out can: the process runs as you, its checks are Python's audit hooks, which native code
+    gets around, and the kernel's namespaces and limits are used only where it allows that (limits
+    not on Windows). Run what you do not trust in a container; the same protocol works there:
+
+        subprocess_python(
+            command=["docker", "run", "--rm", "-i", "--network=none", "--memory=256m",
+                     "--pids-limit=64", "--read-only", "--tmpfs=/tmp", "--workdir=/tmp",
+                     "python:3.13-slim", "python", "-I", "-c"]
+        )
+
+    Args:
+        timeout: seconds for each piece of code, with what ran before it.
+        memory_mb: of the process, in megabytes; 0 for no limit.
+        output_limit: how many characters of output and of an error are kept.
+        network: allow it.
+        command: what starts Python, the script being its last argument.
+
+    Raises:
+        OSError: (when it runs) the process cannot be started.
+
+    Calls: none.
+
+    >>> run_code = subprocess_python()
+    >>> first = run_code("x = 20\\nprint('hello')", None)
+    >>> first.output, run_code("x + 1", first.state).output
+    ('hello\\n', '21\\n')
+    """
+    limits = {
+        "RLIMIT_AS": memory_mb * 2**20,
+        "RLIMIT_CPU": math.ceil(timeout) + 1,
+        "RLIMIT_FSIZE": 64 * 2**20,
+        "RLIMIT_CORE": 0,
+        "RLIMIT_NOFILE": 64,
+    }
+    job = {
+        "limits": {name: most for name, most in limits.items() if memory_mb or name != "RLIMIT_AS"},
+        "output_limit": output_limit,
+        "network": network,
+    }
+    started = tuple(command or (sys.executable, "-I", "-c"))
+    return partial(_in_subprocess, started, job, timeout)
+
+
+def _in_subprocess(
+    command: tuple[str, ...], job: Mapping[str, Any], timeout: float, code: str, state: Any
+) -> Result:
+    given = state or _state({}, ())
+    line = canonical({**job, "code": code, "state": given}) + "\n"
+    environment = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8"}
+    environment |= {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}
+    with tempfile.TemporaryDirectory(prefix="lmopt", ignore_cleanup_errors=True) as folder:
+        process = subprocess.Popen(
+            [*command, _RUNNER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            env=environment if command[0] == sys.executable else None,
+            start_new_session=True,
+        )
+        text, late = _talk(process, line.encode(), timeout, 10 * job["output_limit"] + 2**20)
+    return _result(text, late, timeout, process.returncode)
+
+
+def _talk(process: Any, line: bytes, timeout: float, most: int) -> tuple[bytes, bool]:
+    """Give a process its job; return what it writes, and whether it took too long."""
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        _kill(process)
+
+    timer = threading.Timer(timeout, end)
+    timer.start()
+    try:
+        with suppress(OSError):  # it ended before it had read the job
+            process.stdin.write(line)
+            process.stdin.close()
+        return process.stdout.read(most), late.is_set()
+    finally:
+        timer.cancel()
+        _kill(process)
+        with suppress(OSError):
+            process.stdin.close()
+        process.stdout.close()
+        process.wait()
+
+
+def _kill(process: Any) -> None:
+    """End a process with all that it may have started."""
+    with suppress(OSError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+
+
+def _result(text: bytes, late: bool, timeout: float, code: int) -> Result:
+    if late:
+        return Result(error=f"TimeoutError: the code took longer than {timeout} s")
+    try:
+        made = jsonlib.loads(text)
+        calls = tuple(map(tuple, made["calls"]))
+        return Result(made["output"], made["error"], made["state"], calls, made["answer"])
+    except (ValueError, LookupError, TypeError):
+        return Result(error=f"MemoryError or a crash: the process ended with {code}")
+
+
+# -- samplers: several attempts, told apart by `rollout` --
+
+
+def sampled(program: Program, index: int, count: int) -> Program:
+    """Return a program whose requests ask for sample `index` of `count`: another `rollout`.
+
+    Sample 0 of a fresh program is the program itself. Samples of samples are told apart too.
+
+    >>> sampled(predict("q -> a"), 2, 5).prompt.settings
+    Record(rollout=2)
+    """
+    if not index and not any(one.settings.get("rollout") for one in program.params.values()):
+        return program
+    return program.with_params(
+        {
+            path: evolve(prompt, settings=prompt.settings | {"rollout": number})
+            for path, prompt in program.params.items()
+            for number in [prompt.settings.get("rollout", 0) * count + index]
+        }
+    )
+
+
+def _combined(name: str, begin: Callable[..., Flow], calls: int, **steps: Program) -> Program:
+    """A program with the inputs and outputs of its steps, each step named as it is."""
+    inputs = tuple(unique(concat(one.inputs for one in steps.values()), key=lambda one: one.name))
+    outputs = tuple(unique(concat(one.outputs for one in steps.values())))
+    return Program(name, inputs, begin, Record(steps), calls, outputs)
+
+
+def _only(program: Program) -> tuple[str, Program]:
+    """The name and the program of the one step of a combinator."""
+    return next(iter(program.steps.items()))
+
+
+def best_of_n(
+    program: Program,
+    n: int,
+    reward: Callable[[Record, Prediction], Any],
+    *,
+    threshold: float = 1.0,
+    name: str = "best_of_n",
+) -> Program:
+    """Make the program that runs another up to `n` times, and returns what is rewarded most.
+
+    It stops at the first attempt that reaches the threshold; ties go to the earlier one. An attempt
+    in which the program fails counts as none; if all fail, the last error is raised. With `n=1` the
+    program runs once and its prediction is returned as it is. Set a temperature: attempts differ in
+    `rollout` only.
+
+    Args:
+        program: what to run; its prompts stand under its name.
+        n: how many attempts, 1 or more.
+        reward: (inputs, prediction) -> a number, or a `Score`.
+        threshold: reward at which to stop.
+        name: of the program.
+
+    Raises:
+        SignatureError: no attempts.
+        MetricError: (when it runs) the reward raised, or is no number; says for which prediction.
+
+    Calls: `n` times those of the program.
+
+    >>> lm = scripted_lm([{"word": "a"}, {"word": "abc"}, {"word": "ab"}])
+    >>> longest = best_of_n(predict("-> word"), 3, lambda inputs, made: len(made.word) / 9)
+    >>> longest(lm).word
+    'abc'
+    """
+    _at_least_one("n", n)
+    begin = partial(_best_of_n, n, reward, threshold)
+    return _combined(name, begin, n * program.max_calls, **{program.name: program})
+
+
+def _best_of_n(
+    n: int,
+    reward: Callable[[Record, Prediction], Any],
+    threshold: float,
+    program: Program,
+    path: str,
+    inputs: Record,
+) -> Flow:
+    name, step = _only(program)
+    best: tuple[float, Prediction] | None = None
+    for index in range(n):
+        try:
+            made = yield Run(sampled(step, index, n), inputs, name)
+        except Exception as error:
+            if stops(error) or (index == n - 1 and best is None):
+                raise
+            continue
+        if n == 1:
+            return made
+        value = _rewarded(reward, inputs, made).value
+        if best is None or value > best[0]:
+            best = value, made
+        if value >= threshold:
+            break
+    assert best is not None  # or the last attempt would have raised
+    return best[1]
+
+
+def _rewarded(
+    reward: Callable[[Record, Prediction], Any], inputs: Record, made: Prediction
+) -> Score:
+    """The reward of an attempt; one that is wrong is the user's error."""
+    shown = {"inputs": dict(inputs), "prediction": dict(made)}
+    try:
+        result = reward(inputs, made)
+        score = result if isinstance(result, Score) else Score(float(result))
+    except Exception as error:
+        if stops(error):
+            raise
+        what = f"the reward raised {type(error).__name__} ({error}) for"
+        raise MetricError(what, shown, "a number", "correct the reward") from error
+    if math.isnan(score.value):
+        raise MetricError("the reward is no number for", shown, "a number", "correct the reward")
+    return score
+
+
+def refine(
+    program: Program,
+    n: int,
+    reward: Callable[[Record, Prediction], Any],
+    *,
+    threshold: float = 1.0,
+    adapter: Adapter = chat,
+    name: str = "refine",
+    **settings: Any,
+) -> Program:
+    """Make the program that attempts, is told what was wrong with it, and attempts again.
+
+    After an attempt below the threshold, hints go into the next one, behind the instructions of
+    each step; the prompts themselves stay as they are. The hints are what the reward says of single
+    steps (`Score.steps`); where it says nothing of them, an LM is asked. Otherwise as `best_of_n`:
+    the attempt that is rewarded most is returned, and if all fail, the last error is raised.
+
+    Args:
+        program: what to run; its prompts stand under its name.
+        n: how many attempts, 1 or more.
+        reward: (inputs, prediction) -> a number, or a `Score` with feedback.
+        threshold: reward at which to stop.
+        adapter: of the step that gives hints.
+        name: of the program.
+        **settings: sampling options of the step that gives hints.
+
+    Raises:
+        SignatureError: no attempts.
+        MetricError: (when it runs) the reward raised, or is no number; says for which prediction.
+
+    Calls: `n` times those of the program, and the hints between them.
+
+    Reference: Madaan et al. 2023, arXiv 2303.17651, with the hints per step.
+
+    >>> lm = scripted_lm([{"word": "a"}, {"advice": {"predict": "Longer."}}, {"word": "abc"}])
+    >>> longer = refine(predict("-> word"), 2, lambda inputs, made: len(made.word) / 3)
+    >>> longer(lm).word
+    'abc'
+    """
+    _at_least_one("n", n)
+    advise = predict(_ADVISE, adapter=adapter, name="advise", **settings)
+    calls = n * program.max_calls + (n - 1) * advise.max_calls
+    begin = partial(_refine, n, reward, threshold)
+    combined = _combined(name, begin, calls, **{program.name: program})
+    return evolve(combined, steps=Record({program.name: program, "advise": advise}))
+
+
+_ADVISE = Signature(
+    (
+        Field("steps", dict[str, str], "the steps of the program, and the instructions of each"),
+        Field("attempt", list[Any], "what each step was given and what it made, in order"),
+        Field("score", float, "of the attempt; higher is better"),
+        Field("feedback", str, "what is known of what was wrong"),
+    ),
+    (Field("advice", dict[str, str], "for each step that should do better: how"),),
+    "A program made an attempt that is not good enough. Say which of its steps are to blame, and "
+    "tell each of them what to do differently next time. Leave out the steps that did well.",
+)
+
+
+def _refine(
+    n: int,
+    reward: Callable[[Record, Prediction], Any],
+    threshold: float,
+    program: Program,
+    path: str,
+    inputs: Record,
+) -> Flow:
+    name, step = _only(program)
+    hints: Mapping[str, str] = {}
+    best: tuple[float, Prediction] | None = None
+    for index in range(n):
+        attempt = _hinted(sampled(step, index, n), hints)
+        try:
+            made = yield Run(attempt, inputs, name)
+        except Exception as error:
+            if stops(error) or (index == n - 1 and best is None):
+                raise
+            hints = dict.fromkeys(step.leaves, f"An attempt failed: {describe(error)}")
+            continue
+        if n == 1:
+            return made
+        score = _rewarded(reward, inputs, made)
+        if best is None or score.value > best[0]:
+            best = score.value, made
+        if score.value >= threshold:
+            break
+        if index < n - 1:
+            hints = score.steps or (
+                yield from _advice(program, step, _join(path, name), made, score)
+            )
+    assert best is not None  # or the last attempt would have raised
+    return best[1]
+
+
+def _hinted(program: Program, hints: Mapping[str, str]) -> Program:
+    told = {
+        path: evolve(prompt, instructions=f"{prompt.instructions}\n\nHint: {hints[path]}")
+        for path, prompt in program.params.items()
+        if hints.get(path)
+    }
+    return program.with_params(told)
+
+
+def _advice(program: Program, step: Program, place: str, made: Prediction, score: Score) -> Flow:
+    """Ask for hints; where the reply cannot be used, there are none."""
+    local = {place if step.prompt else f"{place}.{one}": one for one in step.leaves}
+    given = Record(
+        steps={path: prompt.instructions for path, prompt in step.params.items()},
+        attempt=[
+            jsonable({"step": local[e.path], "given": e.inputs, "made": e.outputs}, other=repr)
+            for e in made.trace
+            if e.kind == "step" and e.path in local
+        ],
+        score=score.value,
+        feedback=score.feedback,
+    )
+    try:
+        advice: Mapping[str, str] = (yield Run(program.steps.advise, given, "advise")).advice
+    except ParseError:
+        return {}
+    return advice
+
+
+def vote(predictions: Sequence[Prediction], *, field: str | None = None) -> Prediction:
+    """Return the earliest prediction with the value that most have, compared after `normalize`.
+
+    Args:
+        predictions: one or more.
+        field: whose values count; by default the last one.
+
+    Raises:
+        DataError: there is no prediction, or it lacks the field.
+
+    >>> vote([Prediction(a=one) for one in ("Paris", "Rome", "paris.")]).a
+    'Paris'
+    """
+    if not predictions:
+        raise DataError("nobody votes", predictions, "one prediction or more", "add attempts")
+    chosen = field or list(predictions[0])[-1]
+    for one in predictions:
+        if chosen not in one:
+            known = f"one of {', '.join(one)}"
+            raise DataError("no such field to vote on", chosen, known, "correct the name")
+    values = [normalize(one[chosen]) for one in predictions]
+    most = max(values, key=values.count)  # of equals, the first
+    return predictions[values.index(most)]
+
+
+def majority(
+    program: Program, n: int = 5, *, field: str | None = None, name: str = "majority"
+) -> Program:
+    """Make the program that runs another `n` times at once, and returns what most runs say.
+
+    A run in which the program fails has no vote; if all fail, the last error is raised.
+
+    Args:
+        program: what to run; its prompts stand under its name.
+        n: how many runs, 1 or more; they differ in `rollout` only.
+        field: whose values count; by default the last output.
+        name: of the program.
+
+    Raises:
+        SignatureError: no runs.
+
+    Calls: `n` times those of the program.
+
+    Reference: Wang et al. 2022, arXiv 2203.11171 (self-consistency).
+
+    >>> lm = scripted_lm([{"answer": "4"}, {"answer": "5"}, {"answer": "4."}])
+    >>> majority(predict("question -> answer"), 3)(lm, question="2+2?").answer
+    '4'
+    """
+    _at_least_one("n", n)
+    begin = partial(_majority, n, field)
+    return _combined(name, begin, n * program.max_calls, **{program.name: program})
+
+
+def _majority(n: int, field: str | None, program: Program, path: str, inputs: Record) -> Flow:
+    name, step = _only(program)
+    runs = [Run(sampled(step, index, n), inputs, name) for index in range(n)]
+    return vote((yield from _surviving(runs)), field=field)
+
+
+def _surviving(runs: Sequence[Run]) -> Flow:
+    """Run programs at once; return the predictions of those that did not fail."""
+    made = yield [_attempted(one) for one in runs]
+    alive = [one for one in made if not isinstance(one, Exception)]
+    if not alive:
+        raise made[-1]
+    return alive
+
+
+def _attempted(run: Run) -> Flow:
+    try:
+        return (yield run)
+    except Exception as error:
+        if stops(error):
+            raise
+        return error
+
+
+def multi_chain_comparison(
+    task: str | Signature | Callable[..., Any],
+    *,
+    m: int = 3,
+    instructions: str | None = None,
+    types: Mapping[str, Any] | None = None,
+    adapter: Adapter = chat,
+    name: str = "multi_chain_comparison",
+    **settings: Any,
+) -> Program:
+    """Make the program that reasons `m` times, compares the attempts, and then answers.
+
+    An attempt that fails is left out; if all fail, the last error is raised.
+
+    Args:
+        task: what `signature` takes.
+        m: how many attempts, 1 or more; they differ in `rollout` only.
+        instructions: instead of those of the signature.
+        types: your own types in the text of the signature.
+        adapter: the format of messages and replies.
+        name: of the program.
+        **settings: sampling options of both steps.
+
+    Raises:
+        SignatureError: no attempts.
+
+    Calls: those of `predict`, `m + 1` times.
+
+    Reference: Yoran et al. 2023, arXiv 2304.13007.
+
+    >>> lm = scripted_lm([{"reasoning": "?", "answer": n} for n in (4, 5, 4)])
+    >>> multi_chain_comparison("question -> answer: int", m=2)(lm, question="2+2?").answer
+    4
+    """
+    made = signature(task, instructions=instructions, types=types)
+    _at_least_one("m", m)
+    attempt = chain_of_thought(made, adapter=adapter, name="attempt", **settings)
+    others = Field("attempts", list[Any], "answers of others, some of which may be wrong")
+    weighing = evolve(
+        _on(made, others),
+        instructions=f"{made.instructions}\n\nWeigh the attempts against each other, then answer.",
+    )
+    compare_ = chain_of_thought(weighing, adapter=adapter, name="compare", **settings)
+    calls = m * attempt.max_calls + compare_.max_calls
+    steps = Record(attempt=attempt, compare=compare_)
+    begin = partial(_multi_chain_comparison, m)
+    return Program(name, made.inputs, begin, steps, calls, compare_.outputs)
+
+
+def _multi_chain_comparison(m: int, program: Program, path: str, inputs: Record) -> Flow:
+    attempt = program.steps.attempt
+    made = yield from _surviving(
+        [Run(sampled(attempt, index, m), inputs, "attempt") for index in range(m)]
+    )
+    others = inputs | {"attempts": [jsonable(dict(one)) for one in made]}
+    return (yield Run(program.steps.compare, others, "compare"))
+
+
+# -- combinators: programs side by side, over lists, with what they need --
+
+
+def ensemble(
+    programs: Iterable[Program],
+    *,
+    reduce: Callable[[list[Prediction]], Any] = vote,
+    size: int | None = None,
+    seed: int = 0,
+    name: str = "ensemble",
+) -> Program:
+    """Make the program that runs several programs at once, and reduces what they predict to one.
+
+    One that fails is left out; if all fail, the last error is raised.
+
+    Args:
+        programs: one or more; their prompts stand under "p0", "p1" and so on.
+        reduce: list of predictions -> a prediction, or any mapping of fields.
+        size: run so many of them only, drawn for each input.
+        seed: of that draw.
+        name: of the program.
+
+    Raises:
+        SignatureError: no programs, or a size that is more than there are.
+
+    Calls: those of the programs that run.
+
+    >>> three = ensemble([predict("question -> answer")] * 3)
+    >>> list(three.params)
+    ['p0', 'p1', 'p2']
+    """
+    steps = {f"p{place}": one for place, one in enumerate(programs)}
+    count = len(steps) if size is None else size
+    if not 1 <= count <= len(steps):
+        todo = "pass programs, and a size of at most their number"
+        raise SignatureError("wrong size of an ensemble", count, f"1 to {len(steps)}", todo)
+    dearest = sorted((one.max_calls for one in steps.values()), reverse=True)
+    begin = partial(_ensemble, reduce, count, seed)
+    return _combined(name, begin, sum(dearest[:count]), **steps)
+
+
+def _ensemble(
+    reduce: Callable[[list[Prediction]], Any],
+    size: int,
+    seed: int,
+    program: Program,
+    path: str,
+    inputs: Record,
+) -> Flow:
+    names = list(program.steps)
+    if size < len(names):
+        rng = seeded(seed, "ensemble", canonical(inputs, other=repr))
+        names = sorted(rng.sample(names, size), key=names.index)
+    steps = {name: program.steps[name] for name in names}
+    runs = [Run(step, select_inputs(step, inputs), name) for name, step in steps.items()]
+    return reduce((yield from _surviving(runs)))
+
+
+def parallel(**programs: Program) -> Program:
+    """Make the program that runs several programs at once, and returns the fields of all.
+
+    Args:
+        **programs: with different outputs; each gets the inputs that it needs.
+
+    Raises:
+        SignatureError: two make the same field.
+        Exception: (when it runs) that of the first program, in order, that failed.
+
+    Calls: those of the programs.
+
+    >>> both = parallel(topic=predict("text -> topic"), mood=predict("text -> mood"))
+    >>> both(stub_lm(), text="Hello")
+    Prediction(topic='text', mood='text')
+    """
+    made = Counter(concat(one.outputs for one in programs.values()))
+    twice = [one for one, count in made.items() if count > 1]
+    if twice:
+        todo = "rename the output of one of them"
+        raise SignatureError("two programs make one field", twice[0], "different outputs", todo)
+    calls = sum(one.max_calls for one in programs.values())
+    return _combined("parallel", _parallel, calls, **programs)
+
+
+def _parallel(program: Program, path: str, inputs: Record) -> Flow:
+    steps = program.steps
+    made = yield [Run(step, select_inputs(step, inputs), name) for name, step in steps.items()]
+    return merge(*map(dict, made)) if made else {}
+
+
+def each(program: Program, field: str, *, most: int = 100, name: str = "each") -> Program:
+    """Make the program that runs another on every item of a list, all at once.
+
+    Its input `field` is a list; its outputs are lists, in the same order.
+
+    Args:
+        program: what to run; its prompts stand under its name.
+        field: the input that is one item of the list.
+        most: how many items a list may have; more are a `DataError`.
+        name: of the program.
+
+    Raises:
+        SignatureError: the program has no such input.
+        Exception: (when it runs) that of the first item, in order, that failed.
+
+    Calls: those of the program for each item.
+
+    >>> labels = each(predict("text -> label"), "text")
+    >>> labels(mock_lm(lambda i: {"label": i.text.upper()}), text=["a", "b"]).label
+    ('A', 'B')
+    """
+    if field not in [one.name for one in program.inputs]:
+        known = f"one of {', '.join(one.name for one in program.inputs)}"
+        raise SignatureError("no such input", field, known, "correct the name")
+    _at_least_one("most", most)
+    many: Any = list  # of a type that only exists at run time
+    inputs = [
+        evolve(one, type=many[one.type]) if one.name == field else one for one in program.inputs
+    ]
+    combined = _combined(name, partial(_each, field, most), most * program.max_calls)
+    steps = Record({program.name: program})
+    return evolve(combined, inputs=tuple(inputs), steps=steps, outputs=program.outputs)
+
+
+def _each(field: str, most: int, program: Program, path: str, inputs: Record) -> Flow:
+    name, step = _only(program)
+    items = list(inputs[field])
+    if len(items) > most:
+        raise DataError("too long a list", len(items), f"{most} items at most", "raise most")
+    made = yield [Run(step, inputs | {field: one}, name) for one in items]
+    names = list(made[0]) if made else step.outputs
+    return {one: tuple(result[one] for result in made) for one in names}
+
+
+def retrieve(
+    search: Callable[[str, int], Iterable[Any]], k: int = 3, *, name: str = "retrieve"
+) -> Program:
+    """Make the step that finds passages for a query: query -> passages.
+
+    Args:
+        search: (query, k) -> passages, the best first.
+        k: how many, 1 or more; what is returned beyond that is left out.
+        name: of the program.
+
+    Raises:
+        SignatureError: no passages are asked for.
+
+    Calls: none.
+
+    >>> find = retrieve(lambda query, k: [f"about {query}"], 1)
+    >>> find(stub_lm(), query="tea").passages
+    ('about tea',)
+    """
+    _at_least_one("k", k)
+    query = Field("query", desc="what to look for")
+    return Program(name, (query,), partial(_retrieve, search, k), Record(), 0, ("passages",))
+
+
+def _retrieve(
+    search: Callable[[str, int], Iterable[Any]], k: int, program: Program, path: str, inputs: Record
+) -> Flow:
+    found = yield Call(search, (inputs["query"], k), {}, "search")
+    return {"passages": tuple(found)[:k]}
+
+
+def fitting(leaf: Program, examples: Iterable[Mapping[str, Any]]) -> tuple[Record, ...]:
+    """Return those fields of examples that are a step's, as demonstrations of it.
+
+    Left out is what has none of the step's outputs, or none of its inputs where it has some.
+
+    >>> fitting(predict("q -> a"), [Record(q="2+2?", a="4", source="me"), Record(q="?")])
+    (Record(q='2+2?', a='4'),)
+    """
+    task = leaf.signature
+    if task is None:
+        return ()
+    inputs, outputs = ([one.name for one in side] for side in (task.inputs, task.outputs))
+    return tuple(
+        Record({name: row[name] for name in inputs + outputs if name in row})
+        for row in examples
+        if (not inputs or any(name in row for name in inputs))
+        and any(name in row for name in outputs)
+    )
+
+
+def knn_demos(
+    program: Program,
+    examples: Iterable[Mapping[str, Any]],
+    k: int,
+    embed: Callable[[Sequence[str]], Sequence[Sequence[float]]],
+    *,
+    name: str = "knn_demos",
+) -> Program:
+    """Make the program that runs another with the `k` examples that are most like the input.
+
+    The examples are embedded now, the inputs when it runs. The nearest one stands last, where a
+    model heeds it most. A step keeps its own demonstrations where no example fits it.
+
+    Args:
+        program: what to run; its prompts stand under its name.
+        examples: with the inputs of the program, and outputs of its steps.
+        k: how many, 1 or more.
+        embed: texts -> vectors, all of one length, such as an `embedder`.
+        name: of the program.
+
+    Raises:
+        SignatureError: k is less than 1.
+        DataError: there are no examples, or one lacks an input.
+
+    Calls: those of the program; and one of `embed` now, one in each run.
+
+    Reference: Liu et al. 2021, arXiv 2101.06804.
+
+    >>> embed = lambda texts: [[one.count("dog"), one.count("cat")] for one in texts]
+    >>> data = [{"animal": "dog", "sound": "woof"}, {"animal": "cat", "sound": "meow"}]
+    >>> qa = knn_demos(predict("animal -> sound"), data, 1, embed)
+    >>> qa(toy_lm(), animal="old cat").sound
+    'meow'
+    """
+    _at_least_one("k", k)
+    rows = _records(examples)
+    if not rows:
+        raise DataError("no examples", rows, "one or more", "add examples")
+    vectors = [_unit(one) for one in embed([_asked_text(program, row) for row in rows])]
+    begin = partial(_knn_demos, rows, tuple(vectors), k, embed)
+    return _combined(name, begin, program.max_calls, **{program.name: program})
+
+
+def _asked_text(program: Program, example: Mapping[str, Any]) -> str:
+    """The inputs of a program, as the text that is embedded."""
+    given = select_inputs(program, example)
+    return "\n".join(f"{one.name}: {write(one.type, given[one.name])}" for one in program.inputs)
+
+
+def _unit(vector: Sequence[float]) -> tuple[float, ...]:
+    length = math.hypot(*vector) or 1.0
+    return tuple(one / length for one in vector)
+
+
+def _knn_demos(
+    rows: tuple[Record, ...],
+    vectors: tuple[tuple[float, ...], ...],
+    k: int,
+    embed: Callable[[Sequence[str]], Any],
+    program: Program,
+    path: str,
+    inputs: Record,
+) -> Flow:
+    name, step = _only(program)
+    (vector,) = yield Call(embed, ([_asked_text(step, inputs)],), {}, "embed")
+    asked = _unit(vector)
+    likeness = [math.fsum(map(mul, asked, one)) for one in vectors]
+    order = sorted(range(len(rows)), key=lambda place: (-likeness[place], place))
+    nearest = [rows[place] for place in reversed(order[:k])]
+    changed = {
+        place: evolve(prompt, demos=fitting(step.leaves[place], nearest) or prompt.demos)
+        for place, prompt in step.params.items()
+    }
+    return (yield Run(step.with_params(changed), inputs, name))
 
 
 # == 10. LMs =======================================================================================
@@ -6369,17 +7969,6 @@ def _row(program: Program, metric: Metric, failure_score: float, example: Record
     return Row(example, prediction, score.value, score.feedback, "", score.steps)
 
 
-def stops(error: Exception) -> bool:
-    """Tell whether an error would fail every row alike, so that it must stop an evaluation.
-
-    >>> stops(Unauthorized("no key")), stops(ParseError("no answer")), stops(ZeroDivisionError())
-    (True, False, False)
-    """
-    return isinstance(error, LmoptError) and not isinstance(
-        error, (ParseError, ContextWindowExceeded)
-    )
-
-
 def _measure(metric: Metric, example: Record, prediction: Prediction) -> Score:
     row = {"example": dict(example), "prediction": dict(prediction)}
     try:
@@ -6516,6 +8105,246 @@ def _overlap(expected: Any, made: Any) -> float:
     wanted, given = Counter(normalize(expected).split()), Counter(normalize(made).split())
     total = wanted.total() + given.total()
     return 2 * (wanted & given).total() / total if total else 1.0
+
+
+def contains(
+    example: Mapping[str, Any], prediction: Mapping[str, Any], *, field: str | None = None
+) -> float:
+    """Score 1 where the expected words stand in the predicted text, in a row, after `normalize`.
+
+    Args:
+        example: with the expected values.
+        prediction: with the values of the program.
+        field: the one to compare; by default all that both have must match.
+
+    Raises:
+        DataError: they have no such field in common.
+
+    >>> contains({"answer": "Paris"}, {"answer": "It is Paris, of course."})
+    1.0
+    """
+    pairs = _labels(example, prediction, field)
+    return float(all(_has_words(made, expected) for expected, made in pairs))
+
+
+def _has_words(text: Any, words: Any) -> bool:
+    return f" {normalize(words)} " in f" {normalize(text)} "
+
+
+def passage_match(
+    example: Mapping[str, Any],
+    prediction: Mapping[str, Any],
+    *,
+    field: str = "answer",
+    context: str = "context",
+) -> float:
+    """Score 1 where a retrieved passage has the expected answer in it, or one of several.
+
+    Args:
+        example: with the answer, a text or a list of texts, any of which will do.
+        prediction: with the passages, a list of texts.
+        field: of the answer.
+        context: the field of the passages.
+
+    Raises:
+        DataError: one of the fields is missing.
+
+    >>> passage_match({"answer": "Paris"}, {"context": ["Rome is old.", "Paris is the capital."]})
+    1.0
+    """
+    for given, name in ((example, field), (prediction, context)):
+        if name not in given:
+            known = f"one of {', '.join(given)}"
+            raise DataError("no field to compare", name, known, "name it: field=, context=")
+    wanted = example[field]
+    answers = [wanted] if isinstance(wanted, str) else list(wanted)
+    return float(any(_has_words(one, answer) for one in prediction[context] for answer in answers))
+
+
+@frozen
+class Judge:
+    """A metric that a program computes; it is called as (example, prediction).
+
+    Attributes:
+        program: what judges; it has prompts, which can be optimized as any.
+        lm: what answers its requests.
+        fill: (example, prediction) -> the inputs of the program.
+        measure: prediction of the program -> score.
+    """
+
+    program: Program
+    lm: LM = field(repr=False)
+    fill: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]] = field(repr=False)
+    measure: Callable[[Prediction], Score] = field(repr=False)
+
+    def __call__(self, example: Mapping[str, Any], prediction: Mapping[str, Any]) -> Score:
+        """Score a prediction; makes the LM calls of the program."""
+        return self.measure(run(self.program, self.lm, self.fill(example, prediction)))
+
+    @property
+    def params(self) -> Params:
+        """The prompts of the program."""
+        return self.program.params
+
+    def with_params(self, params: Mapping[str, Prompt]) -> Judge:
+        """Return the metric with other prompts."""
+        return evolve(self, program=self.program.with_params(params))
+
+
+def judge(lm: LM, criterion: str, *, adapter: Adapter = chat, **settings: Any) -> Judge:
+    """Make the metric that asks an LM how well a prediction meets a criterion, with feedback.
+
+    It sees the whole example and the whole prediction, and grades from 1 to 5, which is 0 to 1.
+
+    Args:
+        lm: the judge.
+        criterion: what a good prediction is like, in words.
+        adapter: the format of messages and replies.
+        **settings: sampling options.
+
+    Raises:
+        ParseError: (when asked) its reply cannot be read.
+
+    Calls: those of `predict` for each prediction.
+
+    Reference: Zheng et al. 2023, arXiv 2306.05685.
+
+    >>> polite = judge(scripted_lm([{"feedback": "Rude.", "grade": 2}]), "The answer is polite.")
+    >>> polite({"question": "Where?"}, {"answer": "Go away."})
+    Score(value=0.25, feedback='Rude.', steps=Record())
+    """
+    grade = Field("grade", Literal[1, 2, 3, 4, 5], "5 is perfect, 1 is useless")
+    task = Signature(
+        (Field("example", dict), Field("prediction", dict)),
+        (Field("feedback", desc="what is wrong with the prediction, and how to do better"), grade),
+        f"Judge the prediction for the example by this criterion: {criterion}",
+    )
+    program = predict(task, adapter=adapter, name="judge", **settings)
+    return Judge(program, lm, _both, _graded)
+
+
+def _both(example: Mapping[str, Any], prediction: Mapping[str, Any]) -> dict[str, Any]:
+    return {"example": dict(example), "prediction": dict(prediction)}
+
+
+def _graded(made: Prediction) -> Score:
+    return Score((made.grade - 1) / 4, made.feedback)
+
+
+def semantic_f1(
+    lm: LM,
+    *,
+    field: str = "answer",
+    threshold: float | None = None,
+    adapter: Adapter = chat,
+    **settings: Any,
+) -> Judge:
+    """Make the metric that compares long answers by their ideas: the F1 of precision and recall.
+
+    Args:
+        lm: the judge.
+        field: what to compare; the other fields of the example are the question.
+        threshold: score 1 from here on and 0 below; by default the F1 itself.
+        adapter: the format of messages and replies.
+        **settings: sampling options.
+
+    Raises:
+        ParseError: (when asked) its reply cannot be read.
+
+    Calls: those of `predict` for each prediction.
+
+    >>> reply = {"reasoning": "", "recall": 1.0, "precision": 0.5}
+    >>> metric = semantic_f1(scripted_lm([reply]))
+    >>> round(metric({"question": "?", "answer": "a"}, {"answer": "a and b"}).value, 3)
+    0.667
+    """
+    task = Signature(
+        (Field("question"), Field("expected"), Field("answer")),
+        (
+            Field("recall", float, "share of the expected ideas that are in the answer, 0 to 1"),
+            Field("precision", float, "share of the answer's ideas that are expected, 0 to 1"),
+        ),
+        "Compare the ideas of the answer with those of the expected answer.",
+    )
+    program = chain_of_thought(task, adapter=adapter, name="semantic_f1", **settings)
+    measure = partial(_harmonic, ("recall", "precision"), threshold)
+    return Judge(program, lm, partial(_question, field, ""), measure)
+
+
+def complete_and_grounded(
+    lm: LM,
+    *,
+    field: str = "answer",
+    context: str = "context",
+    threshold: float | None = None,
+    adapter: Adapter = chat,
+    **settings: Any,
+) -> Judge:
+    """Make the metric of retrieval: the answer says all that is expected, and nothing unfounded.
+
+    It is the F1 of completeness, against the expected answer, and groundedness, in the passages.
+
+    Args:
+        lm: the judge.
+        field: the answer; the other fields of the example are the question.
+        context: the field of the passages, in the prediction or else in the example.
+        threshold: score 1 from here on and 0 below; by default the F1 itself.
+        adapter: the format of messages and replies.
+        **settings: sampling options.
+
+    Raises:
+        ParseError: (when asked) a reply cannot be read.
+
+    Calls: those of `predict` for each prediction, twice.
+
+    >>> replies = [{"reasoning": "", "completeness": 1}, {"reasoning": "", "groundedness": 0.5}]
+    >>> metric = complete_and_grounded(scripted_lm(replies))
+    >>> made = {"answer": "a", "context": ["a", "b"]}
+    >>> round(metric({"question": "?", "answer": "a"}, made).value, 3)
+    0.667
+    """
+    complete = Signature(
+        (Field("question"), Field("expected"), Field("answer")),
+        (Field("completeness", float, "share of the expected ideas in the answer, 0 to 1"),),
+        "Find how much of the expected answer the answer covers.",
+    )
+    grounded = Signature(
+        (Field("question"), Field("context"), Field("answer")),
+        (Field("groundedness", float, "share of the answer's claims that it supports, 0 to 1"),),
+        "Find how much of the answer the context supports.",
+    )
+    options = {"adapter": adapter, **settings}
+    program = pipeline(
+        complete=chain_of_thought(complete, **options),
+        grounded=chain_of_thought(grounded, **options),
+    )
+    measure = partial(_harmonic, ("completeness", "groundedness"), threshold)
+    return Judge(program, lm, partial(_question, field, context), measure)
+
+
+def _question(
+    field: str, context: str, example: Mapping[str, Any], prediction: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The inputs of a judge that compares one field."""
+    ((expected, made),) = _labels(example, prediction, field)
+    asked = {n: v for n, v in example.items() if n not in (field, context)}
+    shown = as_text(first(asked.values()) if len(asked) == 1 else asked)
+    given = {"question": shown, "expected": as_text(expected), "answer": as_text(made)}
+    if not context:
+        return given
+    passages = prediction.get(context, example.get(context))
+    if passages is None:
+        known = f"a field of {list(prediction)} or of {list(example)}"
+        raise DataError("no passages", context, known, "name them: context=")
+    return {**given, "context": as_text(passages)}
+
+
+def _harmonic(names: tuple[str, str], threshold: float | None, made: Prediction) -> Score:
+    """The F1 of two shares, each taken between 0 and 1."""
+    a, b = (min(max(float(made[name]), 0.0), 1.0) for name in names)
+    value = 2 * a * b / (a + b) if a + b else 0.0
+    feedback = f"{names[0]} {a:.2f}, {names[1]} {b:.2f}"
+    return Score(value if threshold is None else float(value >= threshold), feedback)
 
 
 # == 13. Storage ===================================================================================

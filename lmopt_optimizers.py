@@ -247,17 +247,8 @@ def labeled(
     >>> labeled(lmopt.predict("q -> a"), [lmopt.Record(q="2+2?", a="4"), lmopt.Record(q="?")], 2)
     (Record(q='2+2?', a='4'),)
     """
-    task = leaf.signature
-    if task is None:
-        return ()
-    inputs, outputs = ([one.name for one in side] for side in (task.inputs, task.outputs))
-    demos = [
-        lmopt.Record({name: row[name] for name in inputs + outputs if name in row})
-        for row in examples
-        if (not inputs or any(name in row for name in inputs))
-        and any(name in row for name in outputs)
-    ]
-    return spread(demos, k, by=outputs, seed=seed)
+    outputs = [one.name for one in leaf.signature.outputs] if leaf.signature else []
+    return spread(lmopt.fitting(leaf, examples), k, by=outputs, seed=seed)
 
 
 def step_demos(
