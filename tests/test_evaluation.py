@@ -8,6 +8,7 @@ import statistics
 import threading
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -379,3 +380,89 @@ def test_a_field_can_be_named_and_must_be_there(metric):
             metric({"answer": "4"}, made, field=field)
     with pytest.raises(DataError, match="no field to compare"):
         metric({"answer": "4"}, {"text": "4"})
+
+
+# -- metrics on words and judges --
+
+
+@pytest.mark.parametrize(
+    ("expected", "made", "score"),
+    [
+        ("Paris", "It is paris!", 1.0),
+        ("aris", "Paris", 0.0),
+        ("new york", "New, York", 1.0),
+        (4, "There are 4.", 1.0),
+        (4, "There are 44.", 0.0),
+        ("the end", "End", 1.0),
+    ],
+)
+def test_contains(expected, made, score):
+    assert lmopt.contains({"a": expected}, {"a": made}) == score
+    with pytest.raises(DataError, match="no field to compare"):
+        lmopt.contains({"a": "x"}, {"b": "x"})
+
+
+def test_passage_match():
+    passages = ["Rome is old.", "The capital is New York!"]
+    for wanted, score in (("new york", 1.0), (["Paris", "rome"], 1.0), ("York is", 0.0), ([], 0.0)):
+        assert lmopt.passage_match({"answer": wanted}, {"context": passages}) == score
+    assert lmopt.passage_match({"x": "old"}, {"y": passages}, field="x", context="y") == 1.0
+    with pytest.raises(DataError, match="no field to compare: 'context'; expected one of answer"):
+        lmopt.passage_match({"answer": "x"}, {"answer": "x"})
+
+
+EXAMPLE = {"question": "Where?", "answer": "In Paris.", "context": ["Paris is in France."]}
+
+
+def judges(lm):
+    return {
+        "judge": lmopt.judge(lm, "The answer is polite."),
+        "semantic_f1": lmopt.semantic_f1(lm),
+        "complete_and_grounded": lmopt.complete_and_grounded(lm),
+    }
+
+
+@pytest.mark.parametrize("name", ["judge", "semantic_f1", "complete_and_grounded"])
+def test_a_judge_is_a_program_that_is_a_metric(name, golden):
+    sent = []
+    metric = judges(lambda request: sent.append(request) or lmopt.stub_lm()(request))[name]
+    score = metric(EXAMPLE, Prediction(answer="Paris"))
+    assert isinstance(score, Score) and score.value == (0.0 if name == "judge" else 1.0)
+    texts = [f"{lmopt.transcript(one.messages)}\n" for one in sent]
+    golden(f"metric_{name}.txt", "\n".join(texts))
+    qa = lmopt.predict("question -> answer")
+    result = evaluate(qa, [EXAMPLE] * 3, metric, lm=lmopt.stub_lm())
+    assert result.score == score.value and result.rows[0].feedback == score.feedback
+    changed = {path: evolve(one, instructions="NEW") for path, one in metric.params.items()}
+    sent.clear()
+    metric.with_params(changed)(EXAMPLE, Prediction(answer="Paris"))
+    assert all("NEW" in request.messages[0].text for request in sent)
+
+
+def test_a_judge_grades_from_one_to_five_and_says_why():
+    lm = lmopt.scripted_lm([{"feedback": f"{n}", "grade": n} for n in range(1, 6)])
+    polite = lmopt.judge(lm, "The answer is polite.")
+    scores = [polite(EXAMPLE, {"answer": "x"}) for _ in range(5)]
+    assert [one.value for one in scores] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert scores[2].feedback == "3"
+
+
+@pytest.mark.parametrize(
+    ("recall", "precision", "threshold", "score"),
+    [(1, 0.5, None, 2 / 3), (0, 0, None, 0.0), (7, -1, None, 0.0), (2, 1, None, 1.0),
+     (1, 0.5, 0.6, 1.0), (1, 0.5, 0.7, 0.0)],
+)  # fmt: skip
+def test_semantic_f1_is_the_harmonic_mean_of_shares(recall, precision, threshold, score):
+    lm = lmopt.scripted_lm([{"reasoning": "", "recall": recall, "precision": precision}])
+    metric = lmopt.semantic_f1(lm, threshold=threshold)
+    assert metric(EXAMPLE, {"answer": "x"}).value == pytest.approx(score)
+
+
+def test_a_judge_that_cannot_be_read_or_asked_is_an_error():
+    with pytest.raises(lmopt.ParseError):
+        lmopt.judge(lmopt.scripted_lm(["?"] * 3), "Polite.")(EXAMPLE, {"answer": "x"})
+    with pytest.raises(DataError, match="no passages: 'context'"):
+        lmopt.complete_and_grounded(lmopt.stub_lm())({"answer": "x"}, {"answer": "x"})
+    down = lmopt.judge(lmopt.scripted_lm([lmopt.Unauthorized("no key")]), "Polite.")
+    with pytest.raises(lmopt.Unauthorized):
+        evaluate(lmopt.predict("question -> answer"), [EXAMPLE], down, lm=lmopt.stub_lm())
