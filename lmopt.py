@@ -140,7 +140,8 @@ __all__ = [
     # 9. Modules
     "predict", "chain_of_thought", "pipeline", "react", "Turn", "program_of_thought", "code_act",
     "recursive", "Result", "Cell", "subprocess_python", "best_of_n", "refine", "vote", "majority",
-    "multi_chain_comparison", "ensemble", "parallel", "each", "retrieve", "knn_demos", "fitting",
+    "multi_chain_comparison", "sampled", "ensemble", "parallel", "each", "retrieve", "knn_demos",
+    "fitting", "unit", "as_text",
     # 10. LMs
     "scripted_lm", "mock_lm", "stub_lm", "toy_lm", "openai_lm", "anthropic_lm",
     "Embedder", "embedder", "connect",
@@ -2764,15 +2765,22 @@ def _extract(lm: LM, task: Signature, response: Response) -> Flow:
 _EXTRACT = "Copy the value of each output field from the text, word by word where it is a text."
 
 
+ADAPTERS = pytypes.MappingProxyType({one.name: one for one in (chat, json, xml, plain)})
+"""Those that the setting `adapter` of a prompt may name."""
+
+
 # == 7. Programs ===================================================================================
 
 Flow = Generator[Any, Any, Any]
 """What a program body is: it yields effects, is sent their outcomes, and returns the outputs."""
 
-SETTINGS = ("temperature", "max_tokens", "top_p", "stop", "rollout", "extra")
+SETTINGS = ("temperature", "max_tokens", "top_p", "stop", "rollout", "extra", "adapter")
 
 
 def _settings(mapping: Mapping[str, Any]) -> Record:
+    chosen = mapping.get("adapter", "chat")
+    if chosen not in ADAPTERS:
+        raise ParamsError("unknown adapter", chosen, f"one of {', '.join(ADAPTERS)}", "correct it")
     for name in mapping:
         if name not in SETTINGS:
             known = ", ".join(SETTINGS)
@@ -4084,6 +4092,10 @@ def _predict(
 ) -> Flow:
     task, prompt = program.signature, program.prompt
     assert task is not None and prompt is not None  # a leaf has both
+    sampling = prompt.settings._data
+    if "adapter" in sampling:
+        adapter = ADAPTERS[sampling["adapter"]]
+        sampling = {name: value for name, value in sampling.items() if name != "adapter"}
     request = Request(
         adapter.render(task, _with_tools(prompt, tools) if tools else prompt, inputs),
         prompt.model,
@@ -4092,7 +4104,7 @@ def _predict(
         signature=task,
         inputs=inputs,
         adapter=adapter,
-        **prompt.settings._data,
+        **sampling,
     )
     for left in range(retries, -1, -1):
         response = yield request
@@ -5706,7 +5718,7 @@ def knn_demos(
     rows = _records(examples)
     if not rows:
         raise DataError("no examples", rows, "one or more", "add examples")
-    vectors = [_unit(one) for one in embed([_asked_text(program, row) for row in rows])]
+    vectors = [unit(one) for one in embed([_asked_text(program, row) for row in rows])]
     begin = partial(_knn_demos, rows, tuple(vectors), k, embed)
     return _combined(name, begin, program.max_calls, **{program.name: program})
 
@@ -5717,7 +5729,12 @@ def _asked_text(program: Program, example: Mapping[str, Any]) -> str:
     return "\n".join(f"{one.name}: {write(one.type, given[one.name])}" for one in program.inputs)
 
 
-def _unit(vector: Sequence[float]) -> tuple[float, ...]:
+def unit(vector: Sequence[float]) -> tuple[float, ...]:
+    """Return a vector of length 1 in the same direction; one of length 0 stays.
+
+    >>> unit([3, 4])
+    (0.6, 0.8)
+    """
     length = math.hypot(*vector) or 1.0
     return tuple(one / length for one in vector)
 
@@ -5733,7 +5750,7 @@ def _knn_demos(
 ) -> Flow:
     name, step = _only(program)
     (vector,) = yield Call(embed, ([_asked_text(step, inputs)],), {}, "embed")
-    asked = _unit(vector)
+    asked = unit(vector)
     likeness = [math.fsum(map(mul, asked, one)) for one in vectors]
     order = sorted(range(len(rows)), key=lambda place: (-likeness[place], place))
     nearest = [rows[place] for place in reversed(order[:k])]
@@ -5883,6 +5900,8 @@ def _toy(seed: int, request: Request) -> Response:
         for weight, (_, made) in zip(alike, demos, strict=True):
             _toy_vote(votes, kind, made.get(name, _UNKNOWN), weight)
         value = _toy_sample(seed, request, votes) if votes else _toy_guess(kind, question)
+        if name == "instructions":
+            value = _toy_write(seed, request, sections(turns[last]))
         reply.append(_section(name, value))
     text = "\n\n".join([*reply, _END]) if reply else question
     read = sum(one.text.count(" ") + 1 for one in request.messages)
@@ -5951,6 +5970,37 @@ def _toy_sample(seed: int, request: Request, votes: Mapping[str, float]) -> str:
         return top
     weights = [(weight / votes[top]) ** (2 / spread) for weight in votes.values()]
     return seeded(seed, "toy", request.key).choices(list(votes), weights)[0]
+
+
+def _toy_write(seed: int, request: Request, given: Mapping[str, str]) -> str:
+    """Write instructions: the current ones, and a rule for each answer that the cases expect."""
+    rng = seeded(seed, "write", request.key)
+    words_of: dict[str, Counter[str]] = {}
+    for text in given.values():
+        for case in _toy_cases(text):
+            answer = str(list(case["expected"].values())[-1])
+            shown = " ".join(map(str, dict(case.get("inputs") or {}).values()))
+            words_of.setdefault(answer, Counter()).update(
+                set(re.findall(r"[^\W\d_]{3,}", shown.lower()))
+            )
+    lines = given.get("current", "").splitlines()
+    for answer, counts in words_of.items():
+        others = sum((one for label, one in words_of.items() if label != answer), Counter())
+        score = {word: (n - 2 * others[word], len(word), word) for word, n in counts.items()}
+        best = sorted((w for w in score if score[w][0] > 0), key=lambda w: score[w], reverse=True)
+        signs = " or ".join(f'"{word}"' for word in sorted(rng.sample(best[:4], min(3, len(best)))))
+        rule = f'If the text mentions {signs}, answer "{answer}".'
+        lines += [rule] if signs and rule not in lines else []
+    return "\n".join(lines)
+
+
+def _toy_cases(text: str) -> list[dict[str, Any]]:
+    try:
+        found = jsonlib.loads(text)
+    except ValueError:
+        return []
+    cases = found if isinstance(found, list) else []
+    return [one for one in cases if isinstance(one, dict) and one.get("expected")]
 
 
 def _toy_guess(kind: str, question: str) -> str:
