@@ -14,7 +14,26 @@ from conftest import ROOT
 
 import lmopt
 from lmopt import chain_of_thought, evaluate, exact_match, predict, program, toy_lm
-from lmopt_optimizers import Optimizer, Plan, bootstrap_few_shot, labeled_few_shot, random_search
+from lmopt_optimizers import (
+    Optimizer,
+    Plan,
+    avatar,
+    best_of,
+    bootstrap_few_shot,
+    chain,
+    copro,
+    gepa,
+    if_better,
+    infer_rules,
+    knn_few_shot,
+    labeled_few_shot,
+    limit,
+    mipro,
+    random_search,
+    simba,
+    tpe_search,
+    tune,
+)
 
 ANIMALS = {"dog": "woof", "cat": "meow", "cow": "moo"}
 ROWS = [
@@ -29,6 +48,11 @@ def two_steps(steps, animal):
     return (yield steps.tell(animal=animal, kind=thought.kind))
 
 
+def letters(texts):
+    """Embed texts by their letters."""
+    return [[text.count(one) for one in "acdgotw"] for text in texts]
+
+
 PROGRAMS = {"one step": predict("animal -> sound"), "two steps": two_steps}
 
 OPTIMIZERS = {
@@ -38,10 +62,29 @@ OPTIMIZERS = {
         lm, max_bootstrapped=2, max_labeled=0, threshold=0, **o
     ),
     "random_search": lambda lm, **o: random_search(lm, candidates=3, max_labeled=4, **o),
+    "tpe_search": lambda lm, **o: tpe_search(lm, trials=4, sets=2, max_labeled=4, **o),
+    "knn_few_shot": lambda lm, **o: knn_few_shot(letters, k=3),
+    "copro": lambda lm, **o: copro(lm, breadth=2, depth=2, shown=5, **o),
+    "mipro": lambda lm, **o: mipro(lm, candidates=4, trials=4, minibatch=4, full_every=2, **o),
+    "mipro of texts": lambda lm, **o: mipro(
+        lm, candidates=3, trials=3, max_bootstrapped=0, max_labeled=0, **o
+    ),
+    "gepa": lambda lm, **o: gepa(lm, max_runs=60, **o),
+    "simba": lambda lm, **o: simba(lm, steps=2, candidates=2, minibatch=4, **o),
+    "infer_rules": lambda lm, **o: infer_rules(lm, candidates=2, shown=6, max_labeled=2, **o),
+    "avatar": lambda lm, **o: avatar(lm, rounds=2, **o),
+    "tune": lambda lm, **o: tune(lm, {"temperature": [0.0, 1.0], "adapter": ["chat"]}, **o),
+    "chain": lambda lm, **o: chain(labeled_few_shot(k=3), copro(lm, breadth=1, depth=1, **o)),
+    "best_of": lambda lm, **o: best_of(
+        lm, labeled_few_shot(k=2), copro(lm, breadth=1, depth=1, **o), **o
+    ),
+    "limit": lambda lm, **o: limit(random_search(lm, candidates=3, **o), trials=2),
+    "if_better": lambda lm, **o: if_better(lm, labeled_few_shot(k=6), **o),
     "random_search of labels": lambda lm, **o: random_search(
         lm, candidates=2, max_bootstrapped=0, max_labeled=3, stop_at=0.9, **o
     ),
 }
+WRITERS = ("copro", "mipro", "gepa", "simba", "infer_rules", "avatar", "chain", "best_of")
 table = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 programs = pytest.mark.parametrize("task", PROGRAMS.values(), ids=PROGRAMS)
 
@@ -67,16 +110,17 @@ def uneven(request, rng=random.Random(0)):  # noqa: B008
     return toy_lm()(request)
 
 
-@table
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @programs
-def test_nothing_is_changed_and_the_result_fits_the_program(make, task):
+def test_nothing_is_changed_and_the_result_fits_the_program(name, task):
     rows, params = [dict(row) for row in ROWS], task.params
-    made = make(toy_lm())(task, rows, exact_match)
+    made = OPTIMIZERS[name](toy_lm())(task, rows, exact_match)
     assert rows == ROWS and task.params == params
     assert task.with_params(made).params == made and list(made) == list(params)
-    assert [made[path].instructions for path in made] == [
-        params[path].instructions for path in params
-    ]
+    if not name.startswith(WRITERS):
+        assert [one.instructions for one in made.values()] == [
+            one.instructions for one in params.values()
+        ]
 
 
 @table
@@ -110,17 +154,17 @@ def test_the_same_bytes_in_every_process():
             for task in PROGRAMS.values():
                 print(make(uneven, workers=16)(task, ROWS, exact_match).digest)
     """
-    seen = {
-        subprocess.run(
+    started = [
+        subprocess.Popen(
             [sys.executable, "-c", "\n".join(line[8:] for line in code.splitlines())],
             cwd=ROOT,
             env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
+            stdout=subprocess.PIPE,
             text=True,
-            check=True,
-        ).stdout
+        )
         for seed in ("0", "1", "random")
-    }
+    ]
+    seen = {process.communicate()[0] for process in started}
     here = [
         make(toy_lm())(task, ROWS, exact_match).digest
         for make in OPTIMIZERS.values()
@@ -129,22 +173,42 @@ def test_the_same_bytes_in_every_process():
     assert {text.strip() for text in seen} == {"\n".join(here)}
 
 
-@table
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @programs
-def test_it_stays_within_its_plan(make, task):
+def test_it_stays_within_its_plan(name, task):
     lm, metrics = counted(toy_lm()), []
 
     def metric(example, prediction):
         metrics.append(1)
         return exact_match(example, prediction)
 
-    optimizer = make(lm)
+    optimizer = OPTIMIZERS[name](lm)
     plan = optimizer.plan(task, ROWS)
     assert lm.calls == 0
     trials = list(optimizer.trials(task, ROWS, metric))
-    assert lm.calls == trials[-1].calls <= plan.calls
+    assert trials[-1].calls <= lm.calls <= plan.calls
+    if name not in ("gepa", "avatar"):  # which may look for more after their last trial
+        assert lm.calls == trials[-1].calls
     assert len(metrics) <= plan.metrics and len(metrics) <= plan.runs
-    assert isinstance(plan, Plan) and plan.calls == plan.runs * task.max_calls
+    assert isinstance(plan, Plan) and plan.calls >= plan.runs * task.max_calls
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in OPTIMIZERS if name not in ("limit", "bootstrap only")]
+)
+@programs
+def test_a_full_run_uses_at_least_half_of_its_plan(name, task):
+    counter, runs = itertools.count(), []
+
+    def never(example, prediction):  # what never scores never stops early
+        runs.append(1)
+        return 0.0
+
+    writes = name.startswith(WRITERS[:6])
+    options = {"propose": lambda given: f"Text {next(counter)}."} if writes else {}
+    optimizer = OPTIMIZERS[name](toy_lm(), **options)
+    list(optimizer.trials(task, ROWS, never))
+    assert optimizer.plan(task, ROWS).runs <= 2 * len(runs)
 
 
 @table
@@ -152,11 +216,12 @@ def test_it_stays_within_its_plan(make, task):
 def test_it_is_never_worse_than_its_start_on_the_rows_it_scores_on(make, task):
     trials = list(make(toy_lm()).trials(task, ROWS, exact_match))
     best = make(toy_lm())(task, ROWS, exact_match)
-    scores = [trial.score for trial in trials if trial.score is not None]
+    scored = [trial for trial in trials if trial.score is not None]
+    scores = [trial.score for trial in scored]
     if scores:
-        val = [row.example for row in trials[0].evaluation.rows]
+        val = [row.example for row in scored[0].evaluation.rows]
         result = evaluate(task, val, exact_match, lm=toy_lm(), params=best)
-        assert result.score == max(scores) >= trials[0].score
+        assert result.score == max(scores) >= scores[0]
         assert best == next(trial.params for trial in trials if trial.score == max(scores))
     else:
         assert best == trials[-1].params
@@ -167,7 +232,7 @@ def test_it_is_never_worse_than_its_start_on_the_rows_it_scores_on(make, task):
 def test_a_spent_budget_or_ctrl_c_at_any_call_gives_the_best_so_far(make, error):
     task, whole = PROGRAMS["one step"], counted(toy_lm())
     trials = list(make(whole).trials(task, ROWS, exact_match))
-    for stop in range(1, whole.calls + 1, 3):
+    for stop in range(1, whole.calls + 1, 7):
         made = make(counted(toy_lm(), stop, error))(task, ROWS, exact_match)
         done = [trial for trial in trials if trial.calls < stop]
         assert made in [trial.params for trial in done] or made == task.params
@@ -182,7 +247,7 @@ def test_killed_at_any_call_and_started_again_over_its_answers_it_ends_in_the_sa
 ):
     task, whole = PROGRAMS["one step"], counted(toy_lm())
     expected = lmopt.dumps(make(whole)(task, ROWS, exact_match))
-    for stop in range(1, whole.calls + 1, 7):
+    for stop in range(1, whole.calls + 1, 13):
         answers, paid = {}, Counter()
 
         def remembered(request, lm, answers=answers, paid=paid):
@@ -203,13 +268,15 @@ def test_killed_at_any_call_and_started_again_over_its_answers_it_ends_in_the_sa
 def test_a_failing_lm_stops_it_with_the_error_and_the_best_so_far(make):
     task, whole = PROGRAMS["one step"], counted(toy_lm())
     make(whole)(task, ROWS, exact_match)
-    for stop in range(1, whole.calls + 1, 5):
+    for stop in range(1, whole.calls + 1, 11):
         with pytest.raises(lmopt.Unauthorized) as caught:
             make(counted(toy_lm(), stop, lmopt.Unauthorized("no")))(task, ROWS, exact_match)
         assert task.with_params(caught.value.best).params == caught.value.best
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "labeled_few_shot"])
+@pytest.mark.parametrize(
+    "name", [name for name in OPTIMIZERS if not name.startswith(("labeled", "knn"))]
+)
 def test_a_metric_that_raises_stops_it_and_says_for_which_row(name):
     make = OPTIMIZERS[name]
     with pytest.raises(lmopt.MetricError, match="the metric raised ZeroDivisionError .*'animal': "):

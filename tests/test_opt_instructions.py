@@ -1,0 +1,570 @@
+"""Optimizers that write instructions, those of settings, combinators, and their parts."""
+
+import itertools
+import statistics
+from functools import partial
+
+import pytest
+
+import lmopt
+import lmopt_optimizers
+from lmopt import (
+    DataError,
+    ParamsError,
+    Prompt,
+    Record,
+    exact_match,
+    predict,
+    program,
+    seeded,
+    toy_lm,
+    transcript,
+)
+from lmopt_optimizers import (
+    Board,
+    Hunt,
+    Optimizer,
+    Plan,
+    Trial,
+    avatar,
+    best_of,
+    bootstrap_few_shot,
+    cases,
+    chain,
+    copro,
+    description,
+    gepa,
+    if_better,
+    infer_rules,
+    knn_few_shot,
+    labeled_few_shot,
+    limit,
+    mipro,
+    only,
+    pareto,
+    proposals,
+    proposer,
+    random_search,
+    simba,
+    tpe,
+    tpe_search,
+    tune,
+)
+
+WORDS = {"animal": ("horse", "tiger"), "plant": ("tulip", "clover"), "metal": ("copper", "silver")}
+ROWS = [
+    Record(text=f"this is about {word} number {n}", kind=kind)
+    for n in range(8)
+    for kind, words in WORDS.items()
+    for word in words
+]
+TASK = predict("text -> kind", instructions="Say what it is about.")
+
+
+# -- parts --
+
+
+def best_found(choose, seed, sizes=(6,) * 5, tries=60):
+    """The best of so many tries on a function whose optimum is known to be 1."""
+    optimum = tuple(seeded(seed, "optimum").randrange(size) for size in sizes)
+    history = []
+    for number in range(tries):
+        choice = choose(history, sizes, seeded(seed, "try", number))
+        hits = sum(a == b for a, b in zip(choice, optimum, strict=True))
+        history.append((choice, hits / len(sizes)))
+    return max(score for _, score in history)
+
+
+def at_random(history, sizes, rng):
+    return tuple(rng.randrange(size) for size in sizes)
+
+
+def test_tpe_finds_more_than_random_search():
+    ours = [best_found(tpe, seed) for seed in range(20)]
+    random_ = [best_found(at_random, seed) for seed in range(20)]
+    assert statistics.fmean(ours) > statistics.fmean(random_) + 0.2
+    assert ours == [best_found(tpe, seed) for seed in range(20)]
+    alone = [best_found(tpe, seed, sizes=(40,), tries=40) for seed in range(5)]
+    assert alone == [1.0] * 5  # it tries nothing twice before all is tried
+
+
+def test_tpe_copes_with_one_option_and_with_everything_tried():
+    rng = seeded(0, "x")
+    assert tpe([], [1, 1], rng) == (0, 0)
+    assert tpe([((0,), 0.5)] * 9, [1], rng) == (0,)
+
+
+def test_the_pareto_front_of_the_paper():
+    assert pareto([[1.0]]) == [1]
+    assert pareto([[0.5, 0.5], [1, 0], [0, 1]]) == [0, 1, 1]
+    assert pareto([[1, 1], [1, 1]]) in ([2, 0], [0, 2])
+    assert pareto([[0, 0, 0], [0, 0, 0], [0, 0, 1]]) == [0, 0, 3]
+
+
+def test_cases_are_worst_first_with_the_feedback_of_the_step():
+    def metric(example, prediction):
+        return lmopt.Score(float(example["n"]) / 4, "general", {"b": f"of b {example['n']}"})
+
+    @program(a=predict("n -> x"), b=predict("x -> y"))
+    def two(steps, n):
+        a = yield steps.a(n=n)
+        return (yield steps.b(x=a.x))
+
+    data = [{"n": n, "y": "gold"} for n in (3, 1, 2)]
+    rows = lmopt.evaluate(two, data, metric, lm=lmopt.stub_lm()).rows
+    assert [case["feedback"] for case in cases(two, "b", rows)] == ["of b 1", "of b 2", "of b 3"]
+    assert [case["feedback"] for case in cases(two, "a", rows, 2)] == ["general"] * 2
+    assert cases(two, "b", rows)[0]["expected"] == {"y": "gold"}
+    failing = lmopt.evaluate(TASK, ROWS[:1], exact_match, lm=lambda r: lmopt.Response("")).rows
+    assert cases(TASK, "predict", failing)[0]["feedback"].startswith("ParseError")
+
+
+def test_what_the_proposer_is_told(golden):
+    hunt = Hunt(Board(TASK, tuple(ROWS[:3]), exact_match, lm=toy_lm()))
+    hunt.start()
+    sent = []
+    told = {
+        "step": "predict",
+        "current": "Say what it is about.",
+        "cases": cases(TASK, "predict", hunt.top.evaluation.rows),
+        "attempts": [{"instructions": "Be brief.", "score": 0.25}],
+        "tip": "Be simple and clear.",
+        "data": "Short sentences.",
+    }
+    texts, calls = proposals(
+        proposer(), lambda r: sent.append(r) or toy_lm()(r), TASK, [told, told]
+    )
+    assert calls == 2 and [request.rollout for request in sent] == [0, 1]
+    assert 'If the text mentions "horse' in texts[0]
+    golden("proposer.txt", transcript(sent[0].messages) + "\n")
+
+
+def test_what_mipro_asks_of_the_data(golden):
+    sent = []
+    lm = toy_lm()
+    optimize = mipro(lambda r: sent.append(r) or lm(r), candidates=2, trials=1)
+    list(optimize.trials(TASK, ROWS[:8], exact_match))
+    golden(
+        "summary.txt",
+        transcript(next(r for r in sent if r.step == "summary").messages) + "\n",
+    )
+
+
+def test_a_description_names_steps_and_instructions():
+    assert "Step predict takes text and makes kind" in description(TASK)
+    assert "Say what it is about." in description(TASK)
+
+
+def test_a_board_runs_nothing_twice_and_a_hunt_takes_nothing_twice():
+    calls = []
+    board = Board(TASK, tuple(ROWS[:9]), exact_match, lm=lambda r: calls.append(1) or toy_lm()(r))
+    board.score(TASK.params, [0, 1])
+    board.score(TASK.params, [1, 2, 1])
+    assert len(calls) == board.calls == board.runs == 3
+    hunt = Hunt(board)
+    hunt.start()
+    again = hunt.take(TASK.params, "same", 0)
+    assert len(calls) == 9 and again.note == "same; tried before" and hunt.trials[1] is again
+    assert hunt.best == 0 and again.score == hunt.top.score
+
+
+@pytest.mark.parametrize("name", ["copro", "mipro", "gepa", "simba", "infer_rules", "avatar"])
+def test_a_parent_is_what_a_trial_was_made_from(name):
+    trials = list(WRITERS[name](toy_lm()).trials(TASK, ROWS, exact_match))
+    for trial in trials[1:]:
+        before = trials[trial.parent].params["predict"].instructions.split("\n")
+        after = trial.params["predict"].instructions.split("\n")
+        assert after[: len(before)] == before  # the toy keeps the rules that are there
+
+
+def test_demonstrations_that_change_nothing_are_no_trouble():
+    rows = [{"text": f"{n}", "other": "x"} for n in range(6)]
+    for make in (tpe_search, infer_rules):
+        trials = list(make(toy_lm()).trials(TASK, rows, lambda example, made: 0.5))
+        assert "tried before" in trials[1].note
+
+
+def test_a_race_ends_when_it_is_lost_or_clearly_lost():
+    rows = tuple(Record(n=n, y="x") for n in range(160))
+    task = predict("n -> y")
+
+    def lm(request):
+        good = "bad" not in request.messages[0].text and "worse" not in request.messages[0].text
+        hit = good or ("worse" in request.messages[0].text and int(request.inputs.n) % 2)
+        return lmopt.scripted_lm([{"y": "x" if hit else "y"}])(request)
+
+    hunt = Hunt(Board(task, rows, exact_match, lm=lm))
+    assert hunt.start().score == 1.0
+    for text in ("bad", "worse"):
+        trial = hunt.take(task.params.replace("predict", instructions=text), text, 0)
+        assert len(trial.evaluation.rows) == 20 and "; out after 20 of 160 rows" in trial.note
+    assert hunt.top.note == "start"
+
+
+# -- what each of them writes --
+
+WRITERS = {
+    "copro": lambda lm, **o: copro(lm, breadth=2, depth=2, **o),
+    "mipro": lambda lm, **o: mipro(lm, candidates=4, trials=6, **o),
+    "gepa": lambda lm, **o: gepa(lm, max_runs=300, **o),
+    "simba": lambda lm, **o: simba(lm, steps=3, candidates=3, minibatch=8, **o),
+    "infer_rules": lambda lm, **o: infer_rules(lm, candidates=2, **o),
+    "avatar": lambda lm, **o: avatar(lm, rounds=3, **o),
+}
+writers = pytest.mark.parametrize("make", WRITERS.values(), ids=WRITERS)
+
+
+@writers
+def test_it_makes_the_program_better(make):
+    start = lmopt.evaluate(TASK, ROWS, exact_match, lm=toy_lm()).score
+    params = make(toy_lm())(TASK, ROWS, exact_match)
+    assert start == 0.0
+    assert lmopt.evaluate(TASK, ROWS, exact_match, lm=toy_lm(), params=params).score >= 0.3
+
+
+@writers
+def test_a_person_may_write_and_sees_what_went_wrong(make):
+    asked = []
+
+    def person(given):
+        asked.append(given)
+        return f"  {prompt('kind')}\n# {len(asked)}  "
+
+    def fails(request):
+        raise AssertionError("the prompt LM was asked")
+
+    optimize = make(
+        toy_lm(), propose=person, prompt_lm=fails if make is not WRITERS["mipro"] else None
+    )
+    params = optimize(TASK, ROWS, exact_match)
+    assert asked[0].step == "predict" and asked[0].current == TASK.params["predict"].instructions
+    assert asked[0].program.startswith("predict takes text: str.") and asked[0].cases
+    assert {"inputs", "expected"} <= set(asked[0].cases[0])
+    assert lmopt.evaluate(TASK, ROWS, exact_match, lm=toy_lm(), params=params).score == 1.0
+
+
+@writers
+def test_earlier_proposals_are_shown_with_their_scores_failed_ones_too(make):
+    asked, counter = [], itertools.count()
+
+    def useless(given):
+        asked.append(given)
+        return f"Useless text {next(counter)}."
+
+    list(make(toy_lm(), propose=useless).trials(TASK, ROWS, exact_match))
+    shown = [one["instructions"] for given in asked for one in given.get("attempts", ())]
+    if make in (WRITERS["copro"], WRITERS["avatar"]):
+        assert "Useless text 0." in shown
+
+
+@writers
+def test_rows_to_score_on_are_never_shown_to_the_proposer(make):
+    asked = []
+
+    def writes(given):
+        asked.append(given)
+        return "x"
+
+    optimize = make(toy_lm(), propose=writes, seed=3)
+    trials = list(optimize.trials(TASK, ROWS, exact_match))
+    val = {row.example.text for row in trials[0].evaluation.rows}
+    told = [str(case) for given in asked for case in given.get("cases", ())]
+    assert told and not [text for text in told for held in val if f"{held}'" in text]
+    with pytest.raises(DataError, match="rows are in both trainset and valset"):
+        make(toy_lm(), valset=ROWS[:2])(TASK, ROWS, exact_match)
+
+
+@writers
+def test_the_proposer_fails_like_any_lm(make):
+    def dead(request):
+        raise lmopt.Unauthorized("no key")
+
+    with pytest.raises(lmopt.Unauthorized) as caught:
+        make(toy_lm(), prompt_lm=dead)(TASK, ROWS, exact_match)
+    assert caught.value.best == TASK.params or make is WRITERS["infer_rules"]
+
+
+def test_gepa_draws_from_the_front_merges_and_stops_when_told():
+    @program(a=predict("text -> kind"), b=predict("text -> size"))
+    def two(steps, text):
+        a, b = yield steps.a(text=text), steps.b(text=text)
+        return {"kind": a.kind, "size": b.size}
+
+    rows = [evolve_row(row, n) for n, row in enumerate(ROWS)]
+
+    def metric(example, prediction):
+        hits = [example[name] == prediction[name] for name in ("kind", "size")]
+        told = {"a": f"kind {hits[0]}", "b": f"size {hits[1]}"}
+        return lmopt.Score(statistics.fmean(hits), "", told)
+
+    trials = list(gepa(toy_lm(), max_runs=900, seed=1).trials(two, rows, metric))
+    assert trials[0].score < max(trial.score for trial in trials)
+    stopped = gepa(toy_lm(), max_runs=900, stop=lambda trial: trial.score > 0.1)
+    assert len(list(stopped.trials(two, rows, metric))) == 2
+    with pytest.raises(DataError, match="too few runs: 5; expected 24 or more"):
+        gepa(toy_lm(), max_runs=5)(TASK, ROWS, exact_match)
+
+
+def test_gepa_merges_what_two_candidates_have_changed_each():
+    task = lmopt.parallel(a=predict("text -> kind"), b=predict("text -> size"))
+    rows = tuple(evolve_row(row, n) for n, row in enumerate(ROWS[:12]))
+    right = [prompt("kind"), prompt("size")]
+
+    def half(example, prediction):  # of some rows the one counts, of the others the other
+        name = "kind" if example["size"] == "small" else "size"
+        return example[name] == prediction[name]
+
+    make = partial(Board, task, rows, half, lm=toy_lm())
+    evolution = lmopt_optimizers._Evolution(Hunt(make(), learn=make()), 3, 10**6, 0)
+    start = evolution.join(task.params, "start", None, 0).params
+    evolution.join(start.replace("a", instructions=right[0]), "a", 0, 0)
+    evolution.join(start.replace("b", instructions=right[1]), "b", 0, 0)
+    child = evolution.merge(seeded(0, "x"))
+    assert child.note == "merged from 1 and 2" and child.score == 1.0
+    assert [one.instructions for one in child.params.values()] == right
+    assert evolution.merge(seeded(0, "x")) is None  # there is nothing new to merge
+
+
+def prompt(name):
+    if name == "size":
+        signs = {"tiny": "small", "huge": "large"}
+        return "\n".join(f'If the text mentions "{a}", answer "{b}".' for a, b in signs.items())
+    return "\n".join(
+        f'If the text mentions "{word}", answer "{kind}".'
+        for kind, words in WORDS.items()
+        for word in words
+    )
+
+
+def evolve_row(row, n):
+    return row | {
+        "size": "small" if n % 2 else "large",
+        "text": f"{row.text} {'tiny' if n % 2 else 'huge'}",
+    }
+
+
+def test_wrong_numbers_are_refused_at_once():
+    for make in (
+        lambda: copro(toy_lm(), breadth=0),
+        lambda: mipro(toy_lm(), candidates=1),
+        lambda: mipro(toy_lm(), minibatch=0),
+        lambda: gepa(toy_lm(), minibatch=0),
+        lambda: simba(toy_lm(), steps=0),
+        lambda: infer_rules(toy_lm(), candidates=0),
+        lambda: avatar(toy_lm(), rounds=0),
+        lambda: tpe_search(toy_lm(), trials=0),
+        lambda: knn_few_shot(lambda texts: [], k=0),
+        lambda: limit(copro(toy_lm()), trials=0),
+        lambda: tune(toy_lm(), {"temperature": [0]}, trials=0),
+    ):
+        with pytest.raises(DataError, match=r"is too small: [01]; expected [12] or more"):
+            make()
+
+
+# -- settings --
+
+
+def test_tune_tries_every_combination_or_searches():
+    task = TASK.with_params({"predict": Prompt("Say.", demos=ROWS[:12])})
+    space = {"demos": [0, 6, 12], "adapter": ["chat"], "model": [None, "big"]}
+    trials = list(tune(toy_lm(), space).trials(task, ROWS, exact_match))
+    assert len(trials) == 7 and trials[0].note == "start"
+    assert {len(trial.params["predict"].demos) for trial in trials} == {0, 6, 12}
+    assert {trial.params["predict"].model for trial in trials} == {None, "big"}
+    best = tune(toy_lm(), space)(task, ROWS, exact_match)
+    assert len(best["predict"].demos) == 12
+    many = {"temperature": [n / 10 for n in range(10)], "demos": list(range(10))}
+    assert len(list(tune(toy_lm(), many, trials=5).trials(task, ROWS[:4], exact_match))) == 6
+
+
+def test_an_adapter_is_a_setting_of_a_prompt():
+    sent = []
+    lm = lmopt.stub_lm()
+    for name in ("chat", "json", "xml", "plain"):
+        task = predict("q -> a: list[int]")
+        chosen = task.with_params({"predict": Prompt("x", settings={"adapter": name})})
+        assert chosen(lambda r: sent.append(r) or lm(r), q="?").a == [1]
+        assert sent[-1].adapter.name == name
+        assert lmopt.loads(lmopt.dumps(chosen.params)) == chosen.params
+    with pytest.raises(ParamsError, match="unknown adapter: 'yaml'; expected one of chat, json"):
+        Prompt(settings={"adapter": "yaml"})
+    with pytest.raises(DataError, match="nothing to choose from"):
+        tune(toy_lm(), {"temperature": []})
+    with pytest.raises(ParamsError, match="unknown setting: 'heat'"):
+        tune(toy_lm(), {"heat": [1]})
+
+
+# -- combinators --
+
+
+def noted(optimizer):
+    return [(t.score, t.note, t.parent, t.calls) for t in optimizer.trials(TASK, ROWS, exact_match)]
+
+
+def test_chain_is_associative_and_has_an_identity():
+    a, b, c = (
+        labeled_few_shot(k=3),
+        copro(toy_lm(), breadth=1, depth=1),
+        random_search(toy_lm(), candidates=1),
+    )
+    for one, other in (
+        (chain(a, chain(b, c)), chain(chain(a, b), c)),
+        (chain(b, c, a), chain(chain(b, c), a)),
+    ):
+        assert noted(one) == noted(other)
+        assert one(TASK, ROWS, exact_match) == other(TASK, ROWS, exact_match)
+        assert one.plan(TASK, ROWS) == other.plan(TASK, ROWS)
+    for one in (chain(chain(), b), chain(b, chain()), chain(b)):
+        assert one(TASK, ROWS, exact_match) == b(TASK, ROWS, exact_match)
+    assert chain()(TASK, ROWS, exact_match) == TASK.params and chain().plan(TASK, ROWS) == Plan()
+    trials = list(chain(b, c).trials(TASK, ROWS, exact_match))
+    assert trials[-1].score >= trials[1].score and trials[2].parent == 1
+    assert [t.calls for t in trials] == sorted(t.calls for t in trials)
+
+
+def test_best_of_runs_each_from_the_start():
+    one = best_of(toy_lm(), labeled_few_shot(k=1), labeled_few_shot(k=24))
+    trials = list(one.trials(TASK, ROWS, exact_match))
+    assert [trial.note for trial in trials] == ["start", "labeled_few_shot", "labeled_few_shot"]
+    assert one(TASK, ROWS, exact_match) == trials[2].params
+
+
+def test_only_changes_one_step():
+    task = lmopt.pipeline(x=predict("text -> kind"), y=predict("kind -> size"))
+    rows = [evolve_row(row, n) for n, row in enumerate(ROWS)]
+    for path in ("x", "y"):
+        made = only(path, copro(toy_lm(), breadth=1, depth=1))(task, rows, exact_match)
+        changed = [one for one in made if made[one] != task.params[one]]
+        assert changed in ([path], []) and list(made) == ["x", "y"]
+    with pytest.raises(ParamsError, match="no such path: 'z'; expected one of x, y"):
+        only("z", labeled_few_shot())(task, rows, exact_match)
+
+
+def test_limit_stops_after_trials_or_calls():
+    search = random_search(toy_lm(), candidates=5)
+    assert len(list(limit(search, trials=3).trials(TASK, ROWS, exact_match))) == 3
+    trials = list(limit(search, calls=60).trials(TASK, ROWS, exact_match))
+    assert trials[-1].calls >= 60 > trials[-2].calls
+    with pytest.raises(DataError, match="no limit"):
+        limit(search)
+
+
+def test_if_better_keeps_the_start_where_the_gain_may_be_chance():
+    good = if_better(toy_lm(), labeled_few_shot(k=12))
+    assert good(TASK, ROWS, exact_match) != TASK.params
+    nothing = Optimizer(
+        "nothing",
+        lambda program, rows, metric: iter(
+            [Trial(program.params), Trial(program.params.replace("predict", instructions="x"))]
+        ),
+        lambda program, size: Plan(),
+    )
+    assert if_better(toy_lm(), nothing)(TASK, ROWS, exact_match) == TASK.params
+
+
+# -- what went wrong in others: the table of defects in DSPy's optimizers --
+
+
+def test_defect_1_infer_rules_returns_the_best_rules_and_changes_nothing_else():
+    good = 'If the text mentions "horse" or "tiger", answer "animal".'
+    texts = iter([good, "Nothing useful.", "Nothing either."])
+    optimize = infer_rules(
+        toy_lm(), candidates=3, max_bootstrapped=0, max_labeled=0, propose=lambda given: next(texts)
+    )
+    made = optimize(TASK, ROWS, exact_match)
+    assert made["predict"].instructions == good
+    assert TASK.params["predict"].instructions == "Say what it is about."
+
+
+def test_defect_4_avatar_runs_on_an_agent():
+    def look(word: str) -> str:
+        """Look."""
+        return word
+
+    agent = lmopt.react("text -> kind", [look], max_steps=1)
+    trials = list(
+        avatar(lmopt.stub_lm(), rounds=1, propose=lambda g: "x").trials(agent, ROWS, exact_match)
+    )
+    assert len(trials) == 2 and trials[1].params["act"].instructions == "x"
+
+
+def test_defect_5_a_partly_read_reply_is_a_failed_row_that_is_shown():
+    def half(request):
+        if request.step == "propose":
+            return lmopt.scripted_lm([{"instructions": "Better."}])(request)
+        return lmopt.Response("[[ ## kind ## ]]\nanimal")
+
+    task = predict("text -> kind, size", retries=0)
+    asked = []
+    optimize = copro(half, breadth=1, depth=1, propose=lambda given: asked.append(given) or "x")
+    list(optimize.trials(task, ROWS, exact_match))
+    assert hasattr(asked[0], "cases")
+
+
+def test_defect_7_bootstrapping_keeps_the_teacher_and_takes_a_threshold_of_0():
+    teacher = TASK.with_params({"predict": Prompt("Teach.", demos=ROWS[:6])})
+    before = teacher.params
+    with pytest.raises(lmopt.Unauthorized):
+        bootstrap_few_shot(lmopt.scripted_lm([lmopt.Unauthorized("no")]), teacher=teacher)(
+            TASK, ROWS, exact_match
+        )
+    assert teacher.params == before
+    made = bootstrap_few_shot(lmopt.stub_lm(), threshold=0, max_bootstrapped=3, max_labeled=0)
+    assert len(made(TASK, ROWS, exact_match)["predict"].demos) == 3
+
+
+def test_defect_12_every_prompt_of_an_optimized_part_is_saved(tmp_path):
+    inner = lmopt.pipeline(x=predict("text -> kind"))
+    tuned = inner.with_params(labeled_few_shot(k=2)(inner, ROWS, exact_match))
+    whole = lmopt.pipeline(inner=tuned, y=predict("kind -> size"))
+    lmopt.save(whole.params, tmp_path / "p.json")
+    loaded = lmopt.load(tmp_path / "p.json")
+    assert list(loaded) == ["inner.x", "y"] and len(loaded["inner.x"].demos) == 2
+
+
+def test_defect_13_every_candidate_of_copro_changes_the_prompt():
+    trials = list(copro(toy_lm(), breadth=3, depth=1).trials(TASK, ROWS, exact_match))
+    shown = {
+        lmopt.preview(TASK.with_params(trial.params), text="x")[0].text
+        for trial in trials
+        if "tried before" not in trial.note
+    }
+    assert len(shown) == len([t for t in trials if "tried before" not in t.note]) > 1
+
+
+def test_defect_14_seed_0_is_a_seed_and_no_proposal_of_mipro_is_thrown_away():
+    def texts(seed):
+        made, counter = [], itertools.count()
+
+        def propose(given):
+            made.append(given.tip)
+            return f"Text {next(counter)}."
+
+        optimize = mipro(toy_lm(), candidates=4, trials=12, seed=seed, propose=propose,
+                         max_bootstrapped=0, max_labeled=0)  # fmt: skip
+        trials = list(optimize.trials(TASK, ROWS, exact_match))
+        return made, trials
+
+    (tips0, trials0), (tips9, trials9) = texts(0), texts(9)
+    assert [t.evaluation.rows[0].example for t in trials0[:1]] != [
+        t.evaluation.rows[0].example for t in trials9[:1]
+    ] or tips0 != tips9
+    assert len(tips0) == 3
+
+
+def test_the_toy_writes_rules_from_the_cases_it_is_shown():
+    text = proposer()(
+        toy_lm(),
+        program="p",
+        step="s",
+        current="Old line.",
+        cases=[
+            {"inputs": {"text": "a nice horse"}, "expected": {"kind": "animal"}},
+            {"inputs": {"text": "a nice tulip"}, "expected": {"kind": "plant"}},
+        ],
+    ).instructions
+    assert text.split("\n") == [
+        "Old line.",
+        'If the text mentions "horse", answer "animal".',
+        'If the text mentions "tulip", answer "plant".',
+    ]
