@@ -5501,8 +5501,8 @@ def _multi_chain_comparison(m: int, program: Program, path: str, inputs: Record)
 
 def ensemble(
     programs: Iterable[Program],
-    *,
     reduce: Callable[[list[Prediction]], Any] = vote,
+    *,
     size: int | None = None,
     seed: int = 0,
     name: str = "ensemble",
@@ -7376,8 +7376,8 @@ def record(path: str | os.PathLike[str]) -> Middleware:
         path: of the file; it is made with the first call.
 
     Raises:
-        DataError: a line of it is no recorded call; says which. A last line that was torn by a kill
-            is dropped with a warning, and its call made again.
+        DataError: there is no such folder; or a line of the file is no recorded call; says which. A
+            last line that was torn by a kill is dropped with a warning, and its call made again.
 
     Calls: one for each request that is not on the cassette.
 
@@ -7388,6 +7388,9 @@ def record(path: str | os.PathLike[str]) -> Middleware:
     ...     replay_lm(Path(folder, "calls.jsonl"))(hello).text
     'Hello'
     """
+    folder = Path(path).resolve().parent
+    if not folder.is_dir():  # found out now, not after the first call is paid for
+        raise DataError("no such folder for a cassette", str(folder), "a folder", "make it first")
     tape = _Cassette(os.fspath(path))
     return partial(_recalling, _Known(tape.find, tape.keep))
 

@@ -317,9 +317,9 @@ def race(
 ) -> lmopt.Evaluation:
     """Evaluate a program, and stop as soon as it cannot score more than another one did.
 
-    It stops where even full marks on all rows that are left would not be enough, so that it never
-    changes who wins. It looks after every eighth of the rows, never after less than 16, whatever
-    the number of workers.
+    It stops where even full marks on all rows that are left would not be enough, and where it is
+    clearly worse, by three standard errors row by row. It looks after every eighth of the rows,
+    never after less than 16, whatever the number of workers.
 
     Args:
         program: the program.
@@ -2059,8 +2059,8 @@ def chain(*optimizers: Optimizer) -> Optimizer:
 
 
 def best_of(
-    lm: lmopt.LM,
     *optimizers: Optimizer,
+    lm: lmopt.LM,
     valset: Iterable[Mapping[str, Any]] | None = None,
     seed: int = 0,
     workers: int | None = None,
@@ -2068,15 +2068,15 @@ def best_of(
     """Run several optimizers from the same start, and keep what scores best on held-out rows.
 
     Args:
-        lm: runs the program to score what they return.
         *optimizers: each gets the training half.
+        lm: runs the program to score what they return.
         valset: rows to score on, none of them in the training set; by default half of that.
         seed: of the split.
         workers: threads, as in `evaluate`; they do not change the result.
 
     Calls: those of all, and a scoring for each.
 
-    >>> both = best_of(lmopt.toy_lm(), labeled_few_shot(k=1), labeled_few_shot(k=4))
+    >>> both = best_of(labeled_few_shot(k=1), labeled_few_shot(k=4), lm=lmopt.toy_lm())
     >>> both.plan(lmopt.predict("q -> a"), [{"q": "?", "a": "!"}] * 8).runs
     12
     """
@@ -2191,9 +2191,9 @@ def limit(
 
 
 def if_better(
-    lm: lmopt.LM,
     optimizer: Optimizer,
     *,
+    lm: lmopt.LM,
     level: float = 0.05,
     valset: Iterable[Mapping[str, Any]] | None = None,
     seed: int = 0,
@@ -2202,8 +2202,8 @@ def if_better(
     """Keep the start unless a paired test on held-out rows says that the result is better.
 
     Args:
-        lm: runs both on the held-out rows.
         optimizer: gets the training half.
+        lm: runs both on the held-out rows.
         level: how probable a difference may be by chance, between 0 and 1.
         valset: rows to test on, none of them in the training set; by default half of that.
         seed: of the split.
@@ -2212,7 +2212,7 @@ def if_better(
     Calls: those of the optimizer, and two scorings.
 
     >>> rows = [{"animal": f"{a} {n}", "sound": a[:2]} for n in range(20) for a in ("dog", "cat")]
-    >>> sure = if_better(lmopt.toy_lm(), labeled_few_shot(k=4))
+    >>> sure = if_better(labeled_few_shot(k=4), lm=lmopt.toy_lm())
     >>> [trial.note for trial in sure.trials(lmopt.predict("animal -> sound"), rows,
     ...     lmopt.exact_match)]
     ['start', 'labeled_few_shot is better: p = 7.74e-06']

@@ -433,6 +433,12 @@ def test_a_cassette_of_several_lms(tmp_path):
         replay_lm(tape, lm=student)(ask("two"))
 
 
+def test_a_folder_that_is_not_there_is_found_out_before_the_first_call(tmp_path):
+    for make in (record, cache):
+        with pytest.raises(DataError, match="none"):
+            make(tmp_path / "none" / "calls")
+
+
 def recorded_lines(tape, *texts):
     lm = record(tape)(Counting())
     for text in texts:

@@ -76,10 +76,10 @@ OPTIMIZERS = {
     "tune": lambda lm, **o: tune(lm, {"temperature": [0.0, 1.0], "adapter": ["chat"]}, **o),
     "chain": lambda lm, **o: chain(labeled_few_shot(k=3), copro(lm, breadth=1, depth=1, **o)),
     "best_of": lambda lm, **o: best_of(
-        lm, labeled_few_shot(k=2), copro(lm, breadth=1, depth=1, **o), **o
+        labeled_few_shot(k=2), copro(lm, breadth=1, depth=1, **o), lm=lm, **o
     ),
     "limit": lambda lm, **o: limit(random_search(lm, candidates=3, **o), trials=2),
-    "if_better": lambda lm, **o: if_better(lm, labeled_few_shot(k=6), **o),
+    "if_better": lambda lm, **o: if_better(labeled_few_shot(k=6), lm=lm, **o),
     "random_search of labels": lambda lm, **o: random_search(
         lm, candidates=2, max_bootstrapped=0, max_labeled=3, stop_at=0.9, **o
     ),

@@ -423,7 +423,7 @@ def test_chain_is_associative_and_has_an_identity():
 
 
 def test_best_of_runs_each_from_the_start():
-    one = best_of(toy_lm(), labeled_few_shot(k=1), labeled_few_shot(k=24))
+    one = best_of(labeled_few_shot(k=1), labeled_few_shot(k=24), lm=toy_lm())
     trials = list(one.trials(TASK, ROWS, exact_match))
     assert [trial.note for trial in trials] == ["start", "labeled_few_shot", "labeled_few_shot"]
     assert one(TASK, ROWS, exact_match) == trials[2].params
@@ -450,7 +450,7 @@ def test_limit_stops_after_trials_or_calls():
 
 
 def test_if_better_keeps_the_start_where_the_gain_may_be_chance():
-    good = if_better(toy_lm(), labeled_few_shot(k=12))
+    good = if_better(labeled_few_shot(k=12), lm=toy_lm())
     assert good(TASK, ROWS, exact_match) != TASK.params
     nothing = Optimizer(
         "nothing",
@@ -459,7 +459,7 @@ def test_if_better_keeps_the_start_where_the_gain_may_be_chance():
         ),
         lambda program, size: Plan(),
     )
-    assert if_better(toy_lm(), nothing)(TASK, ROWS, exact_match) == TASK.params
+    assert if_better(nothing, lm=toy_lm())(TASK, ROWS, exact_match) == TASK.params
 
 
 # -- what went wrong in others: the table of defects in DSPy's optimizers --

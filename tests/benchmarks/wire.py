@@ -248,8 +248,8 @@ def memory(folder: Path, calls: int) -> None:
     for n in range(calls):
         qa(lm, question=f"What is number {n}?")
     tracemalloc.start()
-    again = record(path)(instant)
     began = time.perf_counter()
+    again = record(path)(instant)
     qa(again, question="What is number 0?")
     used, took = tracemalloc.get_traced_memory()[0] / 1e6, time.perf_counter() - began
     tracemalloc.stop()
