@@ -92,6 +92,7 @@ class Trial:
         parent: index of the trial they were made from, None for the start.
         calls: how many LM calls the optimizer had made by then.
         evaluation: where the score comes from; shorter than the data where the trial lost early.
+        out: whether it lost early; its score, of fewer rows, then compares with no other.
     """
 
     params: lmopt.Params
@@ -100,6 +101,7 @@ class Trial:
     parent: int | None = None
     calls: int = 0
     evaluation: lmopt.Evaluation | None = field(default=None, repr=False)
+    out: bool = False
 
 
 @frozen
@@ -179,6 +181,8 @@ class Optimizer:
 
 def _better(best: Trial, trial: Trial) -> Trial:
     """Take the higher score; where there are no scores, each trial improves on the one before."""
+    if trial.out:
+        return best
     if best.score is None or trial.score is None or trial.score > best.score:
         return trial
     return best
@@ -655,7 +659,7 @@ class Hunt:
         run, size = len(result.rows), len(self.board.rows)
         out = f"; out after {run} of {size} rows" if run < size else ""
         note += out + _failures([row.error for row in result.errors])
-        trial = Trial(params, result.score, note, parent, self.calls, result)
+        trial = Trial(params, result.score, note, parent, self.calls, result, run < size)
         self._seen.setdefault(params.digest, len(self.trials))
         self.trials.append(trial)
         whole = run == size and (not self.trials[:-1] or result.score > (self.top.score or 0.0))
@@ -1352,19 +1356,10 @@ def mipro(
         yield hunt.start()
         sets = [program.params]
         if not fixed:
-            made = _demo_sets(program, train, metric, make, count - 3, max_bootstrapped, seed)
             sets.append(labeled_demos(program, train, max_labeled, seed=seed))
-            for trial in made:
-                hunt.asked += trial.calls
-                sets.append(trial.params)
-        summary, spent = _summary(asking, train)
-        hunt.asked += spent
-        wording = {}
-        for path, prompt in program.params.items():
-            rng = lmopt.seeded(seed, "tips", path)
-            tips = [rng.choice(TIPS) for _ in range(texts - 1)]
-            told = [_asked(hunt, path, 16, tip=tip, data=summary) for tip in tips]
-            wording[path] = [prompt.instructions, *_write(hunt, writer, asking, told, workers)]
+            made = _demo_sets(program, train, metric, make, count - 3, max_bootstrapped, seed)
+            sets += [_booked(hunt, trial) for trial in made]
+        wording = _wording(hunt, texts, writer, asking, seed, workers)
         yield from _pairs(
             hunt,
             sets,
@@ -1386,6 +1381,28 @@ def mipro(
         return sum(sets, _planned(program, runs, steps * (texts - 1), writer)) + writing
 
     return Optimizer("mipro", search, bound)
+
+
+def _booked(hunt: Hunt, trial: Trial) -> lmopt.Params:
+    """The parameters of another search, whose calls are ours."""
+    hunt.asked += trial.calls
+    return trial.params
+
+
+def _wording(
+    hunt: Hunt, count: int, writer: Propose, lm: lmopt.LM, seed: int, workers: int | None
+) -> dict[str, list[str]]:
+    """For each step, its instructions and those that are proposed, each with another tip."""
+    assert hunt.learn is not None
+    summary, spent = _summary(lm, hunt.learn.rows)
+    hunt.asked += spent
+    wording = {}
+    for path, prompt in hunt.top.params.items():
+        rng = lmopt.seeded(seed, "tips", path)
+        tips = [rng.choice(TIPS) for _ in range(count - 1)]
+        told = [_asked(hunt, path, 16, tip=tip, data=summary) for tip in tips]
+        wording[path] = [prompt.instructions, *_write(hunt, writer, lm, told, workers)]
+    return wording
 
 
 def _summary(lm: lmopt.LM, rows: Examples) -> tuple[str, int]:
@@ -1826,23 +1843,15 @@ def infer_rules(
         taught = last(teach.search(program, train, metric))
         hunt.asked += taught.calls
         yield hunt.take(taught.params, "demonstrations", 0)
-        names = [one.name for one in program.inputs]
         for number in range(candidates):
             rng = lmopt.seeded(seed, "rules", number)
-            rows = rng.sample(train, min(shown, len(train)))
-            known = [
-                {
-                    "inputs": {n: v for n, v in row.items() if n in names},
-                    "expected": {n: v for n, v in row.items() if n not in names},
-                }
-                for row in rows
-            ]
+            known = _labelled_cases(program, rng.sample(train, min(shown, len(train))))
             params = taught.params
             for path, prompt in params.items():
                 told = {
                     "step": path,
                     "current": prompt.instructions,
-                    "cases": lmopt.jsonable(known, other=repr),
+                    "cases": known,
                     "tip": f"Keep the instructions; add {rules} short rules that the cases show.",
                 }
                 texts = _write(hunt, writer, prompt_lm or lm, [told], workers)
@@ -1857,6 +1866,20 @@ def infer_rules(
         )
 
     return Optimizer("infer_rules", search, bound)
+
+
+def _labelled_cases(program: lmopt.Program, rows: Iterable[lmopt.Record]) -> list[Any]:
+    """Examples as cases: what goes in, and what is expected."""
+    names = {one.name for one in program.inputs}
+    parts = [
+        {
+            "inputs": {name: value for name, value in row.items() if name in names},
+            "expected": {name: value for name, value in row.items() if name not in names},
+        }
+        for row in rows
+    ]
+    made: list[Any] = lmopt.jsonable(parts, other=repr)
+    return made
 
 
 def avatar(

@@ -198,7 +198,24 @@ def test_a_race_ends_when_it_is_lost_or_clearly_lost():
     for text in ("bad", "worse"):
         trial = hunt.take(task.params.replace("predict", instructions=text), text, 0)
         assert len(trial.evaluation.rows) == 20 and "; out after 20 of 160 rows" in trial.note
+        assert trial.out
     assert hunt.top.note == "start"
+
+
+def test_one_that_is_out_never_wins_whatever_its_score_on_the_rows_it_ran():
+    rows = tuple(Record(n=n, y="x") for n in range(160))
+    task = predict("n -> y")
+
+    def lm(request):  # the start is right on the first 40 rows, "worse" on half of these
+        n, worse = int(request.inputs.n), "worse" in request.messages[0].text
+        return lmopt.scripted_lm([{"y": "x" if n < 40 and not (worse and n % 2) else "y"}])(request)
+
+    given = {"valset": rows, "breadth": 1, "depth": 1, "propose": lambda given: "worse"}
+    optimize = copro(lm, **given)
+    other = [{"n": -1, "y": "z"}]
+    trials = list(optimize.trials(task, other, exact_match))
+    assert trials[1].out and trials[1].score > trials[0].score
+    assert optimize(task, other, exact_match) == task.params
 
 
 # -- what each of them writes --
