@@ -3480,7 +3480,8 @@ async def _acall(function: Any, /, *args: Any, **kwargs: Any) -> Any:
     if inspect.iscoroutinefunction(made):
         return await made(*args, **kwargs)
     called = _alone(contextvars.copy_context().run, made, *args, **kwargs)
-    return await asyncio.wrap_future(called)
+    value = await asyncio.wrap_future(called)
+    return await value if inspect.isawaitable(value) else value
 
 
 # -- text as it arrives --

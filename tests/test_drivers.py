@@ -475,6 +475,25 @@ def test_in_a_loop_tools_may_be_asynchronous_and_requests_go_out_together_up_to_
         run(predict("q -> a"), awaited, {"q": "?"})
 
 
+def test_a_tool_of_an_mcp_session_is_awaited_in_its_loop():
+    async def call(name, arguments):
+        await asyncio.sleep(0)
+        return f"{name} {arguments['word']}"
+
+    schema = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
+    tool = lmopt.Tool.from_mcp({"name": "look", "inputSchema": schema}, call)
+    acts = [
+        {"thought": "", "tool": "look", "arguments": {"word": "tea"}},
+        {"thought": "", "tool": "finish", "arguments": {}},
+        {"reasoning": "", "a": "x"},
+    ]
+    agent = lmopt.react("q -> a", [tool])
+    made = asyncio.run(arun(agent, lmopt.scripted_lm(acts), {"q": "?"}))
+    assert made.trajectory[0].observation == "look tea"
+    with pytest.raises(DataError, match="an asynchronous function in a synchronous run: 'look'"):
+        run(agent, lmopt.scripted_lm(acts), {"q": "?"})
+
+
 def test_a_cancelled_run_leaves_no_task_behind():
     ended = []
 
