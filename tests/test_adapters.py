@@ -215,7 +215,7 @@ def test_a_reply_that_cannot_be_read_says_which_field_and_why(reply, reason, par
 
 
 @adapters
-def test_half_a_megabyte_of_anything_is_read_at_once(adapter):
+def test_a_long_reply_of_anything_is_read_at_once(adapter):
     task = sig("-> n: int, text, tags: list[str]")
     pieces = (
         " ",
@@ -233,7 +233,7 @@ def test_half_a_megabyte_of_anything_is_read_at_once(adapter):
         "&",
         "<item>",
     )
-    for text in [piece * (10**6 // 2 // len(piece)) for piece in pieces]:
+    for text in [piece * (200_000 // len(piece)) for piece in pieces]:
         began = time.perf_counter()
         for reply in (
             text,

@@ -247,7 +247,7 @@ def test_killed_at_any_call_and_started_again_over_its_answers_it_ends_in_the_sa
 ):
     task, whole = PROGRAMS["one step"], counted(toy_lm())
     expected = lmopt.dumps(make(whole)(task, ROWS, exact_match))
-    for stop in range(1, whole.calls + 1, 13):
+    for stop in range(1, whole.calls + 1, 19):
         answers, paid = {}, Counter()
 
         def remembered(request, lm, answers=answers, paid=paid):
