@@ -7229,7 +7229,12 @@ def _recall(known: _Known, lm: str, request: Request) -> Flow:
             if (text := known.find(lm, key)) is None:  # it may have been kept since
                 response = yield request
                 made = _response_text(response)
-                text = yield invoke(known.keep, lm, request, made)
+                try:
+                    text = yield invoke(known.keep, lm, request, made)
+                except (OSError, DataError) as error:  # a full disk is no wrong answer
+                    what, todo = "an answer could not be kept", f"see the disk ({error})"
+                    kept = {"response": response}  # it is paid for
+                    raise DataError(what, response.text, "a file", todo, **kept) from error
                 return response if text == made else _kept_response(text)
         finally:
             known.release((lm, key))
@@ -7350,14 +7355,28 @@ class _Sqlite(MutableMapping[str, str]):
 def _connect(path: str) -> sqlite3.Connection:
     """Open the file so that writers wait for each other, and readers for nobody."""
     made = sqlite3.connect(path, timeout=60.0, isolation_level=None, check_same_thread=False)
+    patience = time.monotonic() + 60.0
     try:
-        made.execute("PRAGMA journal_mode = WAL")
-        made.execute("PRAGMA synchronous = NORMAL")
-        made.execute("CREATE TABLE IF NOT EXISTS calls (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        while not _prepared(made, patience):
+            time.sleep(0.005)
     except BaseException:
         made.close()
         raise
     return made
+
+
+def _prepared(connection: sqlite3.Connection, patience: float) -> bool:
+    """Set up a new connection; SQLite does not wait for others by itself when it turns to WAL."""
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        table = "calls (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error) or time.monotonic() > patience:
+            raise
+        return False
+    return True
 
 
 def _disconnect(connections: dict[int, sqlite3.Connection]) -> None:

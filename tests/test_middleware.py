@@ -439,6 +439,21 @@ def test_a_folder_that_is_not_there_is_found_out_before_the_first_call(tmp_path)
             make(tmp_path / "none" / "calls")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk here")
+def test_a_full_disk_stops_an_evaluation_and_the_paid_answer_is_on_the_error(tmp_path, monkeypatch):
+    tape = tmp_path / "calls.jsonl"
+    lm = record(tape)(stub_lm())
+
+    def full(file, line):
+        with Path("/dev/full").open("wb", buffering=0) as disk:
+            disk.write(line)
+
+    monkeypatch.setattr(lmopt._Cassette, "_append", lambda self, file, line: full(file, line))
+    with pytest.raises(DataError, match="an answer could not be kept: .*; see the disk") as caught:
+        evaluate(predict("q -> a"), [{"q": "?", "a": "text"}], exact_match, lm=lm)
+    assert caught.value.response.text.startswith("[[ ## a ## ]]")
+
+
 def recorded_lines(tape, *texts):
     lm = record(tape)(Counting())
     for text in texts:
@@ -590,6 +605,15 @@ class Answering:
 
     def __call__(self, request):
         return Response(f"{self.process} says {request.messages[-1].text}")
+
+
+def test_many_may_open_a_new_cache_at_the_same_moment(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        for n in range(40):
+            path, meet = str(tmp_path / f"{n}.sqlite"), threading.Barrier(8, timeout=10)
+            opened = [pool.submit(lambda p, m: m.wait() >= 0 and lmopt._Sqlite(p), path, meet)
+                      for _ in range(8)]  # fmt: skip
+            assert all(len(one.result()) == 0 for one in opened)
 
 
 def test_eight_processes_lose_and_tear_nothing(tmp_path):
