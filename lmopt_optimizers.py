@@ -893,6 +893,29 @@ def _few_shot(
     return params
 
 
+def _given(valset: Iterable[Mapping[str, Any]] | None) -> Examples | None:
+    return None if valset is None else tuple(map(lmopt.Record, valset))
+
+
+def _halves(examples: Examples, valset: Examples | None, seed: int) -> tuple[Examples, Examples]:
+    """Rows to learn from, and rows to score on; never the same."""
+    return split(examples, seed=seed) if valset is None else _apart(examples, valset)
+
+
+def _apart(examples: Examples, valset: Examples) -> tuple[Examples, Examples]:
+    both = set(examples) & set(valset)
+    if both or not valset:
+        todo = "take them out of one, or leave valset out"
+        what = f"{len(both)} rows are in both trainset and valset" if both else "an empty valset"
+        raise lmopt.DataError(what, list(both)[:1], "rows of its own", todo)
+    return examples, valset
+
+
+def _half_sizes(size: int, valset: Examples | None) -> tuple[int, int]:
+    """At most how many rows `_halves` gives on either side."""
+    return ((size + 1) // 2,) * 2 if valset is None else (size, len(valset))
+
+
 def random_search(
     lm: lmopt.LM,
     *,
@@ -942,10 +965,10 @@ def random_search(
         bootstrap_few_shot, lm, max_labeled=max_labeled, seed=seed, workers=workers, **options
     )
     make(max_bootstrapped=max_bootstrapped)  # complains of wrong options now
-    given = None if valset is None else tuple(map(lmopt.Record, valset))
+    given = _given(valset)
 
     def search(program: lmopt.Program, examples: Examples, metric: lmopt.Metric) -> Iterator[Trial]:
-        train, val = split(examples, seed=seed) if given is None else _apart(examples, given)
+        train, val = _halves(examples, given, seed)
         hunt = Hunt(Board(program, val, metric, lm=lm, workers=workers))
         simple = labeled_demos(program, train, max_labeled, seed=seed)
         sets = _demo_sets(program, train, metric, make, candidates, max_bootstrapped, seed)
@@ -958,21 +981,12 @@ def random_search(
                 yield hunt.take(trial.params, trial.note, hunt.best)
 
     def bound(program: lmopt.Program, size: int) -> Plan:
-        train, val = (size, len(given)) if given is not None else ((size + 1) // 2,) * 2
+        train, val = _half_sizes(size, given)
         runs = (candidates + 3) * val
         teaching = make(max_bootstrapped=max_bootstrapped).bound(program, train)
         return sum([teaching] * (candidates + 1), Plan(runs, runs * program.max_calls, runs))
 
     return Optimizer("random_search", search, bound)
-
-
-def _apart(examples: Examples, valset: Examples) -> tuple[Examples, Examples]:
-    both = set(examples) & set(valset)
-    if both or not valset:
-        todo = "take them out of one, or leave valset out"
-        what = f"{len(both)} rows are in both trainset and valset" if both else "an empty valset"
-        raise lmopt.DataError(what, list(both)[:1], "rows of its own", todo)
-    return examples, valset
 
 
 def _demo_sets(
@@ -1037,10 +1051,10 @@ def tpe_search(
         bootstrap_few_shot, lm, max_labeled=max_labeled, seed=seed, workers=workers, **options
     )
     make(max_bootstrapped=max_bootstrapped)  # complains of wrong options now
-    given = None if valset is None else tuple(map(lmopt.Record, valset))
+    given = _given(valset)
 
     def search(program: lmopt.Program, examples: Examples, metric: lmopt.Metric) -> Iterator[Trial]:
-        train, val = split(examples, seed=seed) if given is None else _apart(examples, given)
+        train, val = _halves(examples, given, seed)
         hunt = Hunt(Board(program, val, metric, lm=lm, workers=workers))
         yield hunt.start()
         labels = labeled_demos(program, train, max_labeled, seed=seed)
@@ -1064,7 +1078,7 @@ def tpe_search(
             yield trial
 
     def bound(program: lmopt.Program, size: int) -> Plan:
-        train, val = (size, len(given)) if given is not None else ((size + 1) // 2,) * 2
+        train, val = _half_sizes(size, given)
         runs = (trials + 2) * val
         teaching = make(max_bootstrapped=max_bootstrapped).bound(program, train)
         return sum([teaching] * sets, Plan(runs, runs * program.max_calls, runs))
@@ -1133,20 +1147,6 @@ def _facilities(vectors: Sequence[Sequence[float]], k: int) -> list[int]:
 # == 4. Instructions ===============================================================================
 # Each search takes a start, has texts proposed from what went wrong, and lets them race on held-out
 # rows. The proposer is an ordinary program: see `proposer`.
-
-
-def _halves(examples: Examples, valset: Examples | None, seed: int) -> tuple[Examples, Examples]:
-    """Rows to learn from, and rows to score on; never the same."""
-    return split(examples, seed=seed) if valset is None else _apart(examples, valset)
-
-
-def _half_sizes(size: int, valset: Examples | None) -> tuple[int, int]:
-    """At most how many rows `_halves` gives on either side."""
-    return ((size + 1) // 2,) * 2 if valset is None else (size, len(valset))
-
-
-def _given(valset: Iterable[Mapping[str, Any]] | None) -> Examples | None:
-    return None if valset is None else tuple(map(lmopt.Record, valset))
 
 
 def _hunt(

@@ -24,6 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import httpx
+from overhead import microseconds
 
 import lmopt
 from lmopt import Message, Request, Response, cache, openai_lm, record
@@ -197,17 +198,6 @@ def wire(seconds: float, rounds: int) -> None:
                     print(line, flush=True)
 
 
-def microseconds(call: Callable[[], Any], times: int = 2000, rounds: int = 9) -> float:
-    """The best of several rounds."""
-    found = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        for _ in range(times):
-            call()
-        found.append((time.perf_counter() - began) / times * 1e6)
-    return min(found)
-
-
 def hits(folder: Path) -> None:
     """Print what a hit costs beyond the call of an LM that answers at once."""
     answer = Response("[[ ## answer ## ]]\nParis\n\n[[ ## completed ## ]]", model="m")
@@ -215,15 +205,15 @@ def hits(folder: Path) -> None:
     def instant(request: Request) -> Response:
         return answer
 
-    alone = microseconds(lambda: instant(ASKED))
+    alone = microseconds(lambda: instant(ASKED), 2000)
     stores = {"SQLite": str(folder / "calls.sqlite"), "dict": {}}
     for name, store in stores.items():
         lm = cache(store)(instant)
         lm(ASKED)
-        print(f"a hit of {name}: {microseconds(lambda lm=lm: lm(ASKED)) - alone:.1f} us")
+        print(f"a hit of {name}: {microseconds(lambda lm=lm: lm(ASKED), 2000) - alone:.1f} us")
     lm = record(folder / "calls.jsonl")(instant)
     lm(ASKED)
-    print(f"a hit of a cassette: {microseconds(lambda: lm(ASKED)) - alone:.1f} us")
+    print(f"a hit of a cassette: {microseconds(lambda: lm(ASKED), 2000) - alone:.1f} us")
 
 
 def memory(folder: Path, calls: int) -> None:
