@@ -27,48 +27,48 @@ is one immutable value, `Params`, which the optimizers of `lmopt_optimizers` map
 
 Sections: 1 Errors · 2 Records · 3 Types · 4 Signatures · 5 Messages · 6 Adapters · 7 Programs ·
 8 Drivers · 9 Modules · 10 LMs · 11 Middleware · 12 Evaluation · 13 Storage
+
+Arguments that mean the same everywhere:
+    task: what `signature` takes; with it `instructions`, instead of those it has, and `types`, your
+        own ones by the names they have in its text.
+    lm: what answers the requests: a function from `Request` to `Response`, plain or `async def`.
+    inputs: exactly the input fields of the program; one that is missing or unknown is a DataError.
+    params: prompts instead of the program's own.
+    adapter: the format of messages and replies.
+    settings: sampling options of the steps that are made: temperature, max_tokens, top_p, stop,
+        rollout, extra.
+    name: of the program; its path where it runs alone.
+    workers: threads; by default what the LM declares as `concurrency`, else this thread only.
+    executor: any `concurrent.futures.Executor` to run on instead of threads; one with other
+        processes needs a program, an LM, a metric and rows that pickle.
+    seed: of every random choice; any integer, 0 included.
+    progress: called as tqdm is, with an iterable, `total=` and `desc=`.
 """
 
 from __future__ import annotations
 
 import ast
-import asyncio
 import base64
 import builtins
 import contextvars
-import csv
-import dataclasses
-import difflib
-import email.utils
-import enum
+import functools
 import hashlib
-import html
 import importlib
 import inspect
-import io
 import json as jsonlib  # `json` is an adapter here
-import logging
 import math
-import mimetypes
 import os
 import random
 import re
-import signal
-import sqlite3
-import statistics
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 import types as pytypes
 import typing
-import unicodedata
 import warnings
 import weakref
 from collections import Counter, deque
 from collections.abc import (
-    AsyncGenerator,
     AsyncIterator,
     Awaitable,
     Callable,
@@ -79,27 +79,19 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from contextlib import (
-    AbstractAsyncContextManager,
-    aclosing,
-    asynccontextmanager,
-    closing,
-    contextmanager,
-    nullcontext,
-    suppress,
-)
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager, suppress
 from datetime import date, datetime
 from datetime import time as clock
 from decimal import Decimal
+from enum import Enum, EnumMeta
 from functools import lru_cache, partial
-from operator import attrgetter, mul
+from operator import mul
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Union
 
 import attrs
-from attrs import define, evolve, field, frozen
+from attrs import evolve, field, frozen
 from toolz import (  # type: ignore[import-untyped]
     concat,
     first,
@@ -110,11 +102,18 @@ from toolz import (  # type: ignore[import-untyped]
     partition,
     partition_all,
     partitionby,
+    pluck,
     unique,
     valfilter,
 )
 
+# What only some calls need (asyncio, sqlite3, subprocess, httpx, ...) is imported where it is used:
+# importing lmopt stays cheap.
 if TYPE_CHECKING:
+    import asyncio
+    import sqlite3
+    from concurrent.futures import Executor, Future
+
     import httpx
 
 __version__ = "0.1.0"
@@ -125,37 +124,40 @@ __all__ = [
     "LMError", "RateLimited", "ContextWindowExceeded", "Unauthorized", "LMTimeout",
     "BudgetExceeded", "ReplayMiss",
     # 2. Records
-    "Record", "Prediction", "Event", "Usage", "jsonable", "canonical", "seeded",
+    "Record", "Prediction", "Event", "Usage", "jsonable", "canonical", "as_text", "seeded",
+    "factory",
     # 4. Signatures
     "Field", "Signature", "signature",
     # 5. Messages
     "Image", "Audio", "File", "Message", "History", "Tool", "ToolCall", "Request", "Response",
     "LM", "transcript",
     # 6. Adapters
-    "Adapter", "chat", "xml", "plain", "two_step", "render_outputs",
+    "Adapter", "Part", "chat", "xml", "plain", "two_step", "render_outputs",
     # 7. Programs
     "Prompt", "Params", "Program", "program", "Run", "Call", "Sleep", "invoke", "preview",
     # 8. Drivers
-    "Chunk", "run", "arun", "stream", "replay", "run_many",
+    "Chunk", "run", "arun", "stream", "astream", "replay", "run_many", "gathered",
+    "through", "running", "drive", "adrive", "emit", "aemit",
     # 9. Modules
     "predict", "chain_of_thought", "pipeline", "react", "Turn", "program_of_thought", "code_act",
     "recursive", "Result", "Cell", "subprocess_python", "best_of_n", "refine", "vote", "majority",
     "multi_chain_comparison", "sampled", "ensemble", "parallel", "each", "retrieve", "knn_demos",
-    "fitting", "unit", "as_text",
+    "surviving", "fitting", "unit",
     # 10. LMs
     "scripted_lm", "mock_lm", "stub_lm", "toy_lm", "openai_lm", "anthropic_lm",
     "Embedder", "embedder", "connect",
     # 11. Middleware
-    "Layer", "middleware", "identity", "retry", "throttle", "timeout", "cache", "record",
-    "ReplayLM", "replay_lm", "budget", "fallback", "log",
+    "Layer", "Middleware", "middleware", "identity", "retry", "throttle", "timeout", "cache",
+    "record", "ReplayLM", "replay_lm", "budget", "fallback", "log",
     # 12. Evaluation
-    "Score", "Row", "Evaluation", "Metric", "evaluate", "Comparison", "compare", "normalize",
-    "exact_match", "f1", "contains", "passage_match", "Judge", "judge", "semantic_f1",
-    "complete_and_grounded",
+    "Score", "Row", "Evaluation", "Metric", "evaluate", "aevaluate", "evaluating", "Comparison",
+    "compare", "normalize", "exact_match", "f1", "contains", "passage_match", "Judge", "judge",
+    "semantic_f1", "complete_and_grounded",
     # 13. Storage
     "save", "load", "dumps", "loads", "diff", "read_examples",
 ]  # fmt: skip
 
+P = ParamSpec("P")
 T = TypeVar("T")
 V = TypeVar("V")
 M = TypeVar("M", bound="Media")
@@ -299,13 +301,14 @@ def jsonable(
     >>> jsonable(Record(tags={"b", "a"}, who=Usage(calls=1)))["tags"]
     ['a', 'b']
     """
-    if type(value) in (str, int, float, bool, type(None)):
+    kind = type(value)
+    if kind in (str, int, float, bool, type(None)):
         return value
     turn = partial(jsonable, other=other, media=media)
     if isinstance(value, Media) and media:
         return media(value)
-    for fits, simpler in () if type(value) in (dict, list, tuple) else _SIMPLER:
-        if fits(value):
+    for fits, simpler in () if kind in (dict, list, tuple) else _SIMPLER:
+        if fits(kind):
             return turn(simpler(value))
     if isinstance(value, (str, int, float)):
         return value
@@ -317,8 +320,7 @@ def jsonable(
         return sorted((turn(item) for item in value), key=canonical)
     if other is not None:
         return other(value)
-    kind = type(value).__name__
-    raise DataError(f"a {kind} has no JSON form", value, "plain data", "convert it first")
+    raise DataError(f"a {kind.__name__} has no JSON form", value, "plain data", "convert it first")
 
 
 def _attrs_dict(value: Any) -> dict[str, Any]:
@@ -326,23 +328,19 @@ def _attrs_dict(value: Any) -> dict[str, Any]:
     return {a.alias or a.name: getattr(value, a.name) for a in known}
 
 
-def _dataclass_dict(value: Any) -> dict[str, Any]:
-    return {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
-
-
 # What kind of value it is, and the simpler value that stands for it in JSON.
 _SIMPLER: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
-    (lambda value: isinstance(value, enum.Enum), lambda value: value.value),
-    (lambda value: isinstance(value, (date, clock)), lambda value: value.isoformat()),
-    (lambda value: isinstance(value, Decimal), str),
+    (lambda kind: issubclass(kind, Enum), lambda value: value.value),
+    (lambda kind: issubclass(kind, (date, clock)), lambda value: value.isoformat()),
+    (lambda kind: issubclass(kind, Decimal), str),
+    (lambda kind: issubclass(kind, Media), lambda one: {one.kind: one.url, "name": one.name}),
+    (attrs.has, _attrs_dict),
     (
-        lambda value: isinstance(value, Media),
-        lambda value: {value.kind: value.url, "name": value.name},
+        lambda kind: hasattr(kind, "__dataclass_fields__"),
+        lambda value: {name: getattr(value, name) for name in value.__dataclass_fields__},
     ),
-    (lambda value: attrs.has(type(value)), _attrs_dict),
-    (lambda value: hasattr(type(value), "__dataclass_fields__"), _dataclass_dict),
-    (lambda value: hasattr(type(value), "model_dump"), lambda value: value.model_dump(mode="json")),
-    (lambda value: hasattr(type(value), "_asdict"), lambda value: value._asdict()),
+    (lambda kind: hasattr(kind, "model_dump"), lambda value: value.model_dump(mode="json")),
+    (lambda kind: hasattr(kind, "_asdict"), lambda value: value._asdict()),
 )
 
 
@@ -353,6 +351,15 @@ def canonical(value: Any, *, other: Callable[[Any], Any] | None = None) -> str:
     '{"a":[true,null],"b":1}'
     """
     return _canonical(jsonable(value, other=other))
+
+
+def as_text(value: Any) -> str:
+    """Return a text as it is, and anything else as JSON.
+
+    >>> as_text("hello"), as_text([1, None])
+    ('hello', '[1, null]')
+    """
+    return value if isinstance(value, str) else _dump(jsonable(value, other=repr))
 
 
 def _dump(data: Any, **layout: Any) -> str:
@@ -505,11 +512,7 @@ class Prediction(Record):
         return usage(self.trace)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _prediction, (self._data, self.trace)
-
-
-def _prediction(data: dict[str, Any], trace: tuple[Event, ...]) -> Prediction:
-    return Prediction(data, trace=trace)
+        return partial(Prediction, trace=self.trace), (self._data,)
 
 
 @frozen
@@ -603,40 +606,113 @@ def seeded(seed: int, *purpose: object) -> random.Random:
     return random.Random("/".join(map(str, (seed, *purpose))))
 
 
+def factory(make: Callable[P, T]) -> Callable[P, T]:
+    """Have what a function makes pickle as how it was made: by that function and its arguments.
+
+    So what it makes may hold closures, and still be sent to other processes. For functions at the
+    top level of a module that return a program, an LM, a middleware, a metric or an adapter.
+
+    Raises:
+        DataError: (when it is pickled) an argument is a function that has no name in a module.
+
+    >>> @factory
+    ... def twice(program: Program) -> Program:
+    ...     return pipeline(first=program, second=program)
+    >>> twice(predict("text -> text_")).made[1]
+    (<program predict(text) with prompts for predict>,)
+    """
+
+    @functools.wraps(make)
+    def remembering(*args: P.args, **kwargs: P.kwargs) -> T:
+        # What can be read once only is kept, to be read again.
+        given = [tuple(one) if isinstance(one, Iterator) else one for one in args]
+        named = {n: tuple(v) if isinstance(v, Iterator) else v for n, v in kwargs.items()}
+        made: Any = make(*given, **named)  # type: ignore[arg-type]
+        remade: T = evolve(made, made=(remembering, tuple(given), named))
+        return remade
+
+    return remembering
+
+
+class Made:
+    """What a `factory` makes: a record that pickles as how it was made."""
+
+    __slots__ = ()
+    made: Any  # the factory, its arguments, and those by name; or why it cannot be sent
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._again(), ()
+
+    def _again(self) -> partial[Any]:
+        """What makes an equal record in another process."""
+        if not isinstance(self.made, tuple):  # nothing, or why not
+            what = self.made or "nothing tells how this was made, so that it cannot be sent"
+            todo = "make it there, or in a function of a module decorated with @factory"
+            raise DataError(what, self, "what a factory made", todo)
+        make, args, kwargs = self.made
+        for name, value in inspect.signature(make).bind(*args, **kwargs).arguments.items():
+            for one in value if isinstance(value, (list, tuple)) else [value]:
+                if "<" in getattr(one, "__qualname__", ""):  # <lambda>, or in the <locals> of one
+                    todo = "define it with `def` at the top level of a module"
+                    what = f"the argument {name!r} of {make.__name__} cannot be sent elsewhere"
+                    raise DataError(what, one, "a function with a name", todo)
+        return partial(make, *args, **kwargs)
+
+
+def _made() -> Any:
+    return field(default=None, eq=False, repr=False, kw_only=True)
+
+
 # == 3. Types ======================================================================================
-# One row of `_KINDS` for each kind of type: how to recognise it, describe it in words and in JSON
-# schema, make a value from what a model wrote, and invent a value. Nothing is remembered between
-# calls, because types that compare equal may read differently: Literal["a", "b"] and ["b", "a"].
+# A type is seen as a shape: what kind it is, and its parts. Each function below has one case for
+# each kind. Nothing is remembered between calls, because types that compare equal may read
+# differently: Literal["a", "b"] and Literal["b", "a"].
+
+Shape = tuple[str, tuple[Any, ...]]
+"""One of scalar, choice, union, noted, media, row, list, dict, object; and what it is made of."""
+
+STRUCTURED = ("row", "list", "dict", "object")
+"""The kinds that are written as a JSON list or object."""
 
 
-@frozen
-class _Kind:
-    """A kind of type: five functions of the type."""
+def shape(tp: Any) -> Shape:
+    """Return what kind a type is of, and its parts.
 
-    fits: Callable[[Any], bool]
-    words: Callable[[Any, _Inside], str]
-    schema: Callable[[Any, _Defs], dict[str, Any]]
-    coerce: Callable[[Any, Any], Any]  # (type, JSON data) -> value, or ValueError
-    sample: Callable[[Any, _Inside], Any]
-    structured: bool = False  # written as a JSON list or object
+    Raises:
+        SignatureError: the type is not understood.
+
+    >>> shape(dict[str, int]), shape(Literal["a", "b"])
+    (('dict', (<class 'str'>, <class 'int'>)), ('choice', ('a', 'b')))
+    """
+    origin, args = typing.get_origin(tp) or tp, typing.get_args(tp)
+    if (isinstance(tp, type) or tp in (None, Any)) and tp in _SCALARS:
+        return "scalar", _SCALARS[tp]
+    if origin is Literal or isinstance(tp, EnumMeta):
+        return "choice", args or tuple(tp)
+    if origin in (Union, pytypes.UnionType):
+        return "union", args
+    if hasattr(tp, "__metadata__"):
+        return "noted", (tp.__origin__, *tp.__metadata__)
+    if isinstance(tp, type) and issubclass(tp, Media):
+        return "media", ()
+    if origin is tuple and tp is not tuple and args[1:] != (...,):
+        return "row", args
+    if origin in (list, tuple, set, frozenset):
+        return "list", args[:1] or (Any,)
+    if origin in (dict, Mapping, Record):
+        return "dict", args or (str, Any)
+    if (known := _attributes(tp)) is not None:
+        return "object", known
+    expected = "str, int, float, bool, Literal, an Enum, X | None, list, dict, a class"
+    raise SignatureError("unknown type", tp, expected, "use one of these")
 
 
-_Inside = tuple[
-    Any, ...
-]  # the classes around a type, so that one that holds itself comes to an end
-_Defs = dict[Any, dict[str, Any]]  # the schemas of the classes met so far
-
-
-def _kind(tp: Any) -> _Kind:
-    for kind in _KINDS:
-        if kind.fits(tp):
-            return kind
-    known = "str, int, float, bool, Literal, an Enum, X | None, list, dict, a class with attributes"
-    raise SignatureError("unknown type", tp, known, "use one of these")
-
-
-def words(tp: Any) -> str:
+def words(tp: Any, inside: tuple[Any, ...] = ()) -> str:
     """Describe a type in the few words that a prompt has room for.
+
+    Args:
+        tp: the type.
+        inside: the classes around it, so that one that holds itself comes to an end.
 
     Raises:
         SignatureError: the type, or a type inside it, is not understood.
@@ -644,11 +720,32 @@ def words(tp: Any) -> str:
     >>> words(Literal["billing", "bug"]), words(list[float | None])
     ('one of "billing", "bug"', 'list[float or null]')
     """
-    return _words(tp, ())
+    kind, parts = shape(tp)
+    if kind == "scalar":
+        return str(parts[0])
+    if kind == "choice":
+        return "one of " + ", ".join(_dump(jsonable(one)) for one in parts)
+    if kind == "media":
+        return str(tp.kind)
+    if kind == "noted":
+        notes = concat([one] if isinstance(one, str) else _limits(one) for one in parts[1:])
+        return f"{words(parts[0], inside)} ({', '.join(notes)})"
+    if kind == "object":
+        return _object_words(tp, parts, inside)
+    inner = [words(one, inside) for one in parts]
+    if kind == "union":
+        return " or ".join(inner)
+    return f"{'' if kind == 'row' else kind}[{', '.join(inner)}]"
 
 
-def _words(tp: Any, inside: _Inside) -> str:
-    return _kind(tp).words(tp, inside)
+def _object_words(tp: Any, parts: Iterable[_Attribute], inside: tuple[Any, ...]) -> str:
+    if tp in inside:
+        return str(tp.__name__)
+    known = [f"{a.name}: {words(a.type, (*inside, tp))}" + (f" ({a.desc})" * bool(a.desc))
+             for a in parts]  # fmt: skip
+    body = "{" + ", ".join(known) + "}"
+    recursive = re.search(rf"\b{tp.__name__}\b", body)
+    return f"{tp.__name__} {body}" if recursive else body
 
 
 def json_schema(tp: Any) -> dict[str, Any]:
@@ -663,13 +760,88 @@ def json_schema(tp: Any) -> dict[str, Any]:
     {'type': 'array', 'items': {'anyOf': [{'type': 'integer'}, {'type': 'null'}]}}
     """
     defs: _Defs = {}
-    made = _schema(tp, defs)
+    return _with_defs(_schema(tp, defs), defs)
+
+
+_Defs = dict[Any, dict[str, Any]]  # the schemas of the classes met so far
+
+
+def _with_defs(made: dict[str, Any], defs: _Defs) -> dict[str, Any]:
     named = {_def_name(one, defs): schema for one, schema in defs.items()}
     return {**made, "$defs": named} if defs else made
 
 
+def _fields_schema(fields: Iterable[Field | _Attribute], defs: _Defs) -> dict[str, Any]:
+    """The schema of an object with these attributes."""
+    notes = {one.name: {"description": one.desc} if one.desc else {} for one in fields}
+    return _closed({one.name: {**_schema(one.type, defs), **notes[one.name]} for one in fields})
+
+
+def _closed(properties: dict[str, Any]) -> dict[str, Any]:
+    rules = {"required": list(properties), "additionalProperties": False}
+    return {"type": "object", "properties": properties, **rules}
+
+
 def _schema(tp: Any, defs: _Defs) -> dict[str, Any]:
-    return _kind(tp).schema(tp, defs)
+    kind, parts = shape(tp)
+    if kind == "scalar":
+        return dict(parts[1])
+    if kind == "choice":
+        return _choice_schema([jsonable(choice) for choice in parts])
+    if kind == "media":
+        return {"type": "string"}
+    if kind == "noted":
+        return _schema(parts[0], defs)
+    if kind == "object":
+        if tp not in defs:
+            defs[tp] = {}  # it may hold itself
+            defs[tp] = _fields_schema(parts, defs)
+        return {"$ref": f"#/$defs/{_def_name(tp, defs)}"}
+    inner = [_schema(one, defs) for one in parts]
+    if kind == "union":
+        return {"anyOf": inner}
+    if kind == "list":
+        return {"type": "array", "items": inner[0]}
+    if kind == "dict":
+        return {"type": "array", "items": _closed({"key": inner[0], "value": inner[1]})}
+    items = {"anyOf": list(unique(inner, key=canonical))} if inner else {"type": "null"}
+    return {"type": "array", "items": items, "minItems": len(inner), "maxItems": len(inner)}
+
+
+def _choice_schema(values: list[Any]) -> dict[str, Any]:
+    names = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
+    kinds = list(dict.fromkeys(names[type(value)] for value in values))
+    return {"type": kinds if kinds[1:] else kinds[0], "enum": values}
+
+
+def _def_name(tp: Any, defs: _Defs) -> str:
+    """The name of a class; numbered where another class has it already."""
+    place = [one for one in defs if one.__name__ == tp.__name__].index(tp)
+    return f"{tp.__name__}{place + 1}" if place else str(tp.__name__)
+
+
+def sample(tp: Any, inside: tuple[Any, ...] = ()) -> Any:
+    """Invent a plain value of a type, always the same one; `inside` is as in `words`.
+
+    >>> sample(list[Literal["a", "b"]])
+    ['a']
+    """
+    kind, parts = shape(tp)
+    if kind == "scalar":
+        return parts[3]
+    if kind == "choice":
+        return jsonable(parts[0])
+    if kind == "media":
+        return f"data:{tp.kind}/x;base64,AA=="
+    if kind == "noted":
+        return sample(parts[0], inside)
+    if kind == "union":
+        return sample(next(one for one in parts if one not in inside), inside)
+    if kind == "object":
+        return {a.name: sample(a.type, (*inside, tp)) for a in parts}
+    if kind == "dict":
+        return {str(sample(parts[0], inside)): sample(parts[1], inside)}
+    return [] if kind == "list" and parts[0] in inside else [sample(p, inside) for p in parts]
 
 
 def coerce(tp: Any, data: Any) -> Any:
@@ -681,7 +853,8 @@ def coerce(tp: Any, data: Any) -> Any:
     >>> coerce(list[int], ["1,000", 2.0]), coerce(bool, "Yes"), coerce(list[int], 3)
     ([1000, 2], True, [3])
     """
-    return _kind(tp).coerce(tp, data)
+    kind, parts = shape(tp)
+    return parts[2](tp, data) if kind == "scalar" else _COERCE[kind](tp, parts, data)
 
 
 def read(tp: Any, text: str) -> Any:
@@ -698,8 +871,8 @@ def read(tp: Any, text: str) -> Any:
     if tp is Decimal:
         return coerce(tp, text)  # digit by digit: JSON would make a float of it
     # Prose is a value as it stands where a text is one of the alternatives.
-    free = tp is Any or (_is_union(tp) and str in typing.get_args(tp))
-    data = _data(text, lenient=not free)
+    kind, parts = shape(tp)
+    data = _data(text, lenient=not (tp is Any or (kind == "union" and str in parts)))
     try:
         value = coerce(tp, data)
     except ValueError:
@@ -729,28 +902,16 @@ def _reads_back(tp: Any, text: str) -> bool:
         return False
 
 
-def sample(tp: Any) -> Any:
-    """Invent a plain value of a type, always the same one.
-
-    >>> sample(list[Literal["a", "b"]])
-    ['a']
-    """
-    return _sample(tp, ())
-
-
-def _sample(tp: Any, inside: _Inside) -> Any:
-    return _kind(tp).sample(tp, inside)
-
-
 # -- From text to JSON data --
 
-# Punctuation, a string in double or single quotes, or a bare word.
+# Punctuation, a string in double or single quotes with its end if it has one, or a bare word.
 _TOKEN = re.compile(
-    r"""[\s]*+(?:([][{}():,])|"((?:[^"\\]|\\.)*+)"|'((?:[^'\\]|\\.)*+)'|([^][{}():,\s"']++))""",
+    r"""\s*+(?:([][{}():,])|"((?:[^"\\]|\\.)*+)("?)|'((?:[^'\\]|\\.)*+)('?)|([^][{}():,\s"']++))""",
     re.DOTALL,
 )
 _BARE = {"true": True, "false": False, "null": None, "none": None}
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
+_NOTHING = object()
 
 
 def _data(text: str, *, lenient: bool = True) -> Any:
@@ -766,49 +927,69 @@ def _data(text: str, *, lenient: bool = True) -> Any:
     if text.strip().lower() in _BARE:
         return _BARE[text.strip().lower()]
     for candidate in (*fenced, text) if lenient else ():
-        opening = re.search(r"[\[{]|\A\s*\(", candidate)
-        with suppress(ValueError, RecursionError):
-            if opening:
-                return _relaxed(candidate, opening.end() - 1)[0]
+        if opening := re.search(r"[\[{]|\A\s*\(", candidate):
+            value, _, whole = scan(candidate, opening.end() - 1)
+            if whole:
+                return value
     return text
 
 
-def _relaxed(text: str, start: int) -> tuple[Any, int]:
-    """Read one value that begins at `start`; return it and where it ends."""
+def scan(text: str, start: int = 0) -> tuple[Any, int, bool]:
+    """Read the JSON value, or what is meant as one, that begins at a place of a text.
+
+    Returns:
+        what is sure of the value by the end of the text, where it ends, and whether it is whole:
+        False where more must come, and where it is none.
+
+    >>> scan('{"a": [1, 2')
+    ({'a': [1]}, 9, False)
+    """
+    try:
+        return _scan(text, start)
+    except RecursionError:
+        return _NOTHING, start, False
+
+
+def _scan(text: str, start: int) -> tuple[Any, int, bool]:
     token = _TOKEN.match(text, start)
-    if token is None:
-        raise ValueError("the text ends too early")
-    mark, double, single, bare = token.groups()
+    if token is None or (token[1] and token[1] not in _CLOSING):
+        return _NOTHING, start, False
+    mark, double, ended, single, ended_too, bare = token.groups()
+    if bare is not None:  # at the very end it may go on
+        whole = token.end() < len(text)
+        return (_bare(bare), token.end(), True) if whole else (_NOTHING, start, False)
     if mark is None:
-        return (_bare(bare) if bare is not None else _string(double, single)), token.end()
-    if mark not in _CLOSING:
-        raise ValueError(f"{mark!r} where a value should be")
-    items, end = _relaxed_items(text, token.end(), _CLOSING[mark])
-    return (dict(items) if mark == "{" else items), end
+        whole = bool(ended or ended_too)
+        return _string(double, single, whole), token.end(), whole
+    read = list(entries(text, token.end(), _CLOSING[mark]))
+    parts = [(key, value) for key, _, value, _, _ in read if value is not _NOTHING]
+    _, _, value, end, whole = read[-1] if read else (None, 0, None, token.end(), False)
+    made = dict(parts) if mark == "{" else [value for _, value in parts]
+    return made, end, whole and value is _NOTHING
 
 
-def _relaxed_items(text: str, start: int, closing: str) -> tuple[list[Any], int]:
-    items: list[Any] = []
+def entries(text: str, start: int, closing: str) -> Iterator[tuple[Any, int, Any, int, bool]]:
+    """Read the parts of a list or an object, behind its opening bracket.
+
+    Yields:
+        for each part its key, where its value begins, the value, where it ends, and whether that is
+        whole; at last, where the closing bracket is there, a whole one without a value.
+    """
     while not (token := _TOKEN.match(text, start)) or token[1] != closing:
-        value, start = _relaxed(text, start)
+        key, begin = None, start
         if closing == "}":
-            start = _after(":", text, start)
-            content, start = _relaxed(text, start)
-            value = (value if isinstance(value, str) else _dump(value), content)
-        items.append(value)
+            key, end, whole = _scan(text, start)
+            colon = _TOKEN.match(text, end)
+            if not whole or not colon or colon[1] != ":":
+                return
+            key, begin = key if isinstance(key, str) else _dump(key), colon.end()
+        value, start, whole = _scan(text, begin)
+        yield key, begin, value, start, whole
         token = _TOKEN.match(text, start)
-        if token and token[1] == ",":
-            start = token.end()
-        elif not token or token[1] != closing:
-            raise ValueError(f"no comma and no {closing!r}")
-    return items, token.end()
-
-
-def _after(mark: str, text: str, start: int) -> int:
-    token = _TOKEN.match(text, start)
-    if not token or token[1] != mark:
-        raise ValueError(f"no {mark!r}")
-    return token.end()
+        if not whole or not token or token[1] not in (",", closing):
+            return
+        start = token.end() if token[1] == "," else start
+    yield None, token.start(), _NOTHING, token.end(), True
 
 
 def _bare(word: str) -> Any:
@@ -819,12 +1000,33 @@ def _bare(word: str) -> Any:
         return word
 
 
-def _string(double: str | None, single: str | None) -> str:
-    """The text of a string; one in single quotes is first written as JSON would."""
-    swap = {"\\'": "'", '"': '\\"'}
-    other = re.sub(r"\\.|\"", lambda match: swap.get(match[0], match[0]), single or "")
-    text: str = jsonlib.loads(f'"{other if double is None else double}"', strict=False)
-    return text
+def _string(double: str | None, single: str | None, ended: bool) -> str:
+    """The text of a string; one in single quotes is first written as JSON would.
+
+    Of one that is not ended, an escape or a pair of surrogates that is not whole is left out.
+    """
+    written = double
+    if written is None:
+        swap = {"\\'": "'", '"': '\\"'}
+        written = re.sub(r"\\.|\"", lambda match: swap.get(match[0], match[0]), single or "")
+    if "\\" not in written:
+        return written
+    sure = written if ended else _HALF.sub("", written)
+    try:
+        return str(jsonlib.loads(f'"{sure}"', strict=False))
+    except ValueError:  # an escape that JSON does not know stays as it is
+        return _ESCAPE.sub(_character, sure)
+
+
+_HALF = re.compile(r"\\u(?:[dD][89abAB]..(?:\\(?:u.{0,3})?)?|.{0,3})\Z", re.DOTALL)
+_ESCAPE = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|u....|.)", re.DOTALL)
+
+
+def _character(escape: re.Match[str]) -> str:
+    try:
+        return str(jsonlib.loads(f'"{escape[0]}"'))
+    except ValueError:
+        return escape[0]
 
 
 # -- From JSON data to values --
@@ -834,10 +1036,10 @@ def _not(expected: str, value: Any) -> ValueError:
     return ValueError(f"{cut(repr(value), 80)} is not {expected}")
 
 
-def _build(data: Any, make: Callable[..., T], *parts: Any, **named: Any) -> T:
+def _build(data: Any, make: Callable[..., T], *parts: Any) -> T:
     """Build a value; whatever a constructor, converter or validator raises, the data is refused."""
     try:
-        return make(*parts, **named)
+        return make(*parts)
     except Exception as error:
         raise ValueError(f"{cut(repr(data), 80)} is refused: {error}") from error
 
@@ -886,20 +1088,16 @@ def _to_moment(tp: Any, data: Any) -> Any:
     try:
         return tp.fromisoformat(data.strip())
     except (AttributeError, ValueError):
-        raise _not(_MOMENTS[tp], data) from None
+        raise _not(f"a {_SCALARS[tp][0]}", data) from None
 
 
-_MOMENTS = {date: "a date YYYY-MM-DD", datetime: "a time in ISO 8601", clock: "a time HH:MM:SS"}
-_FORMATS = {date: "date", datetime: "date-time", clock: "time"}
-_SAMPLES = {date: "2000-01-01", datetime: "2000-01-01T00:00:00", clock: "00:00:00"}
+_SAID = {"true": True, "yes": True, "false": False, "no": False}
 
 
 def _to_bool(tp: Any, data: Any) -> bool:
-    known = {"true": True, "yes": True, "false": False, "no": False}
-    if isinstance(data, bool):
-        return data
-    if isinstance(data, str) and data.strip().lower() in known:
-        return known[data.strip().lower()]
+    said = _SAID.get(data.strip().lower()) if isinstance(data, str) else data
+    if isinstance(said, bool):
+        return said
     raise _not("true or false", data)
 
 
@@ -909,161 +1107,135 @@ def _to_none(tp: Any, data: Any) -> None:
 
 
 def _to_text(tp: Any, data: Any) -> str:
-    if isinstance(data, str):
-        return data
-    if isinstance(data, (bool, int, float)):
-        return _dump(data)
+    if isinstance(data, (str, bool, int, float)):
+        return data if isinstance(data, str) else _dump(data)
     raise _not("a text", data)
 
 
-def _to_any(tp: Any, data: Any) -> Any:
-    return data
+_ANYTHING = {"anyOf": [{"type": kind} for kind in ("string", "number", "boolean", "null")]}
+
+# Of each type without parts: its words, its schema, (type, data) -> value, and a sample.
+_SCALARS: dict[Any, tuple[str, dict[str, Any], Callable[[Any, Any], Any], Any]] = {
+    str: ("str", {"type": "string"}, _to_text, "text"),
+    int: ("int", {"type": "integer"}, _to_number, 1),
+    float: ("float", {"type": "number"}, _to_number, 1.0),
+    bool: ("true or false", {"type": "boolean"}, _to_bool, True),
+    None: ("null", {"type": "null"}, _to_none, None),
+    type(None): ("null", {"type": "null"}, _to_none, None),
+    Decimal: ("decimal number", {"type": "string"}, _to_decimal, "1"),
+    date: ("date YYYY-MM-DD", {"type": "string", "format": "date"}, _to_moment, "2000-01-01"),
+    datetime: (
+        "time in ISO 8601",
+        {"type": "string", "format": "date-time"},
+        _to_moment,
+        "2000-01-01T00:00:00",
+    ),
+    clock: ("time HH:MM:SS", {"type": "string", "format": "time"}, _to_moment, "00:00:00"),
+    Any: ("any", _ANYTHING, lambda tp, data: data, "text"),
+}
 
 
-def _choices(tp: Any) -> tuple[Any, ...]:
-    return tuple(tp) if isinstance(tp, enum.EnumMeta) else typing.get_args(tp)
-
-
-def _choice_words(tp: Any, inside: _Inside) -> str:
-    return "one of " + ", ".join(_dump(jsonable(choice)) for choice in _choices(tp))
-
-
-def _choice_schema(tp: Any, defs: _Defs) -> dict[str, Any]:
-    values = [jsonable(choice) for choice in _choices(tp)]
-    names = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
-    kinds = list(dict.fromkeys(names[type(value)] for value in values))
-    return {"type": kinds if kinds[1:] else kinds[0], "enum": values}
-
-
-def _to_choice(tp: Any, data: Any) -> Any:
+def _to_choice(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
     """Find the choice whose value is the data, or failing that, reads like it."""
     text = canonical(data, other=repr)
-    exact = [choice for choice in _choices(tp) if canonical(choice) == text]
-    alike = [choice for choice in _choices(tp) if _loose(data) in map(_loose, _names(choice))]
+    exact = [choice for choice in parts if canonical(choice) == text]
+    alike = [choice for choice in parts if _loose(data) in map(_loose, _names(choice))]
     if not exact and (len(alike) != 1 or not isinstance(data, str)):
-        raise _not(_choice_words(tp, ()), data)
+        raise _not(words(tp), data)
     return first(exact or alike)
 
 
 def _names(choice: Any) -> list[Any]:
-    return [jsonable(choice), *([choice.name] if isinstance(choice, enum.Enum) else [])]
+    return [jsonable(choice), *([choice.name] if isinstance(choice, Enum) else [])]
 
 
 def _loose(text: Any) -> str:
     return str(text).strip(" \t\n\"'`.").casefold()
 
 
-def _is_union(tp: Any) -> bool:
-    return typing.get_origin(tp) in (Union, pytypes.UnionType)
-
-
-def _to_union(tp: Any, data: Any) -> Any:
+def _to_union(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
     """Take the first alternative that gives the data back as it is, else the first that takes it.
 
     Text comes last. So the shape of the data is what tells alternatives apart.
     """
-    if type(data) in typing.get_args(tp):
+    if type(data) in parts:
         return data
     made = []
-    for alternative in sorted(typing.get_args(tp), key=lambda one: one is str):
+    for alternative in sorted(parts, key=lambda one: one is str):
         with suppress(ValueError):
             made.append(coerce(alternative, data))
     if not made:
         raise _not(words(tp), data)
     text = canonical(data, other=repr)
-    exact = (value for value in made if canonical(value, other=repr) == text)
-    return next(exact, made[0])
+    return next((value for value in made if canonical(value, other=repr) == text), made[0])
 
 
-def _item(tp: Any) -> Any:
-    return first(typing.get_args(tp) or (Any,))
+def _to_noted(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
+    """Coerce, then ask the attrs validators in the annotation."""
+    value = coerce(parts[0], data)
+    for check in filter(callable, parts[1:]):
+        _build(data, check, None, _Attribute("value", parts[0]), value)
+    return value
 
 
-def _list_words(tp: Any, inside: _Inside) -> str:
-    return f"list[{_words(_item(tp), inside)}]"
+def _to_media(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
+    if isinstance(data, tp):
+        return data
+    given = {"url": data} if isinstance(data, str) else data
+    if not isinstance(given, Mapping) or not (url := given.get(tp.kind, given.get("url"))):
+        raise _not(f"the URL or data URI of {tp.kind}", data)
+    return tp(url, given.get("name", ""))
 
 
-def _list_schema(tp: Any, defs: _Defs) -> dict[str, Any]:
-    return {"type": "array", "items": _schema(_item(tp), defs)}
-
-
-def _to_items(tp: Any, data: Any) -> Any:
-    """Make a list, tuple or set; a single item stands for a list of one."""
-    if not isinstance(data, (list, tuple, set, frozenset)):
-        if data is None or (isinstance(data, str) and data.lstrip()[:1] in ("", *"[{`")):
-            raise _not(f"a JSON list, {words(tp)}", data)
-        data = [data]
-    items = [_at(f"[{index}]", _item(tp), item) for index, item in enumerate(data)]
-    kind: Any = _origin(tp)
-    return items if kind is list else _build(data, kind, items)
-
-
-def _row_words(tp: Any, inside: _Inside) -> str:
-    return f"[{', '.join(_words(part, inside) for part in typing.get_args(tp))}]"
-
-
-def _row_schema(tp: Any, defs: _Defs) -> dict[str, Any]:
-    parts = [_schema(part, defs) for part in typing.get_args(tp)]
-    items = {"anyOf": list(unique(parts, key=canonical))} if parts else {"type": "null"}
-    return {"type": "array", "items": items, "minItems": len(parts), "maxItems": len(parts)}
-
-
-def _to_row(tp: Any, data: Any) -> tuple[Any, ...]:
-    parts = typing.get_args(tp)
+def _to_row(tp: Any, parts: tuple[Any, ...], data: Any) -> tuple[Any, ...]:
     if not isinstance(data, (list, tuple)) or len(data) != len(parts):
         raise _not(f"a JSON list of {len(parts)}, {words(tp)}", data)
     return tuple(_at(f"[{n}]", *pair) for n, pair in enumerate(zip(parts, data, strict=True)))
 
 
-def _sample_row(tp: Any, inside: _Inside) -> list[Any]:
-    return [_sample(part, inside) for part in typing.get_args(tp)]
+def _to_items(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
+    """Make a list, tuple or set; a single item stands for a list of one."""
+    if not isinstance(data, (list, tuple, set, frozenset)):
+        if data is None or (isinstance(data, str) and data.lstrip()[:1] in ("", *"[{`")):
+            raise _not(f"a JSON list, {words(tp)}", data)
+        data = [data]
+    items = [_at(f"[{index}]", parts[0], item) for index, item in enumerate(data)]
+    kind: Any = typing.get_origin(tp) or tp
+    return items if kind is list else _build(data, kind, items)
 
 
-def _pair(tp: Any) -> tuple[Any, Any]:
-    return typing.get_args(tp) or (str, Any)
-
-
-def _dict_words(tp: Any, inside: _Inside) -> str:
-    return f"dict[{', '.join(_words(part, inside) for part in _pair(tp))}]"
-
-
-def _dict_schema(tp: Any, defs: _Defs) -> dict[str, Any]:
-    key, value = (_schema(part, defs) for part in _pair(tp))
-    return {"type": "array", "items": _closed({"key": key, "value": value})}
-
-
-def _closed(properties: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-
-
-def _sample_dict(tp: Any, inside: _Inside) -> dict[str, Any]:
-    key, value = (_sample(part, inside) for part in _pair(tp))
-    return {str(key): value}
-
-
-def _to_dict(tp: Any, data: Any) -> dict[Any, Any]:
-    key, value = _pair(tp)
+def _to_dict(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
     if isinstance(data, list) and all(
         isinstance(one, dict) and one.keys() == {"key", "value"} for one in data
     ):
-        data = {_hashable(one["key"]): one["value"] for one in data}  # as the schema asks for it
+        # As the schema asks for it; a key that cannot be one is its text.
+        keys = [k if isinstance(k, (str, int, float)) else _dump(k) for k in pluck("key", data)]
+        data = dict(zip(keys, pluck("value", data), strict=True))
     if not isinstance(data, Mapping):
         raise _not(f"a JSON object, {words(tp)}", data)
-    pairs = [(_at("a key", key, k), _at(f"{k!r}", value, one)) for k, one in data.items()]
-    return _build(data, dict, pairs)
+    pairs = [(_at("a key", parts[0], k), _at(f"{k!r}", parts[1], v)) for k, v in data.items()]
+    return _build(data, Record if tp is Record else dict, pairs)
 
 
-def _hashable(key: Any) -> Any:
-    return key if isinstance(key, (str, int, float, bool)) else _dump(key)
+def _to_object(tp: Any, parts: tuple[_Attribute, ...], data: Any) -> Any:
+    if not typing.is_typeddict(tp) and isinstance(data, tp):
+        return data
+    if not isinstance(data, Mapping):
+        raise _not(f"a JSON object, {words(tp)}", data)
+    missing = [a.name for a in parts if a.required and a.name not in data]
+    if missing:
+        raise ValueError(f"{cut(repr(data), 80)} has no {missing[0]!r}; expected {words(tp)}")
+    given = {a.name: _at(a.name, a.type, data[a.name]) for a in parts if a.name in data}
+    return _build(data, partial(tp, **given))
 
 
-def _to_record(tp: Any, data: Any) -> Record:
-    return Record(_to_dict(dict, data))
+_COERCE: dict[str, Callable[[Any, tuple[Any, ...], Any], Any]] = {
+    "choice": _to_choice, "union": _to_union, "noted": _to_noted, "media": _to_media,
+    "row": _to_row, "list": _to_items, "dict": _to_dict, "object": _to_object,
+}  # fmt: skip
+
+
+# -- The attributes of classes --
 
 
 @frozen
@@ -1078,14 +1250,10 @@ class _Attribute:
 
 def _attributes(tp: Any) -> tuple[_Attribute, ...] | None:
     """The attributes that a class is made from; None for a type that is no such class."""
-    if not isinstance(tp, type):
-        return None
-    read_one = next((make for fits, make in _CLASSES if fits(tp)), None)
-    return (
-        None
-        if read_one is None
-        else tuple(read_one(tp, typing.get_type_hints(tp, include_extras=True)))
-    )
+    for fits, read_one in _CLASSES if isinstance(tp, type) else ():
+        if fits(tp):
+            return tuple(read_one(tp, typing.get_type_hints(tp, include_extras=True)))
+    return None
 
 
 def _attrs_class(tp: Any, hints: Mapping[str, Any]) -> Iterator[_Attribute]:
@@ -1118,17 +1286,19 @@ def _limits(validator: Any) -> list[str]:
 
 
 def _data_class(tp: Any, hints: Mapping[str, Any]) -> Iterator[_Attribute]:
-    missing = dataclasses.MISSING
-    for a in dataclasses.fields(tp):
+    from dataclasses import MISSING, fields
+
+    for a in fields(tp):
         if a.init:
-            required = a.default is missing and a.default_factory is missing
+            required = a.default is MISSING and a.default_factory is MISSING
             yield _Attribute(a.name, hints[a.name], required, str(a.metadata.get("desc", "")))
 
 
 def _typed_dict(tp: Any, hints: Mapping[str, Any]) -> Iterator[_Attribute]:
     for name, kind in hints.items():
         outer = typing.get_origin(kind) in (typing.Required, typing.NotRequired)
-        yield _Attribute(name, _item(kind) if outer else kind, name in tp.__required_keys__)
+        inner = typing.get_args(kind)[0] if outer else kind
+        yield _Attribute(name, inner, name in tp.__required_keys__)
 
 
 def _named_tuple(tp: Any, hints: Mapping[str, Any]) -> Iterator[_Attribute]:
@@ -1144,188 +1314,14 @@ def _pydantic_model(tp: Any, hints: Mapping[str, Any]) -> Iterator[_Attribute]:
 
 _CLASSES: tuple[tuple[Callable[[Any], bool], Callable[..., Iterator[_Attribute]]], ...] = (
     (attrs.has, _attrs_class),
-    (dataclasses.is_dataclass, _data_class),
+    (lambda tp: hasattr(tp, "__dataclass_fields__"), _data_class),
     (typing.is_typeddict, _typed_dict),
     (lambda tp: issubclass(tp, tuple) and hasattr(tp, "_fields"), _named_tuple),
     (lambda tp: hasattr(tp, "model_fields") and hasattr(tp, "model_validate"), _pydantic_model),
 )
 
 
-def _object_words(tp: Any, inside: _Inside) -> str:
-    if tp in inside:
-        return str(tp.__name__)
-    parts = [_attribute_words(one, (*inside, tp)) for one in _attributes(tp) or ()]
-    body = "{" + ", ".join(parts) + "}"
-    recursive = re.search(rf"\b{tp.__name__}\b", body)
-    return f"{tp.__name__} {body}" if recursive else body
-
-
-def _attribute_words(one: _Attribute, inside: _Inside) -> str:
-    desc = f" ({one.desc})" if one.desc else ""
-    return f"{one.name}: {_words(one.type, inside)}{desc}"
-
-
-def _object_schema(tp: Any, defs: _Defs) -> dict[str, Any]:
-    if tp not in defs:
-        defs[tp] = {}  # it may hold itself
-        properties = {}
-        for one in _attributes(tp) or ():
-            note = {"description": one.desc} if one.desc else {}
-            properties[one.name] = {**_schema(one.type, defs), **note}
-        defs[tp] = _closed(properties)
-    return {"$ref": f"#/$defs/{_def_name(tp, defs)}"}
-
-
-def _def_name(tp: Any, defs: _Defs) -> str:
-    """The name of a class; numbered where another class has it already."""
-    alike = [one for one in defs if one.__name__ == tp.__name__]
-    place = alike.index(tp)
-    return f"{tp.__name__}{place + 1}" if place else str(tp.__name__)
-
-
-def _to_object(tp: Any, data: Any) -> Any:
-    if not typing.is_typeddict(tp) and isinstance(data, tp):
-        return data
-    if not isinstance(data, Mapping):
-        raise _not(f"a JSON object, {words(tp)}", data)
-    known = _attributes(tp) or ()
-    missing = [a.name for a in known if a.required and a.name not in data]
-    if missing:
-        raise ValueError(f"{cut(repr(data), 80)} has no {missing[0]!r}; expected {words(tp)}")
-    given = {a.name: _at(a.name, a.type, data[a.name]) for a in known if a.name in data}
-    return _build(data, tp, **given)
-
-
-def _sample_object(tp: Any, inside: _Inside) -> dict[str, Any]:
-    return {a.name: _sample(a.type, (*inside, tp)) for a in _attributes(tp) or ()}
-
-
-def _noted_words(tp: Any, inside: _Inside) -> str:
-    notes = concat([one] if isinstance(one, str) else _limits(one) for one in tp.__metadata__)
-    return f"{_words(tp.__origin__, inside)} ({', '.join(notes)})"
-
-
-def _to_noted(tp: Any, data: Any) -> Any:
-    """Coerce, then ask the attrs validators in the annotation."""
-    value = coerce(tp.__origin__, data)
-    checks: list[Any] = list(filter(callable, tp.__metadata__))
-    for check in checks:
-        _build(data, check, None, _Attribute("value", tp.__origin__), value)
-    return value
-
-
-def _origin(tp: Any) -> Any:
-    return typing.get_origin(tp) or tp
-
-
-def _is_media(tp: Any) -> bool:
-    return isinstance(tp, type) and issubclass(tp, Media)
-
-
-def _to_media(tp: Any, data: Any) -> Any:
-    if isinstance(data, tp):
-        return data
-    given = {"url": data} if isinstance(data, str) else data
-    if not isinstance(given, Mapping) or not (url := given.get(tp.kind, given.get("url"))):
-        raise _not(f"the URL or data URI of {tp.kind}", data)
-    return tp(url, given.get("name", ""))
-
-
-def _is(*types: Any) -> Callable[[Any], bool]:
-    return lambda tp: any(tp is one for one in types)
-
-
-def _made_of(*origins: Any) -> Callable[[Any], bool]:
-    return lambda tp: any(_origin(tp) is one for one in origins)
-
-
-def _is_row(tp: Any) -> bool:
-    return typing.get_origin(tp) is tuple and typing.get_args(tp)[1:] != (...,)
-
-
-def _scalar(tp: Any, name: str, kind: str, coerce: Callable[[Any, Any], Any], value: Any) -> _Kind:
-    """A kind of a single type that has no parts."""
-    return _Kind(_is(tp), lambda *_: name, lambda *_: {"type": kind}, coerce, lambda *_: value)
-
-
-def _moment(tp: Any) -> _Kind:
-    schema = {"type": "string", "format": _FORMATS[tp]}
-    name = _MOMENTS[tp].partition(" ")[2]
-    return _Kind(_is(tp), lambda *_: name, lambda *_: schema, _to_moment, lambda *_: _SAMPLES[tp])
-
-
-_SCALARS = {"anyOf": [{"type": kind} for kind in ("string", "number", "boolean", "null")]}
-
-_KINDS = (
-    _scalar(str, "str", "string", _to_text, "text"),
-    _scalar(int, "int", "integer", _to_number, 1),
-    _scalar(float, "float", "number", _to_number, 1.0),
-    _scalar(bool, "true or false", "boolean", _to_bool, True),
-    _scalar(None, "null", "null", _to_none, None),
-    _scalar(type(None), "null", "null", _to_none, None),
-    _scalar(Decimal, "decimal number", "string", _to_decimal, "1"),
-    *map(_moment, _MOMENTS),
-    _Kind(_is(Any), lambda *_: "any", lambda *_: _SCALARS, _to_any, lambda *_: "text"),
-    _Kind(
-        lambda tp: _origin(tp) is Literal or isinstance(tp, enum.EnumMeta),
-        _choice_words,
-        _choice_schema,
-        _to_choice,
-        lambda tp, inside: jsonable(_choices(tp)[0]),
-    ),
-    _Kind(
-        _is_union,
-        lambda tp, inside: " or ".join(_words(one, inside) for one in typing.get_args(tp)),
-        lambda tp, defs: {"anyOf": [_schema(one, defs) for one in typing.get_args(tp)]},
-        _to_union,
-        lambda tp, inside: _sample(
-            next(one for one in typing.get_args(tp) if one not in inside), inside
-        ),
-    ),
-    _Kind(
-        lambda tp: hasattr(tp, "__metadata__"),
-        _noted_words,
-        lambda tp, defs: _schema(tp.__origin__, defs),
-        _to_noted,
-        lambda tp, inside: _sample(tp.__origin__, inside),
-    ),
-    _Kind(
-        _is_media,
-        lambda tp, inside: str(tp.kind),
-        lambda *_: {"type": "string"},
-        _to_media,
-        lambda tp, inside: f"data:{tp.kind}/x;base64,AA==",
-    ),
-    _Kind(_is_row, _row_words, _row_schema, _to_row, _sample_row, structured=True),
-    _Kind(
-        _made_of(list, tuple, set, frozenset),
-        _list_words,
-        _list_schema,
-        _to_items,
-        lambda tp, inside: [] if _item(tp) in inside else [_sample(_item(tp), inside)],
-        structured=True,
-    ),
-    _Kind(
-        _made_of(dict, Mapping), _dict_words, _dict_schema, _to_dict, _sample_dict, structured=True
-    ),
-    _Kind(_is(Record), _dict_words, _dict_schema, _to_record, _sample_dict, structured=True),
-    _Kind(
-        lambda tp: _attributes(tp) is not None,
-        _object_words,
-        _object_schema,
-        _to_object,
-        _sample_object,
-        structured=True,
-    ),
-)
-
-
 # == 4. Signatures =================================================================================
-
-
-def _check_name(name: str) -> None:
-    if not (isinstance(name, str) and name.isidentifier()):
-        raise SignatureError("a bad field name", name, "a Python identifier", "rename the field")
 
 
 @frozen
@@ -1342,12 +1338,18 @@ class Field:
     Field(name='age', type=<class 'int'>, desc='in years')
     """
 
-    name: str = field(validator=lambda self, attribute, name: _check_name(name))
+    name: str = field()
     type: Any = str
     desc: str = ""
     default: Any = field(factory=lambda: attrs.NOTHING, repr=False)
     words: str = field(init=False, eq=False, repr=False)
     holds_media: bool = field(init=False, eq=False, repr=False)
+
+    @name.validator
+    def _check(self, attribute: Any, name: Any) -> None:
+        if not (isinstance(name, str) and name.isidentifier()):
+            known = "a Python identifier"
+            raise SignatureError("a bad field name", name, known, "rename the field")
 
     @words.default
     def _words(self) -> str:
@@ -1404,33 +1406,30 @@ class Signature:
 
     def with_field(self, name: str, **changes: Any) -> Signature:
         """Return the signature with changes (`type`, `desc`, `default`, `name`) to one field."""
-        self._check(name)
-        return self._map(lambda side: (evolve(f, **changes) if f.name == name else f for f in side))
+        return self._map(name, lambda one: [evolve(one, **changes)])
 
     def without(self, name: str) -> Signature:
         """Return the signature without a field."""
-        self._check(name)
-        return self._map(lambda side: (f for f in side if f.name != name))
+        return self._map(name, lambda one: [])
 
     def prepend(self, new: Field, *, to: Literal["inputs", "outputs"] = "outputs") -> Signature:
         """Return the signature with a new first input or output."""
-        return self._set(to, (new, *getattr(self, to)))
+        changes: dict[str, Any] = {to: (new, *getattr(self, to))}
+        return evolve(self, **changes)
 
     def append(self, new: Field, *, to: Literal["inputs", "outputs"] = "outputs") -> Signature:
         """Return the signature with a new last input or output."""
-        return self._set(to, (*getattr(self, to), new))
-
-    def _set(self, side: str, fields: tuple[Field, ...]) -> Signature:
-        changes: dict[str, Any] = {side: fields}
+        changes: dict[str, Any] = {to: (*getattr(self, to), new)}
         return evolve(self, **changes)
 
-    def _map(self, edit: Callable[[tuple[Field, ...]], Iterable[Field]]) -> Signature:
-        return evolve(self, inputs=edit(self.inputs), outputs=edit(self.outputs))
-
-    def _check(self, name: str) -> None:
+    def _map(self, name: str, edit: Callable[[Field], list[Field]]) -> Signature:
         known = [one.name for one in self.inputs + self.outputs]
         if name not in known:
             raise SignatureError("no such field", name, f"one of {', '.join(known)}", "correct it")
+        sides = (
+            [edit(f) if f.name == name else [f] for f in s] for s in (self.inputs, self.outputs)
+        )
+        return evolve(self, **dict(zip(("inputs", "outputs"), map(concat, sides), strict=True)))
 
 
 def signature(
@@ -1444,7 +1443,7 @@ def signature(
     Args:
         task: "input, other: type -> output: type" (a field without a type is a `str`); or a
             function, whose parameters are the inputs, whose docstring is the instructions, and
-            whose return type is the output, named as the function; a returned attrs class gives one
+            whose return type is the output, named as the function; a returned class gives one
             output per attribute.
         instructions: what to do; without them a text asks for its outputs in one sentence.
         types: your own types, by the names they have in the text; known without it are Python's
@@ -1553,7 +1552,7 @@ def _inspect_function(function: Callable[..., Any], types: Mapping[str, Any]) ->
         todo = f"pass types= for names it cannot see ({error})"
         raise SignatureError("a wrong annotation", name, "types", todo) from error
     result = hints.get("return", str)
-    parts = None if isinstance(result, enum.EnumMeta) else _attributes(result)
+    parts = None if isinstance(result, EnumMeta) else _attributes(result)
     outputs = [Field(one.name, one.type, one.desc) for one in parts or [_Attribute(name, result)]]
     return Signature(inputs, outputs, inspect.getdoc(function) or "")
 
@@ -1625,6 +1624,8 @@ class Media:
             DataError: the type cannot be guessed, or the file is too large.
             OSError: the file cannot be read.
         """
+        import mimetypes
+
         file = Path(path)
         guessed = media_type or mimetypes.guess_type(file.name)[0]
         if guessed is None:
@@ -1759,7 +1760,10 @@ class Tool:
         fields = [evolve(f, desc=texts.get(f.name, "")) for f in _tool_fields(function)]
         inner = getattr(function, "func", function)  # of a partial
         called = name or getattr(inner, "__name__", type(inner).__name__)
-        return cls(called, desc or about, _arguments_schema(fields), tuple(fields), function)
+        defs: _Defs = {}
+        required = {"required": [one.name for one in fields if one.required]}
+        schema = _with_defs({**_fields_schema(fields, defs), **required}, defs)
+        return cls(called, desc or about, schema, tuple(fields), function)
 
     @classmethod
     def from_mcp(cls, description: Any, call: Callable[[str, dict[str, Any]], Any]) -> Tool:
@@ -1825,17 +1829,6 @@ def _tool_fields(function: Callable[..., Any]) -> list[Field]:
         raise SignatureError("a wrong annotation", repr(function), known, str(error)) from error
     any_of = {name: hints.get(name, Any) for name in inspect.signature(function).parameters}
     return _parameters(function, any_of)
-
-
-def _arguments_schema(fields: Iterable[Field]) -> dict[str, Any]:
-    defs: _Defs = {}
-    made = {}
-    for one in fields:
-        note = {"description": one.desc} if one.desc else {}
-        made[one.name] = {**_schema(one.type, defs), **note}
-    required = [one.name for one in fields if one.required]
-    named = {_def_name(one, defs): schema for one, schema in defs.items()}
-    return {**_closed(made), "required": required, **({"$defs": named} if defs else {})}
 
 
 def _call_mcp(call: Callable[[str, dict[str, Any]], Any], name: str, /, **arguments: Any) -> Any:
@@ -1978,13 +1971,24 @@ LM = Callable[[Request], Response]
 
 # == 6. Adapters ===================================================================================
 
-Reading = Generator[list[tuple[str, str]], "str | None", None]
-"""How a reply is read as it arrives: sent a piece of it, or None at its end, it gives what is sure
-by then, as (field, text) pairs. However the reply is cut, the texts of a field join to the same."""
+
+@frozen
+class Part:
+    """What a reply, or the beginning of one, holds of a field.
+
+    Attributes:
+        text: as far as it is sure, without the markers of the format.
+        closed: whether nothing can be added to it any more.
+        data: what its value is read from.
+    """
+
+    text: str
+    closed: bool
+    data: Any
 
 
 @frozen
-class Adapter:
+class Adapter(Made):
     """How a signature becomes messages, and how a reply becomes fields again.
 
     Attributes:
@@ -1996,7 +2000,8 @@ class Adapter:
             It may also return a flow, whose effects then stand in the trace.
         schema: signature -> the JSON schema of a reply, for providers that can be held to one.
         calls: how many LM calls one answer takes.
-        stream: signature -> the reading of a reply as it arrives.
+        fields: (signature, text, more) -> what the text holds, a `Part` by field: the one reading
+            of a reply; where more may come, of its beginning. A part that is not closed only grows.
     """
 
     name: str
@@ -2006,7 +2011,10 @@ class Adapter:
     parse: Callable[[Signature, Response], Any] = field(repr=False)
     schema: Callable[[Signature], dict[str, Any]] | None = field(default=None, repr=False)
     calls: int = 1
-    stream: Callable[[Signature], Reading] | None = field(default=None, repr=False)
+    fields: Callable[[Signature, str, bool], Mapping[str, Part]] | None = field(
+        default=None, repr=False
+    )
+    made: Any = _made()
 
 
 def render_outputs(adapter: Adapter, task: Signature, values: Mapping[str, Any]) -> str:
@@ -2022,53 +2030,175 @@ def render_outputs(adapter: Adapter, task: Signature, values: Mapping[str, Any])
     return next(one.text for one in reversed(messages) if one.role == "assistant")
 
 
-@frozen(eq=False)
+@frozen(eq=False, kw_only=True)
 class _Format:
-    """What tells one adapter from another; equal to nothing but itself."""
+    """A format is a row: what tells one from another. It is equal to nothing but itself."""
 
     name: str
-    structure: Callable[[Signature], str]  # how a reply is laid out, for the system message
-    inputs: Callable[[Sequence[Field], Mapping[str, Any]], list[str]]
-    reply: Callable[[Signature, Mapping[str, Any]], str]
-    ending: Callable[[Signature], str]  # the last line of what is asked
-    split: Callable[[Signature, str], Mapping[str, Any]]  # a reply into what each field holds
-    read: Callable[[Any, Any], Any]  # (type, what the field holds) -> value
-    whole: Callable[[Signature, str], bool]  # whether a reply that was cut off is complete
-    lex: Callable[[Signature], Lexer]  # a reply as it arrives into markers and text
-    note: str = ""  # behind the type of an output that is a list or an object
+    start: str  # of the structure in the system message
+    ending: str  # the last line of what is asked
+    opens: str  # a field, given its label
+    closes: str  # a field, where a marker does; else the next one that opens ends it
+    joint: str  # between two fields
+    mark: str  # pattern of a marker: its label as `name`, and, if it closes, something as `shut`
+    look: str = ""  # pattern of what looks like one; without it, & < > are escaped
+    hint: str = ""  # what every text that looks like one holds
+    end: str = ""  # of a reply
+    shown: tuple[str, ...] = ("outputs",)  # sides of the signature in the structure
+    nice: bool = False  # labels are what a person would write
+    note: str = ", as JSON"  # behind the type of an output that is a list or an object
+    structure: Callable[[_Format, Signature], str]
+    reply: Callable[[_Format, Signature, Mapping[str, Any]], str]
+    fields: Callable[[_Format, Signature, str, bool], dict[str, Part]]
+    read: Callable[[Any, Any], Any]  # (type, data of a part) -> value
 
 
-_PARTIAL = "This example is not complete: some of its fields are unknown."
+# -- marked formats: each field between markers, a text or JSON --
+
+
+def _labels(form: _Format, fields: Sequence[Field]) -> dict[str, str]:
+    """What stands for each field; its bare name where two would be the same."""
+    names = [one.name for one in fields]
+    nice = [name.replace("_", " ").strip() or name for name in names] if form.nice else names
+    shown = [text[:1].upper() + text[1:] for text in nice] if form.nice else names
+    return dict(zip(names, shown if len(set(shown)) == len(shown) else names, strict=True))
+
+
+def _pattern(text: str, labels: Iterable[str]) -> re.Pattern[str]:
+    longest_first = sorted(labels, key=len, reverse=True)
+    return re.compile(text.replace("NAMES", "|".join(map(re.escape, longest_first))), re.MULTILINE)
+
+
+def _mark(form: _Format, fields: Sequence[Field], texts: Mapping[str, str]) -> list[str]:
+    """Write texts between their markers; what looks like a marker in one of them is escaped."""
+    labels = _labels(form, fields)
+    return [
+        form.opens.format(labels[name])
+        + _escaped(form, labels.values(), text)
+        + form.closes.format(labels[name])
+        for name, text in texts.items()
+    ]
+
+
+def _escaped(form: _Format, labels: Iterable[str], text: str) -> str:
+    if not form.look:
+        return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    if form.hint not in text:
+        return text
+    return _pattern(rf"^([ \t]*+)(\\*{form.look})", labels).sub(r"\1\\\2", text)
+
+
+def _unescaped(form: _Format, labels: Iterable[str], text: str) -> str:
+    if not form.look:
+        from html import unescape
+
+        return unescape(text) if "&" in text else text
+    if "\\" not in text:
+        return text
+    return _pattern(rf"^([ \t]*+)\\(\\*{form.look})", labels).sub(r"\1\2", text)
+
+
+def _written(fields: Sequence[Field], values: Mapping[str, Any]) -> dict[str, str]:
+    return {one.name: write(one.type, values[one.name]) for one in fields if one.name in values}
+
+
 _UNKNOWN = "(unknown)"
 
 
-def _field_lines(
-    title: str, fields: Sequence[Field], texts: Mapping[str, str], note: str
-) -> list[str]:
-    return [title, *(_field_line(n, one, texts, note) for n, one in enumerate(fields, start=1))]
+def _reply(form: _Format, task: Signature, values: Mapping[str, Any]) -> str:
+    texts = dict.fromkeys([one.name for one in task.outputs], _UNKNOWN)
+    marked = _mark(form, task.outputs, texts | _written(task.outputs, values))
+    return form.joint.join([*marked, form.end] if form.end else marked)
 
 
-def _field_line(index: int, one: Field, texts: Mapping[str, str], note: str) -> str:
-    desc = texts.get(one.name, one.desc)
-    shown = one.words + (note if _kind(one.type).structured else "")
-    return f"{index}. `{one.name}` ({shown})" + (f": {desc}" if desc else "")
+def _structure(form: _Format, task: Signature) -> str:
+    fields = list(concat(getattr(task, side) for side in form.shown))
+    layout = _mark(form, fields, {one.name: f"{{{one.name}}}" for one in fields})
+    shown = form.joint.join([*layout, form.end] if form.end else layout)
+    return "\n\n".join(filter(None, [form.start, shown]))
+
+
+def _pieces(mark: re.Pattern[str], text: str) -> Iterator[tuple[str, str, bool]]:
+    """The text behind each marker that opens: its label, the text, and whether a marker ends it.
+
+    Where markers close, the same label inside is text, as is whatever stands inside another one.
+    """
+    opened, depth, closing = None, 0, "shut" in mark.groupindex
+    for match in mark.finditer(text):
+        shuts = closing and bool(match["shut"])
+        if opened and (not closing or match["name"] == opened["name"]):
+            depth += 1 if closing and not shuts else -1
+            if depth == 0:
+                yield opened["name"], text[opened.end() : match.start()], True
+                opened = None
+        if opened is None and not shuts:
+            opened, depth = match, 1
+    if opened:
+        yield opened["name"], text[opened.end() :], False
+
+
+def _fields(form: _Format, task: Signature, text: str, more: bool) -> dict[str, Part]:
+    """Read a reply; of two fields that are equal, the first."""
+    labels = _labels(form, task.outputs)
+    names = {label: name for name, label in labels.items()}
+    mark = _pattern(form.mark, names)
+    found: dict[str, Part] = {}
+    for label, piece, ended in _pieces(mark, text):
+        raw = piece if ended or not more else _sure(form, names, piece)
+        said = _unescaped(form, names, raw.strip())
+        if label in names:
+            part = Part(said, ended or not (more or form.closes), said)
+            found.setdefault(names[label], part)
+    start = "" if more or not form.nice else mark.split(text, maxsplit=1)[0].strip()
+    if start:  # a base model goes on where the question ended
+        found.setdefault(task.outputs[0].name, Part(start, True, start))
+    return found
+
+
+# The end of a text that may be the start of a tag or of an entity.
+_UNSURE = re.compile(r"(?:<(?:/?\w*+\s*+)?|&(?:#\w*|[^\s<&;#]{0,32}))\Z")
+
+
+def _sure(form: _Format, labels: Iterable[str], text: str) -> str:
+    """The text without an end that may become a marker, or something escaped."""
+    if not form.look:
+        return _UNSURE.sub("", text, count=1)
+    line = text[text.rfind("\n") + 1 :]
+    begun = line.lstrip(" \t").lstrip("\\")
+    starts = labels if form.nice else [form.hint]
+    unsure = any(one.startswith(begun) or begun.startswith(one) for one in starts)
+    return text[: len(text) - len(line)] if unsure else text
+
+
+# -- messages of any format --
+
+_PARTIAL = "This example is not complete: some of its fields are unknown."
+
+
+def _field_lines(title: str, fields: Sequence[Field], prompt: Prompt, note: str) -> list[str]:
+    lines = [title] if fields else []
+    for index, one in enumerate(fields, start=1):
+        desc = prompt.texts.get(one.name, one.desc)
+        shown = one.words + (note if shape(one.type)[0] in STRUCTURED else "")
+        lines.append(f"{index}. `{one.name}` ({shown})" + (f": {desc}" if desc else ""))
+    return lines
 
 
 def _system(form: _Format, task: Signature, prompt: Prompt) -> str:
-    known = _field_lines("Input fields:", task.inputs, prompt.texts, "") if task.inputs else []
-    known += _field_lines("Output fields:", task.outputs, prompt.texts, form.note)
-    parts = ["\n".join(known), form.structure(task), f"Instructions:\n{prompt.instructions}"]
-    return "\n\n".join(parts)
+    known = _field_lines("Input fields:", task.inputs, prompt, "")
+    known += _field_lines("Output fields:", task.outputs, prompt, form.note)
+    told = f"Instructions:\n{prompt.instructions}"
+    return "\n\n".join(["\n".join(known), form.structure(form, task), told])
 
 
 def _complete(task: Signature, demo: Record) -> bool:
     return all(one.name in demo for one in task.inputs + task.outputs)
 
 
-def _demo(form: _Format, task: Signature, demo: Record) -> tuple[Message, Message]:
-    note = [] if _complete(task, demo) else [_PARTIAL]
-    question = _content(form, task.inputs, demo, before=note)
-    return Message("user", question), Message("assistant", form.reply(task, demo))
+def _turn(form: _Format, task: Signature, values: Record, note: str = "") -> Iterator[Message]:
+    """A question and its answer, as a demonstration or from a history."""
+    yield Message("user", _content(form, task.inputs, values, before=note))
+    yield Message("assistant", form.reply(form, task, values))
 
 
 def _content(
@@ -2076,8 +2206,8 @@ def _content(
     fields: Sequence[Field],
     values: Mapping[str, Any],
     *,
-    before: Sequence[str] = (),
-    after: Sequence[str] = (),
+    before: str = "",
+    after: str = "",
 ) -> str | tuple[Any, ...]:
     """Lay out the inputs; media become "[image 1]" in the text, and follow it."""
     media: list[Media] = []
@@ -2087,14 +2217,17 @@ def _content(
         return f"[{one.kind} {len(media)}]"
 
     if any(one.holds_media for one in fields):
-        shown = {f.name: jsonable(values[f.name], media=number) for f in fields if f.name in values}
-        values, fields = shown, [evolve(one, type=Any) for one in fields]
-    text = "\n\n".join([*before, *form.inputs(fields, values), *after])
+        values = {
+            f.name: jsonable(values[f.name], media=number) for f in fields if f.name in values
+        }
+        fields = [evolve(one, type=Any) for one in fields]
+    asked = form.joint.join(_mark(form, fields, _written(fields, values)))
+    text = "\n\n".join(filter(None, [before, asked, after]))
     return (text, *media) if media else text
 
 
 class _Itself:
-    """A value that is equal to nothing but itself."""
+    """A value that is equal to nothing but itself: two that are equal may differ to the letter."""
 
     __slots__ = ("value",)
 
@@ -2108,41 +2241,35 @@ class _Itself:
         return id(self.value)
 
 
-@frozen
-class _Frame:
-    """What of the messages does not depend on the inputs, and which inputs need more than text."""
-
-    prefix: tuple[Message, ...]  # the system message and the demonstrations
-    ending: str  # the last line of what is asked
-    plain: bool  # whether no input is a history, an image, an audio or a file
-
-
 @lru_cache(maxsize=128)
-def _frame(form: _Format, task: _Itself, prompt: _Itself) -> _Frame:
-    """Render the frame once for each signature and prompt.
+def _frame(form: _Format, task: _Itself, prompt: _Itself) -> tuple[tuple[Message, ...], str, bool]:
+    """Render once what does not depend on the inputs.
 
-    Remembered by identity, because equal is not the same to the letter.
+    It is the system message and the demonstrations, the last line of what is asked, and whether no
+    input is a history, an image, an audio or a file.
     """
     shown = _without_history(task.value)
-    system = Message("system", _system(form, shown, prompt.value))
     # Complete demonstrations stand last: what a model saw last it follows best.
     demos = sorted(prompt.value.demos, key=partial(_complete, shown))
-    turns = concat(_demo(form, shown, demo) for demo in demos)
+    notes = ["" if _complete(shown, demo) else _PARTIAL for demo in demos]
+    turns = concat(_turn(form, shown, *pair) for pair in zip(demos, notes, strict=True))
+    listed, labels = _listed(shown), ", ".join(_labels(form, shown.outputs).values())
     plain = shown is task.value and not any(one.holds_media for one in shown.inputs)
-    return _Frame((system, *turns), form.ending(shown), plain)
+    system = Message("system", _system(form, shown, prompt.value))
+    return (system, *turns), form.ending.format(fields=listed, labels=labels), plain
 
 
 def _render(
     form: _Format, task: Signature, prompt: Prompt, inputs: Mapping[str, Any]
 ) -> tuple[Message, ...]:
-    frame = _frame(form, _Itself(task), _Itself(prompt))
-    if frame.plain:
-        content = "\n\n".join([*form.inputs(task.inputs, inputs), frame.ending])
-        return (*frame.prefix, Message("user", content))
-    past = [inputs[f.name] for f in task.inputs if f.type is History and f.name in inputs]
+    prefix, ending, plain = _frame(form, _Itself(task), _Itself(prompt))
+    if plain:
+        return (*prefix, Message("user", _content(form, task.inputs, inputs, after=ending)))
     shown = _without_history(task)
-    asked = _content(form, shown.inputs, inputs, after=(frame.ending,))
-    return (*frame.prefix, *_past_turns(form, shown, past), Message("user", asked))
+    past = [inputs[f.name] for f in task.inputs if f.type is History and f.name in inputs]
+    turns = concat(_turn(form, shown, turn) for one in past for turn in _history(one).turns)
+    asked = _content(form, shown.inputs, inputs, after=ending)
+    return (*prefix, *turns, Message("user", asked))
 
 
 def _without_history(task: Signature) -> Signature:
@@ -2159,19 +2286,14 @@ def _history(value: Any) -> History:
         raise DataError("this is no history", value, "earlier turns", todo) from error
 
 
-def _past_turns(form: _Format, shown: Signature, past: Iterable[Any]) -> Iterator[Message]:
-    for turn in concat(_history(one).turns for one in past):
-        yield Message("user", _content(form, shown.inputs, turn))
-        yield Message("assistant", form.reply(shown, turn))
-
-
 def _parse(form: _Format, task: Signature, response: Response) -> Record:
-    text = response.text
-    if response.finish_reason == "length" and not form.whole(task, text):
+    text, cut_off = response.text, response.finish_reason == "length"
+    found = form.fields(form, task, text, cut_off)
+    closed = {name: part.data for name, part in found.items() if part.closed}
+    if cut_off and not all(one.name in closed for one in task.outputs):
         what, expected = "the reply was cut off", "a complete reply"
         raise ParseError(what, text[-80:], expected, "raise max_tokens", response=response)
-    found = form.split(task, text)
-    return _owned({one.name: _parse_field(form, one, found, response) for one in task.outputs})
+    return _owned({one.name: _parse_field(form, one, closed, response) for one in task.outputs})
 
 
 def _parse_field(form: _Format, one: Field, found: Mapping[str, Any], response: Response) -> Any:
@@ -2186,81 +2308,43 @@ def _parse_field(form: _Format, one: Field, found: Mapping[str, Any], response: 
         raise ParseError(what, found[one.name], one.words, "correct it", **facts) from error
 
 
-Lexer = Generator[list[tuple[bool, str]], "str | None", None]
-"""A reply as it arrives, in pairs: (True, field that begins here) or (False, more of its text)."""
-
-
-def _stream(form: _Format, task: Signature) -> Reading:
-    """Tell the text of each field, without the white space around it; of two equal, the first."""
-    open_ = {one.name for one in task.outputs}
-    lexer, name, held = form.lex(task), "", ""
-    lexer.send(None)
-    piece = yield []
-    while True:
-        sure: list[tuple[str, str]] = []
-        for begins, text in lexer.send(piece):
-            if begins:
-                name, held, begun = text if text in open_ else "", "", False
-                open_.discard(name)
-            elif name:
-                text = held + text if begun else text.lstrip()
-                held = text[len(text.rstrip()) :]
-                begun = begun or bool(text)
-                sure += [(name, text.rstrip())] if text.rstrip() else []
-        piece = yield sure
-
-
-def _lines(
-    marker: re.Pattern[str], escaped: re.Pattern[str], unsure: Callable[[str], bool]
-) -> Lexer:
-    """Read a format whose markers stand at the start of a line.
-
-    Args:
-        marker: what a field begins with; its first group is the field.
-        escaped: a text that only looks like one; its groups are what it stands for.
-        unsure: whether what follows may make a start of a line one of the two.
-    """
-    rest, start = "", True
-    piece = yield []
-    while True:
-        *lines, rest = (rest + (piece or "")).split("\n")
-        ready = [f"{line}\n" for line in lines]
-        if piece is None or not (start or lines) or not unsure(marker.sub("", rest, count=1)):
-            ready, rest = [*ready, rest], ""
-        found: list[tuple[bool, str]] = []
-        for line in filter(None, ready):
-            if start and (match := marker.match(line)):
-                found.append((True, match[1]))
-                line = line[match.end() :]
-            found.append((False, escaped.sub(r"\1\2", line) if start else line))
-            start = line.endswith("\n")
-        piece = yield found
-
-
-def _adapter(form: _Format) -> Adapter:
-    parse, read_ = partial(_parse, form), partial(_stream, form)
-    return Adapter(form.name, partial(_render, form), parse, stream=read_)
-
-
 def _listed(task: Signature) -> str:
     return ", ".join([f"`{one.name}`" for one in task.outputs])
 
 
-# -- chat: each value below a header --
-
-# The white space is possessive: a line of a million blanks must not be scanned twice.
-_HEADER = re.compile(r"^[ \t]*+\[\[[ \t]*+##[ \t]*+(\w+)[ \t]*+##[ \t]*+\]\]", re.MULTILINE)
-_FAKE = re.compile(r"^([ \t]*+)(\\*\[\[[ \t]*+##)", re.MULTILINE)
-_ESCAPED = re.compile(r"^([ \t]*+)\\(\\*\[\[[ \t]*+##)", re.MULTILINE)
-_MAYBE_HEADER = re.compile(r"[ \t]*+\\*+(?:\[(?:\[[ \t]*+(?:#.*)?)?)?\Z")
-_END = "[[ ## completed ## ]]"
+def _known_adapter(name: str) -> Adapter:
+    return ADAPTERS[name]
 
 
-def _section(name: str, text: str) -> str:
-    """Write a value below its header; a line of it that looks like a header gets a backslash."""
-    if "[[" in text:
-        text = _FAKE.sub(r"\1\\\2", text)
-    return f"[[ ## {name} ## ]]\n{text}"
+def _adapter(form: _Format, **more: Any) -> Adapter:
+    parse, fields = partial(_parse, form), partial(form.fields, form)
+    made: Any = (_known_adapter, (form.name,), {})
+    return Adapter(form.name, partial(_render, form), parse, fields=fields, made=made, **more)
+
+
+# -- the formats --
+
+_MARKED: dict[str, Any] = {
+    "structure": _structure, "reply": _reply, "fields": _fields, "read": read,
+}  # fmt: skip
+_CHAT = _Format(
+    name="chat",
+    start="Each value stands below its header, in this structure:",
+    ending="Reply with these fields in order, each below its header: {fields}. "
+    "Then [[ ## completed ## ]]",
+    opens="[[ ## {} ## ]]\n",
+    closes="",
+    joint="\n\n",
+    # The white space is possessive: a line of a million blanks must not be scanned twice.
+    mark=r"^[ \t]*+\[\[[ \t]*+##[ \t]*+(?P<name>\w+)[ \t]*+##[ \t]*+\]\]",
+    look=r"\[\[[ \t]*+##",
+    hint="[[",
+    end="[[ ## completed ## ]]",
+    shown=("inputs", "outputs"),
+    **_MARKED,
+)
+chat = _adapter(_CHAT)
+"""The default format: each value below a `[[ ## name ## ]]` header, as LMs already know it."""
 
 
 def sections(text: str) -> dict[str, str]:
@@ -2269,458 +2353,104 @@ def sections(text: str) -> dict[str, str]:
     >>> sections("[[ ## a ## ]] 1\\n\\n[[ ## b ## ]]\\n2")
     {'a': '1', 'b': '2'}
     """
-    _, *parts = _HEADER.split(text)
     found: dict[str, str] = {}
-    for name, value in zip(parts[::2], parts[1::2], strict=True):
-        value = value.strip()
-        found.setdefault(name, _ESCAPED.sub(r"\1\2", value) if "\\[[" in value else value)
+    for name, piece, _ in _pieces(_pattern(_CHAT.mark, ()), text):
+        found.setdefault(name, _unescaped(_CHAT, (), piece.strip()))
     return found
 
 
-def _chat_structure(task: Signature) -> str:
-    layout = [_section(f.name, f"{{{f.name}}}") for f in task.inputs + task.outputs]
-    start = "Each value stands below its header, in this structure:"
-    return "\n\n".join([start, *layout, _END])
-
-
-def _chat_inputs(fields: Sequence[Field], values: Mapping[str, Any]) -> list[str]:
-    return [_section(f.name, write(f.type, values[f.name])) for f in fields if f.name in values]
-
-
-def _chat_reply(task: Signature, values: Mapping[str, Any]) -> str:
-    texts = _texts(task, values)
-    return "\n\n".join([*(_section(name, text) for name, text in texts.items()), _END])
-
-
-def _texts(task: Signature, values: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        f.name: write(f.type, values[f.name]) if f.name in values else _UNKNOWN
-        for f in task.outputs
-    }
-
-
-def _chat_ending(task: Signature) -> str:
-    return f"Reply with these fields in order, each below its header: {_listed(task)}. Then {_END}"
-
-
-def _chat_split(task: Signature, text: str) -> Mapping[str, Any]:
-    return sections(text)
-
-
-def _chat_whole(task: Signature, text: str) -> bool:
-    return "completed" in sections(text)
-
-
-def _chat_lex(task: Signature) -> Lexer:
-    return _lines(_HEADER, _ESCAPED, lambda line: bool(_MAYBE_HEADER.match(line)))
-
-
-chat = _adapter(
+xml = _adapter(
     _Format(
-        "chat",
-        _chat_structure,
-        _chat_inputs,
-        _chat_reply,
-        _chat_ending,
-        _chat_split,
-        read,
-        _chat_whole,
-        _chat_lex,
-        note=", as JSON",
+        name="xml",
+        start="Each value stands in a tag, with &amp; &lt; &gt; for & < >, in this structure:",
+        ending="Reply with these fields in order, each in its tag: {fields}.",
+        opens="<{}>\n",
+        closes="\n</{}>",
+        joint="\n",
+        mark=r"<(?P<shut>/?)(?P<name>NAMES)\s*>",
+        shown=("inputs", "outputs"),
+        **_MARKED,
     )
 )
-"""The default format: each value below a `[[ ## name ## ]]` header, as LMs already know it."""
+"""Each value in a tag of its name."""
+
+_PLAIN = _Format(
+    name="plain",
+    start="The reply has this form:",
+    ending="Reply with: {labels}.",
+    opens="{}: ",
+    closes="",
+    joint="\n",
+    mark=r"^[ \t]*+(?P<name>NAMES)[ \t]*+:",
+    look=r"(?:NAMES)[ \t]*+:",
+    hint=":",
+    nice=True,
+    **_MARKED,
+)
+plain = _adapter(_PLAIN)
+"""A label before each value, as in "Question: ..."; for base models and small ones."""
 
 
-# -- json: one object --
-
-
-def _json_structure(task: Signature) -> str:
-    inputs = [_section(f.name, f"{{{f.name}}}") for f in task.inputs]
-    start = ["Each input stands below its header, in this structure:", *inputs] if inputs else []
+def _json_structure(form: _Format, task: Signature) -> str:
+    layout = _mark(form, task.inputs, {one.name: f"{{{one.name}}}" for one in task.inputs})
+    start = ["Each input stands below its header, in this structure:", *layout] if layout else []
     fields = ", ".join(f"{_dump(f.name)}: {{{f.name}}}" for f in task.outputs)
-    return "\n\n".join(
-        [*start, "The reply is one JSON object, in this structure:", f"{{{fields}}}"]
-    )
+    return "\n\n".join([*start, form.start, f"{{{fields}}}"])
 
 
-def _json_reply(task: Signature, values: Mapping[str, Any]) -> str:
-    data = {f.name: jsonable(values.get(f.name, _UNKNOWN)) for f in task.outputs}
-    return _dump(data)
+def _json_reply(form: _Format, task: Signature, values: Mapping[str, Any]) -> str:
+    return _dump({f.name: jsonable(values.get(f.name, _UNKNOWN)) for f in task.outputs})
 
 
-def _json_ending(task: Signature) -> str:
-    return f"Reply with one JSON object with these fields in order: {_listed(task)}."
+_FENCED = re.compile(r"```\w*[ \t]*\n\s*+(?=\{)")
 
 
-def _json_split(task: Signature, text: str) -> Mapping[str, Any]:
-    data = _data(text)
-    return data if isinstance(data, dict) else {}
-
-
-def _json_whole(task: Signature, text: str) -> bool:
-    return bool(_json_split(task, text))
+def _json_fields(form: _Format, task: Signature, text: str, more: bool) -> dict[str, Part]:
+    """Read the first object that has one of the fields, in a fence if there is one in a fence."""
+    names, found = {one.name for one in task.outputs}, dict[str, Part]()
+    fence = _FENCED.search(text)
+    at = fence.end() if fence else 0
+    with suppress(RecursionError):
+        while not found and (at := text.find("{", at) + 1):
+            for key, begin, value, end, whole in entries(text, at, "}"):
+                if key in names and value is not _NOTHING:
+                    said = (value if isinstance(value, str) else text[begin:end]).strip()
+                    found.setdefault(key, Part(said, whole, value))
+                at = max(at, end)
+    return found
 
 
 def _json_read(tp: Any, data: Any) -> Any:
     value = coerce(tp, data)
-    if isinstance(data, str) and _kind(tp).structured:
+    if isinstance(data, str) and shape(tp)[0] in STRUCTURED:
         raise _not(words(tp), data)
     return value
 
 
-# In a reply on its way: a key with its colon; whole characters of a string, the last of which may
-# wait for its other half; the parts of any other value.
-_JSON_KEY = re.compile(r'"((?:[^"\\]|\\.)*+)"\s*+:\s*+(?:(")|(?=\S))')
-_JSON_TEXT = re.compile(r'(?:[^"\\]|\\u[0-9a-fA-F]{4}|\\[^u])++|"')
-_JSON_HALF = re.compile(r"\\u[dD][89abAB][0-9a-fA-F]{2}\Z")
-_JSON_ESCAPE = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|u....|.)", re.DOTALL)
-_JSON_PART = re.compile(r'[^"\[\]{},]++|"(?:[^"\\]|\\.)*+"|[\[\]{},]', re.DOTALL)
-
-
-def _json_lex(task: Signature) -> Lexer:
-    """Read the fields of an object: of a string its text, any other value as it is written."""
-    rest, inside, depth = "", _JSON_KEY, 0
-    piece = yield []
-    while True:
-        rest, at = rest + (piece or ""), 0
-        found: list[tuple[bool, str]] = []
-        while match := (inside.search if inside is _JSON_KEY else inside.match)(rest, at):
-            at = match.end()
-            if inside is _JSON_KEY:
-                found.append((True, match[1]))
-                inside, depth = (_JSON_TEXT, 0) if match[2] else (_JSON_PART, 0)
-            elif match[0] == '"':
-                inside = _JSON_KEY
-            elif inside is _JSON_PART:
-                depth += (match[0] in "[{") - (match[0] in "]}")
-                if depth < 0 or (depth == 0 and match[0] == ","):
-                    inside = _JSON_KEY
-                else:
-                    found.append((False, match[0]))
-            elif piece is not None and (half := _JSON_HALF.search(match[0])):
-                at = match.start() + half.start()
-                found.append((False, _json_text(rest[match.start() : at])))
-                break
-            else:
-                found.append((False, _json_text(match[0])))
-        if inside is _JSON_KEY:  # a key on its way begins at one of the last two quotes
-            ends = [one.start() for one in re.finditer('"', rest[at:])][-2:]
-            at = at + ends[0] if ends else len(rest)
-        rest = rest[at:]
-        piece = yield found
-
-
-def _json_text(written: str) -> str:
-    return _JSON_ESCAPE.sub(_json_character, written) if "\\" in written else written
-
-
-def _json_character(escape: re.Match[str]) -> str:
-    """The character of an escape; one that JSON does not know stays as it is."""
-    try:
-        return str(jsonlib.loads(f'"{escape[0]}"'))
-    except ValueError:
-        return escape[0]
-
-
 def _json_schema(task: Signature) -> dict[str, Any]:
-    """The schema of a reply, for providers that can be held to one."""
     defs: _Defs = {}
-    made = _closed({one.name: _schema(one.type, defs) for one in task.outputs})
-    named = {_def_name(one, defs): schema for one, schema in defs.items()}
-    return {**made, "$defs": named} if defs else made
+    properties = {one.name: _schema(one.type, defs) for one in task.outputs}
+    return _with_defs(_closed(properties), defs)  # the prompt describes them
 
 
-json = evolve(
-    _adapter(
-        _Format(
-            "json",
-            _json_structure,
-            _chat_inputs,
-            _json_reply,
-            _json_ending,
-            _json_split,
-            _json_read,
-            _json_whole,
-            _json_lex,
-        )
+json = _adapter(
+    evolve(
+        _CHAT,
+        name="json",
+        start="The reply is one JSON object, in this structure:",
+        ending="Reply with one JSON object with these fields in order: {fields}.",
+        note="",
+        structure=_json_structure,
+        reply=_json_reply,
+        fields=_json_fields,
+        read=_json_read,
     ),
     schema=_json_schema,
 )
 """The outputs as one JSON object; its schema goes into the request too."""
 
 
-# -- xml: each value in a tag, lists and objects nested --
-
-
-def _xml_text(tp: Any, data: Any) -> str:
-    """Write JSON data of a type as nested elements; whatever has no parts as escaped text."""
-    parts = _xml_parts(tp, data)
-    if parts is None:
-        return html.escape(write(tp, data), quote=False)
-    return "".join(f"<{tag}>{_xml_text(kind, one)}</{tag.split()[0]}>" for tag, kind, one in parts)
-
-
-def _xml_parts(tp: Any, data: Any) -> list[tuple[str, Any, Any]] | None:
-    """The (tag, type, data) of the parts of a value; None for a value without parts."""
-    if isinstance(data, list) and _is_row(tp):
-        return [("item", kind, one) for kind, one in zip(typing.get_args(tp), data, strict=True)]
-    if isinstance(data, list) and _origin(tp) in (list, tuple, set, frozenset):
-        return [("item", _item(tp), one) for one in data]
-    if isinstance(data, dict) and _origin(tp) in (dict, Mapping, Record):
-        return [(f'entry key="{html.escape(k)}"', _pair(tp)[1], one) for k, one in data.items()]
-    if isinstance(data, dict) and (known := _attributes(tp)) is not None:
-        return [(one.name, one.type, data[one.name]) for one in known if one.name in data]
-    return None
-
-
-def _children(text: str, names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
-    """The elements of these names that stand side by side: name, key, and what is inside.
-
-    Tags of other names are text. One that is not closed ends it: what follows may be inside.
-    """
-    known = "|".join(map(re.escape, names))
-    tag = re.compile(rf'<(/?)({known})(?:\s+key="([^"]*)")?\s*>')
-    opening, depth = None, 0
-    for match in tag.finditer(text):
-        if opening is None:
-            if match[1]:
-                continue
-            opening = match
-        if match[2] == opening[2]:
-            depth += -1 if match[1] else 1
-        if depth == 0:
-            inner = text[opening.end() : match.start()]
-            yield opening[2], html.unescape(opening[3] or ""), inner
-            opening = None
-
-
-def _xml_data(tp: Any, text: str) -> Any:
-    """Read nested elements of a type as JSON data; JSON in place of elements is taken too."""
-    data: Any = None
-    if _is_row(tp) or _origin(tp) in (list, tuple, set, frozenset):
-        inner = [one for _, _, one in _children(text, ["item"])]
-        parts = typing.get_args(tp) if _is_row(tp) else ()
-        kinds = parts if len(parts) == len(inner) else [_item(tp)] * len(inner)
-        data = [_xml_data(kind, one) for kind, one in zip(kinds, inner, strict=True)]
-    elif _origin(tp) in (dict, Mapping, Record):
-        data = {key: _xml_data(_pair(tp)[1], one) for _, key, one in _children(text, ["entry"])}
-    elif known := {one.name: one.type for one in _attributes(tp) or ()}:
-        data = {name: _xml_data(known[name], one) for name, _, one in _children(text, known)}
-    if data or (data is not None and not text.strip()):
-        return data
-    return jsonable(read(tp, html.unescape(text)))
-
-
-def _xml_field(one: Field, text: str) -> str:
-    return f"<{one.name}>\n{text}\n</{one.name}>"
-
-
-def _xml_inputs(fields: Sequence[Field], values: Mapping[str, Any]) -> list[str]:
-    return [
-        _xml_field(one, _xml_text(one.type, jsonable(values[one.name])))
-        for one in fields
-        if one.name in values
-    ]
-
-
-def _xml_reply(task: Signature, values: Mapping[str, Any]) -> str:
-    texts = [
-        _xml_text(one.type, jsonable(values[one.name])) if one.name in values else _UNKNOWN
-        for one in task.outputs
-    ]
-    return "\n".join(_xml_field(one, text) for one, text in zip(task.outputs, texts, strict=True))
-
-
-def _xml_structure(task: Signature) -> str:
-    start = "Each value stands in a tag, with &amp; &lt; &gt; for & < >, in this structure:"
-    layout = [_xml_field(one, f"{{{one.name}}}") for one in task.inputs + task.outputs]
-    rule = (
-        'A list has its values in <item> tags, a dict in <entry key="...">, an object in its own.'
-    )
-    nested = [rule] if any(_kind(one.type).structured for one in task.outputs) else []
-    return "\n\n".join([start, *layout, *nested])
-
-
-def _xml_split(task: Signature, text: str) -> Mapping[str, Any]:
-    found: dict[str, str] = {}
-    for name, _, inner in _children(text, [one.name for one in task.outputs]):
-        found.setdefault(name, inner)
-    return found
-
-
-def _xml_read(tp: Any, text: str) -> Any:
-    if not _kind(tp).structured:
-        return read(tp, html.unescape(text).strip())
-    return coerce(tp, _xml_data(tp, text.strip()))
-
-
-def _xml_ending(task: Signature) -> str:
-    return f"Reply with these fields in order, each in its tag: {_listed(task)}."
-
-
-def _xml_whole(task: Signature, text: str) -> bool:
-    return len(_xml_split(task, text)) == len(task.outputs)
-
-
-# The end of a text that may be the start of a tag or of an entity.
-_XML_UNSURE = re.compile(r"(?:</?\w*+\s*+(?:k[^<>]*+)?|&[^\s<&;]{0,32})\Z")
-
-
-def _xml_lex(task: Signature) -> Lexer:
-    """Read elements side by side; what is inside a list or an object as it is written."""
-    names = "|".join(re.escape(one.name) for one in task.outputs)
-    tag = re.compile(rf'<(/?)({names})(?:\s+key="[^"]*")?\s*>')
-    written = {one.name for one in task.outputs if _kind(one.type).structured}
-    rest, name, depth = "", "", 0
-    piece = yield []
-    while True:
-        rest, at = rest + (piece or ""), 0
-        found: list[tuple[bool, str]] = []
-        for match in tag.finditer(rest):
-            if not name and not match[1]:
-                name, depth, at = match[2], 1, match.end()
-                found.append((True, name))
-            elif match[2] == name:
-                depth += -1 if match[1] else 1
-                if depth == 0:
-                    found.append((False, _xml_shown(rest[at : match.start()], name in written)))
-                    name, at = "", match.end()
-        unsure = _XML_UNSURE.search(rest, at) if piece is not None else None
-        end = unsure.start() if unsure else len(rest)
-        if name:
-            found.append((False, _xml_shown(rest[at:end], name in written)))
-        rest = rest[end:]
-        piece = yield found
-
-
-def _xml_shown(text: str, written: bool) -> str:
-    return text if written else html.unescape(text)
-
-
-xml = _adapter(
-    _Format(
-        "xml",
-        _xml_structure,
-        _xml_inputs,
-        _xml_reply,
-        _xml_ending,
-        _xml_split,
-        _xml_read,
-        _xml_whole,
-        _xml_lex,
-    )
-)
-"""Each value in a tag of its name, lists and objects nested."""
-
-
-# -- plain: for base models and small ones --
-
-
-def _nice(fields: Sequence[Field]) -> dict[str, str]:
-    """What a person would write before a value; the bare name where two would be the same."""
-    words_ = {one.name: one.name.replace("_", " ").strip() or one.name for one in fields}
-    nice = {name: text[:1].upper() + text[1:] for name, text in words_.items()}
-    return nice if len(set(nice.values())) == len(nice) else {name: name for name in nice}
-
-
-def _label_line(labels: Iterable[str], *, escaped: bool = False) -> re.Pattern[str]:
-    names = "|".join(re.escape(label) for label in sorted(labels, key=len, reverse=True))
-    slash = r"\\" if escaped else ""
-    return re.compile(rf"^([ \t]*+){slash}(\\*(?:{names})[ \t]*+:)", re.MULTILINE)
-
-
-def _plain_lines(labels: Mapping[str, str], texts: Mapping[str, str]) -> str:
-    fake = _label_line(labels.values())
-    safe = {name: fake.sub(r"\1\\\2", text) for name, text in texts.items()}
-    return "\n".join(f"{labels[name]}: {text}" for name, text in safe.items())
-
-
-def _plain_inputs(fields: Sequence[Field], values: Mapping[str, Any]) -> list[str]:
-    given = {one.name: write(one.type, values[one.name]) for one in fields if one.name in values}
-    return [_plain_lines(_nice(fields), given)] if given else []
-
-
-def _plain_reply(task: Signature, values: Mapping[str, Any]) -> str:
-    return _plain_lines(_nice(task.outputs), _texts(task, values))
-
-
-def _plain_structure(task: Signature) -> str:
-    lines = _plain_lines(_nice(task.outputs), {f.name: f"{{{f.name}}}" for f in task.outputs})
-    return f"The reply has this form:\n\n{lines}"
-
-
-def _plain_split(task: Signature, text: str) -> Mapping[str, Any]:
-    labels = _nice(task.outputs)
-    names = "|".join(re.escape(one) for one in sorted(labels.values(), key=len, reverse=True))
-    start, *parts = re.split(rf"^[ \t]*+({names})[ \t]*+:", text, flags=re.MULTILINE)
-    escaped = _label_line(labels.values(), escaped=True)
-    found: dict[str, str] = {}
-    for label, value in zip(parts[::2], parts[1::2], strict=True):
-        found.setdefault(label, escaped.sub(r"\1\2", value.strip()))
-    if start.strip():  # a base model goes on where the question ended
-        found.setdefault(next(iter(labels.values())), start.strip())
-    return {name: found[label] for name, label in labels.items() if label in found}
-
-
-def _plain_ending(task: Signature) -> str:
-    return f"Reply with: {', '.join(_nice(task.outputs).values())}."
-
-
-def _plain_whole(task: Signature, text: str) -> bool:
-    return False  # nothing tells where the last value ends
-
-
-def _plain_lex(task: Signature) -> Lexer:
-    """Read labelled lines; what stands before them is the first field, where no label is."""
-    labels = _nice(task.outputs)
-    names = {label: name for name, label in labels.items()}
-    known = "|".join(re.escape(one) for one in sorted(names, key=len, reverse=True))
-    marker = re.compile(rf"^[ \t]*+({known})[ \t]*+:")
-    escaped = _label_line(names, escaped=True)
-    lexer, first_ = _lines(marker, escaped, partial(_maybe_label, names)), task.outputs[0].name
-    lexer.send(None)
-    before, opened = "", set()
-    piece = yield []
-    while True:
-        found: list[tuple[bool, str]] = []
-        for begins, text in lexer.send(piece):
-            opened |= {names[text]} if begins else set()
-            before += "" if opened else text
-            found += [(begins, names[text] if begins else text)] if opened else []
-        if piece is None and first_ not in opened and before.strip():
-            found += [(True, first_), (False, before)]
-        piece = yield found
-
-
-def _maybe_label(labels: Iterable[str], line: str) -> bool:
-    text = line.lstrip(" \t").lstrip("\\")
-    return any(
-        label.startswith(text) or (text.startswith(label) and not text[len(label) :].strip(" \t"))
-        for label in labels
-    )
-
-
-plain = _adapter(
-    _Format(
-        "plain",
-        _plain_structure,
-        _plain_inputs,
-        _plain_reply,
-        _plain_ending,
-        _plain_split,
-        read,
-        _plain_whole,
-        _plain_lex,
-        note=", as JSON",
-    )
-)
-"""A label before each value, as in "Question: ..."; for base models and small ones."""
-
-
-# -- two_step: a free answer, and a second LM that reads it --
-
-
+@factory
 def two_step(lm: LM) -> Adapter:
     """Make an adapter that lets the model answer freely, and has `lm` read the fields out of it.
 
@@ -2736,30 +2466,21 @@ def two_step(lm: LM) -> Adapter:
     >>> qa(scripted_lm(["Two and two make four."]), question="2+2?").answer
     4
     """
-    form = _Format(
-        "two_step", _free_structure, _plain_inputs, _plain_reply, _free_ending, _plain_split, read,
-        _plain_whole, _plain_lex,
-    )  # fmt: skip
-    return Adapter("two_step", partial(_render, form), partial(_extract, lm), calls=2)
+    start = "Answer in your own words. Say clearly what the value of each output field is."
+    ending = "Give a value for: {labels}."
+    form = evolve(_PLAIN, name="two_step", start=start, ending=ending, shown=(), note="")
 
+    def extract(task: Signature, response: Response) -> Flow:
+        source = "text"
+        while source in [one.name for one in task.outputs]:
+            source += "_"
+        reader = Signature((Field(source),), task.outputs, _EXTRACT)
+        given = Record({source: response.text})
+        messages = chat.render(reader, Prompt(_EXTRACT), given)
+        request = Request(messages, signature=reader, inputs=given, adapter=chat)
+        return chat.parse(reader, (yield invoke(lm, request)))
 
-def _free_structure(task: Signature) -> str:
-    return "Answer in your own words. Say clearly what the value of each output field is."
-
-
-def _free_ending(task: Signature) -> str:
-    return f"Give a value for: {', '.join(_nice(task.outputs).values())}."
-
-
-def _extract(lm: LM, task: Signature, response: Response) -> Flow:
-    source = "text"
-    while source in [one.name for one in task.outputs]:
-        source += "_"
-    reader = Signature((Field(source),), task.outputs, _EXTRACT)
-    given = Record({source: response.text})
-    messages = chat.render(reader, Prompt(_EXTRACT), given)
-    request = Request(messages, signature=reader, inputs=given, adapter=chat)
-    return chat.parse(reader, (yield invoke(lm, request)))
+    return Adapter("two_step", partial(_render, form), extract, calls=2)
 
 
 _EXTRACT = "Copy the value of each output field from the text, word by word where it is a text."
@@ -2857,31 +2578,32 @@ def _check_paths(paths: Iterable[str], known: Iterable[str]) -> None:
 
 
 @frozen(eq=False)
-class Program:
+class Program(Made):
     """A description of what to do: call it with an LM, or let a driver run it.
 
     Made by `predict`, `program` and the like; never changed: `with_params` returns a new one.
+    Pickled, it is how it was made, and the parameters it has now.
 
     Attributes:
         name: of the program; of a step that runs alone, also its path.
         inputs: the fields it takes.
-        begin: (program, path, inputs) -> flow.
+        body: (steps, **inputs) -> flow.
         steps: the programs it may run, by name.
-        max_calls: how many LM calls one run makes at most; a body that runs a step more than once
-            must say so, for a `Plan` to hold.
+        max_calls: how many LM calls one run makes at most.
         outputs: the names of its outputs, where they are known before it runs.
         signature: of a step that asks an LM itself, else None.
-        prompt: of such a step.
+        prompt: of a step that has one itself, else None.
     """
 
     name: str
-    inputs: tuple[Field, ...]
-    begin: Callable[[Program, str, Record], Flow]
+    inputs: tuple[Field, ...] = field(converter=_tuple)
+    body: Callable[..., Flow]
     steps: Record = field(default=Record(), converter=_record)
     max_calls: int = 1
-    outputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = field(default=(), converter=_tuple)
     signature: Signature | None = None
     prompt: Prompt | None = None
+    made: Any = _made()
 
     def __call__(self, lm: LM, /, **inputs: Any) -> Prediction:
         """Run the program in this thread; the same as `run(program, lm, inputs)`."""
@@ -2889,7 +2611,7 @@ class Program:
 
     def flow(self, /, **inputs: Any) -> Flow:
         """Return the body as a generator, to be stepped by hand: it yields effects."""
-        return self.begin(self, self.root, check_inputs(self, inputs))
+        return _begin(self, self.root, check_inputs(self, inputs))
 
     @property
     def root(self) -> str:
@@ -2898,7 +2620,7 @@ class Program:
 
     @property
     def leaves(self) -> dict[str, Program]:
-        """The steps that ask an LM, by path."""
+        """The steps that have a prompt, by path."""
         return dict(_leaves(self, self.root))
 
     @property
@@ -2915,9 +2637,16 @@ class Program:
         _check_paths(params, self.leaves)
         return _with_params(self, self.root, params)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self._again(), self.params)
+
     def __repr__(self) -> str:
         takes, steps = (", ".join(f.name for f in self.inputs)), ", ".join(self.leaves)
         return f"<program {self.name}({takes}) with prompts for {steps or 'nothing'}>"
+
+
+def _restored(again: Callable[[], Program], params: Params) -> Program:
+    return again().with_params(params)
 
 
 def _join(path: str, name: str) -> str:
@@ -3041,13 +2770,25 @@ def invoke(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:
 
 
 class Steps:
-    """The steps that a program body may yield: `steps.name(field=value)` makes a `Run`."""
+    """What a body is given first: `steps.name(field=value)` is the effect of running that step.
 
-    def __init__(self, steps: Mapping[str, Program]) -> None:
-        vars(self).update({name: partial(_step, name, step) for name, step in steps.items()})
+    `steps["name"]` is its program. To the body of a program that has a prompt itself, and thus no
+    steps, it gives that as `prompt`, and its `path`.
+    """
+
+    prompt: Prompt
+    path: str
+
+    def __init__(self, program: Program, path: str) -> None:
+        own: dict[str, Any] = {n: partial(_step, n, step) for n, step in program.steps.items()}
+        vars(self).update(own or {"prompt": program.prompt, "path": path}, _programs=program.steps)
+
+    def __getitem__(self, name: str) -> Program:
+        made: Program = vars(self)["_programs"][name]
+        return made
 
     def __getattr__(self, name: str) -> Any:
-        known = f"one of {', '.join(vars(self)) or '(none)'}"
+        known = f"one of {', '.join(vars(self)['_programs']) or '(none)'}"
         raise AttributeError(explain("no such step", name, known, "name it in program(...)"))
 
 
@@ -3055,14 +2796,33 @@ def _step(name: str, step: Program, /, **inputs: Any) -> Run:
     return Run(step, check_inputs(step, inputs), name)
 
 
+def _begin(program: Program, path: str, inputs: Record) -> Flow:
+    return program.body(Steps(program, path), **inputs)
+
+
 def program(
-    *, max_calls: int | None = None, **steps: Program
+    steps: Mapping[str, Program] = pytypes.MappingProxyType({}),
+    /,
+    *,
+    inputs: Iterable[Field] | None = None,
+    outputs: Iterable[str] = (),
+    max_calls: int | None = None,
+    name: str = "",
+    signature: Signature | None = None,
+    prompt: Prompt | None = None,
+    **named: Program,
 ) -> Callable[[Callable[..., Flow]], Program]:
     """Make a program from a generator function: its first parameter takes the steps.
 
     Args:
-        max_calls: how many LM calls one run makes at most; by default each step runs once.
-        **steps: the programs that the body may run, by the names they have there.
+        steps: the programs that the body may run, by the names they have there; or by keyword.
+        inputs: what it takes; by default the further parameters of the function.
+        outputs: the names of what it returns, where they are known.
+        max_calls: how many LM calls one run makes at most; by default each step runs once. A body
+            that runs a step more often must say so, for a `Plan` to hold.
+        name: by default that of the function.
+        signature: of a step that asks an LM itself.
+        prompt: of a step that has one; the body finds it in `steps.prompt`.
 
     Raises:
         SignatureError: the body is no generator function, or a step is no program.
@@ -3074,43 +2834,36 @@ def program(
     >>> list(careful.params)
     ['draft', 'check']
     """
-    for name, step in steps.items():
+    known = {**steps, **named}
+    for path, step in known.items():
         if not isinstance(step, Program):
-            todo = f"write {name}=predict(...)"
-            raise SignatureError(f"the step {name!r} is none", step, "a program", todo)
-    calls = sum(step.max_calls for step in steps.values()) if max_calls is None else max_calls
+            todo = f"write {path}=predict(...)"
+            raise SignatureError(f"the step {path!r} is none", step, "a program", todo)
+    most = sum(step.max_calls for step in known.values()) if max_calls is None else max_calls
 
     def make(body: Callable[..., Flow]) -> Program:
-        name = getattr(body, "__name__", "program")
+        called = name or _name_of(body)
         if not inspect.isgeneratorfunction(body):
             todo = "yield what it wants done: answer = yield steps.answer(question=question)"
-            raise SignatureError("a body that never yields", name, "a generator", todo)
-        inputs = _parameters(body, {})[1:]
-        return Program(name, tuple(inputs), _Body(body), Record(steps), calls)
+            raise SignatureError("a body that never yields", called, "a generator", todo)
+        takes = _parameters(body, {})[1:] if inputs is None else inputs
+        made: Any = (_by_name, (body.__module__, body.__qualname__), {})
+        return Program(
+            called, takes, body, Record(known), most, outputs, signature, prompt, made=made
+        )
 
     return make
 
 
-@frozen
-class _Body:
-    """A generator function; it pickles by its name, under which the program now stands."""
-
-    function: Callable[..., Flow]
-
-    def __call__(self, program: Program, path: str, inputs: Record) -> Flow:
-        return self.function(Steps(program.steps), **inputs)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _body, (self.function.__module__, self.function.__qualname__)
-
-
-def _body(module: str, name: str) -> _Body:
-    try:
-        found = attrgetter(name)(importlib.import_module(module))
-    except (ImportError, AttributeError) as error:
-        todo = "define the program at the top level of a module"
-        raise DataError("this program cannot be sent there", name, "a name", todo) from error
-    return typing.cast(_Body, found.begin) if isinstance(found, Program) else _Body(found)
+def _by_name(module: str, name: str) -> Program:
+    """The program that stands under this name, that of its body, in a module."""
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if isinstance(found, Program):
+        return found
+    todo = "define it at the top level of a module, or in a function decorated with @factory"
+    raise DataError("this program cannot be sent elsewhere", name, "a name of a module", todo)
 
 
 def preview(program: Program, /, **inputs: Any) -> tuple[Message, ...]:
@@ -3125,8 +2878,7 @@ def preview(program: Program, /, **inputs: Any) -> tuple[Message, ...]:
     effect = next(program.flow(**inputs), None)
     while isinstance(effect, (Run, tuple, list)):
         if isinstance(effect, Run):
-            step = effect.program
-            effect = next(step.begin(step, effect.name, effect.inputs), None)
+            effect = next(_begin(effect.program, effect.name, effect.inputs), None)
         else:
             effect = first(effect) if effect else None
     if isinstance(effect, Request):
@@ -3136,10 +2888,13 @@ def preview(program: Program, /, **inputs: Any) -> tuple[Message, ...]:
 
 
 # == 8. Drivers ====================================================================================
-# `_interpret` turns a program into a flow of leaf effects and collects the trace. A leaf effect is
-# a Request, a Call, a Sleep, what middleware waits for, or a tuple of flows of leaf effects, to be
-# performed together. A driver performs leaf effects in its own way: in this thread or on several,
-# in an event loop, in lock-step; a flow around the flow makes it stream or replay.
+# `_interpret` turns a program into a flow of leaf effects and collects the trace. A driver performs
+# leaf effects in its own way: in this thread or on several, in an event loop, in lock-step; a flow
+# around the flow makes it stream, replay, or pass through middleware. How each effect is performed
+# stands in one table, `_HOW`.
+
+Outcome = tuple[Any, Exception | None]
+"""How an effect ended: with a value, or with an error."""
 
 
 def _resume(flow: Flow, value: Any = None, error: Exception | None = None) -> tuple[bool, Any]:
@@ -3150,10 +2905,6 @@ def _resume(flow: Flow, value: Any = None, error: Exception | None = None) -> tu
         return False, end.value
 
 
-Outcome = tuple[Any, Exception | None]
-"""How an effect ended: with a value, or with an error."""
-
-
 def _attempt(function: Callable[[Any], Any], value: Any) -> Outcome:
     try:
         return function(value), None
@@ -3161,8 +2912,15 @@ def _attempt(function: Callable[[Any], Any], value: Any) -> Outcome:
         return None, error
 
 
-def _through(flow: Flow, change: Callable[[Any], Flow]) -> Flow:
-    """Run a flow whose effects are each performed by another flow, `change(effect)`."""
+def through(flow: Flow, change: Callable[[Any], Flow]) -> Flow:
+    """Run a flow whose effects are each performed by another flow, `change(effect)`.
+
+    >>> def lower(effect):
+    ...     return (yield effect).lower()
+    >>> flow = through(_once("HELLO"), lower)
+    >>> next(flow)
+    'HELLO'
+    """
     try:
         going, effect = _resume(flow)
         while going:
@@ -3187,8 +2945,8 @@ def _interpret(
 
 def _advance(program: Program, inputs: Record, path: str, events: list[Event]) -> Flow:
     """Step a body to its end; an effect that fails is raised at its `yield`."""
-    flow = program.begin(program, path, inputs)
-    outputs = yield from _through(flow, partial(_reduce, path, events))
+    flow = _begin(program, path, inputs)
+    outputs = yield from through(flow, partial(_reduce, path, events))
     if type(outputs) is Record or isinstance(outputs, Mapping):
         return _record(outputs)
     todo = "return a prediction or a dict"
@@ -3205,12 +2963,12 @@ def _reduce(path: str, events: list[Event], effect: Any) -> Flow:
     if isinstance(effect, Call):
         given = Record(args=effect.args, kwargs=effect.kwargs)
         return _logged(_once(effect), events, _join(path, effect.name), "call", path, given)
-    if isinstance(effect, Sleep):
-        return _once(effect)
     if isinstance(effect, (tuple, list)):
         return _together(path, events, effect)
     if inspect.isgenerator(effect):  # a part of the body, which catches its own errors
-        return _through(effect, partial(_reduce, path, events))
+        return through(effect, partial(_reduce, path, events))
+    if type(effect) in _HOW:
+        return _once(effect)
     todo = "yield steps.name(...), a Request, invoke(...), Sleep(...) or a tuple of these"
     raise SignatureError("no effect was yielded", effect, "an effect", todo)
 
@@ -3253,10 +3011,9 @@ def _logged(
 def _together(path: str, events: list[Event], effects: Sequence[Any]) -> Flow:
     """Have several effects performed at once; results and events in the order of the effects."""
     traces: list[list[Event]] = [[] for _ in effects]
-    flows = tuple(
-        _caught(path, trace, effect) for effect, trace in zip(effects, traces, strict=True)
+    outcomes = yield tuple(
+        _caught(_reduce(path, *one)) for one in zip(traces, effects, strict=True)
     )
-    outcomes = yield flows
     events.extend(concat(traces))
     for _, error in outcomes:
         if error is not None:
@@ -3264,85 +3021,259 @@ def _together(path: str, events: list[Event], effects: Sequence[Any]) -> Flow:
     return tuple(value for value, _ in outcomes)
 
 
-def _caught(path: str, events: list[Event], effect: Any) -> Flow:
+def _caught(flow: Flow) -> Flow:
     try:
-        return (yield from _reduce(path, events, effect)), None
+        return (yield from flow), None
     except Exception as error:
         return None, error
 
 
-# -- in this thread, or on several --
+# -- what remains of effects: the leaves --
 
 
-@frozen
+@frozen(eq=False)
 class _Wait:
     """The effect of waiting until a future is done, whatever comes of it."""
 
     future: Future[Any]
 
 
-@frozen
+@frozen(eq=False)
 class _Within:
-    """The effect of a request that may take some seconds only; then it is an `LMTimeout`."""
+    """The effect of a flow that may take some seconds only; then it is an `LMTimeout`."""
 
-    request: Request
+    flow: Flow
     seconds: float
+    step: str | None = None
 
     def late(self) -> LMTimeout:
         what, expected = "the LM did not answer in time", f"an answer in {self.seconds} s"
-        return LMTimeout(what, self.request.step, expected, "ask again", retryable=True)
+        return LMTimeout(what, self.step, expected, "ask again", retryable=True)
 
 
-def _drive(flow: Flow, perform: Callable[[Any], Any]) -> Any:
-    """Perform the leaf effects of a flow one after the other; return what the flow returns."""
-    try:
-        going, effect = _resume(flow)
-        while going:
-            going, effect = _resume(flow, *_attempt(perform, effect))
-        return effect
-    finally:
-        flow.close()
+@frozen(eq=False)
+class _Many:
+    """The effect of driving a flow for each item; results in their order.
+
+    Attributes:
+        flow: item -> flow.
+        items: as many as there are, lazily.
+        lm: what answers the requests in them.
+        tell: called with each result in its turn; what it raises ends all of it.
+        watch: results -> the same results, as a progress bar takes them.
+    """
+
+    flow: Callable[[Any], Flow]
+    items: Iterable[Any]
+    lm: Any
+    tell: Callable[[Any], Any]
+    watch: Callable[[Iterable[Any]], Iterable[Any]] | None = None
+
+    def told(self, results: Iterable[Any]) -> None:
+        """Tell of results as they come."""
+        for result in self.watch(results) if self.watch else results:
+            self.tell(result)
 
 
-def _perform(lm: LM, workers: int, effect: Any) -> Any:
-    """Perform a leaf effect in this thread; tuples on up to `workers` threads."""
+def gathered(flow: Callable[[Any], Flow], items: Iterable[Any], lm: Any) -> Flow:
+    """Drive a flow for each item, as a part of another flow; returns the results in a list."""
+    results: list[Any] = []
+    yield _Many(flow, items, lm, results.append)
+    return results
+
+
+def _deep(flow: Flow, change: Callable[[Any], Flow]) -> Flow:
+    """Have the leaf effects of a flow, and of the flows inside of them, performed by `change`."""
+
+    def into(effect: Any) -> Flow:
+        if isinstance(effect, tuple):
+            return (yield tuple(_deep(one, change) for one in effect))
+        if isinstance(effect, _Within):
+            return (yield evolve(effect, flow=_deep(effect.flow, change)))
+        return (yield from change(effect))
+
+    return through(flow, into)
+
+
+def _layered(flow: Flow, lm: Any) -> Flow:
+    """A flow whose requests go through the middleware of an LM; its own go to the innermost one."""
+    while hasattr(lm, "inner"):
+        flow, lm = _deep(flow, partial(_pass, lm)), lm.inner
+    return flow
+
+
+def _pass(layer: Any, effect: Any) -> Flow:
     if isinstance(effect, Request):
-        return _response(lm(effect))
-    if isinstance(effect, Call):
-        return _ready(effect.name, effect.function(*effect.args, **effect.kwargs))
-    if isinstance(effect, Sleep):
-        return time.sleep(effect.seconds)
-    if isinstance(effect, _Wait):
-        return wait([effect.future])
-    if isinstance(effect, _Within):
-        return _perform_within(lm, effect)
-    drive = partial(_drive, perform=partial(_perform, lm, workers))
-    return tuple(ordered_map(drive, effect, workers=workers))
+        return (yield from layer.flow(effect))
+    return (yield effect)
 
 
-def _perform_within(lm: LM, effect: _Within) -> Any:
-    """Ask in another thread; after the time is up it is left alone, for nothing can stop it."""
-    asked = _alone(_perform, lm, 1, effect.request)
-    if not wait([asked], effect.seconds).done:
-        raise effect.late()
-    return asked.result()
+def _innermost(lm: Any) -> Any:
+    while hasattr(lm, "inner"):
+        lm = lm.inner
+    return lm
 
 
 def _response(value: Any) -> Response:
     if isinstance(value, Response):
         return value
-    value = _ready("the LM", value)
     todo = f"return Response({cut(repr(value), 40)})"
     raise DataError("the LM returned no response", value, "a Response", todo)
 
 
-def _ready(name: str, value: Any) -> Any:
-    """Pass on a result, unless it is one that only an event loop can wait for."""
-    if inspect.iscoroutine(value):
-        value.close()
-        todo = "run the program with `await arun(...)`"
-        raise DataError("an asynchronous function in a synchronous run", name, "a plain one", todo)
-    return value
+# -- in this thread, or on several --
+
+
+class _Here:
+    """Performs effects in this thread, several at once on up to `workers` threads or an executor.
+
+    What must be awaited is: each thread has an event loop for it, until the end.
+    """
+
+    def __init__(self, lm: Any, workers: int | None = 1, executor: Executor | None = None) -> None:
+        self.full, self.lm, self.workers, self.executor = lm, _innermost(lm), workers, executor
+        self.local, self.loops = threading.local(), list[Any]()
+
+    def drive(self, flow: Flow) -> Any:
+        """Run a flow to its end, and close all loops."""
+        try:
+            return self.finish(_layered(flow, self.full))
+        finally:
+            self.close()
+
+    def finish(self, flow: Flow) -> Any:
+        """Perform the leaf effects of a flow one after the other; return what the flow returns."""
+        try:
+            going, effect = _resume(flow)
+            while going:
+                going, effect = _resume(flow, *_attempt(self.perform, effect))
+            return effect
+        finally:
+            flow.close()
+
+    def perform(self, effect: Any) -> Any:
+        """Perform one leaf effect."""
+        return _HOW[type(effect)][0](effect, self)
+
+    def ready(self, value: Any, name: str) -> Any:
+        """Return a result; wait for one that must be awaited."""
+        if type(value) is Response or not inspect.isawaitable(value):
+            return value
+        import asyncio
+
+        if _in_a_loop():
+            if inspect.iscoroutine(value):
+                value.close()
+            todo = "run the program with `await arun(...)`"
+            what = "an asynchronous function in a synchronous run in an event loop"
+            raise DataError(what, name, "a plain one", todo)
+        if not hasattr(self.local, "loop"):
+            self.local.loop = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+            self.loops.append(self.local.loop)
+        return self.local.loop.run(_awaited(value))
+
+    def close(self) -> None:
+        """Close the event loops; one that is busy, after Ctrl-C, is left alone."""
+        while self.loops:
+            with suppress(RuntimeError):
+                self.loops.pop().close()
+
+
+def _in_a_loop() -> bool:
+    import asyncio
+
+    try:
+        return bool(asyncio.get_running_loop())
+    except RuntimeError:
+        return False
+
+
+async def _awaited(value: Awaitable[T]) -> T:
+    return await value
+
+
+def _within_here(effect: _Within, here: _Here) -> Any:
+    """Ask in another thread; after the time is up it is left alone, for nothing can stop it."""
+    from concurrent.futures import wait
+
+    asked = _alone(here.finish, effect.flow)
+    if not wait([asked], effect.seconds).done:
+        raise effect.late()
+    return asked.result()
+
+
+def _wait_here(effect: _Wait, here: _Here) -> Any:
+    from concurrent.futures import wait
+
+    return wait([effect.future])
+
+
+def _tuple_here(effect: tuple[Flow, ...], here: _Here) -> tuple[Any, ...]:
+    if hasattr(here.lm, "batch"):
+        return tuple(_succeeded(_lockstep(effect, here)))
+    return tuple(ordered_map(here.finish, effect, workers=here.workers or 1))
+
+
+def _many_here(effect: _Many, here: _Here) -> None:
+    """Drive the flows on an executor, in lock-step, on threads or in this one."""
+    inside = _Here(effect.lm)
+    workers = workers_for(effect.lm, here.workers)
+    if here.executor is not None:
+        work = partial(_alone_there, effect.flow, effect.lm)
+        results = ordered_map(work, effect.items, workers=workers, executor=here.executor)
+    elif hasattr(inside.lm, "batch"):
+        flows = (_layered(effect.flow(item), effect.lm) for item in effect.items)
+        results = _succeeded(_lockstep(flows, inside))
+    else:
+        finish = lambda item: inside.finish(_layered(effect.flow(item), effect.lm))  # noqa: E731
+        results = ordered_map(finish, effect.items, workers=workers)
+    with closing(inside), closing(results):
+        try:
+            effect.told(results)
+        except KeyboardInterrupt as error:
+            with suppress(KeyboardInterrupt, StopIteration):
+                results.throw(error)  # it waits for nothing then
+            raise
+
+
+def _alone_there(flow: Callable[[T], Flow], lm: Any, item: T) -> Any:
+    """Drive one flow wherever an executor runs it."""
+    return _Here(lm).drive(flow(item))
+
+
+def drive(flow: Flow, lm: Any, *, workers: int | None = 1, executor: Executor | None = None) -> Any:
+    """Perform the effects of a flow in this thread, until it returns: a body, or any part of one.
+
+    >>> ask = lambda text: (yield Request([Message("user", text)]))
+    >>> [one.text for one in drive(gathered(ask, "ab", stub_lm()), None)]
+    ['text', 'text']
+    """
+    return _Here(lm, workers, executor).drive(flow)
+
+
+def emit(
+    flow: Flow,
+    kind: type[T],
+    lm: Any,
+    *,
+    workers: int | None = 1,
+    executor: Executor | None = None,
+) -> Iterator[T]:
+    """Do what `drive` does, lazily; yield the effects of a class, which are their own outcome."""
+    here = _Here(lm, workers, executor)
+    flow = _layered(flow, lm)
+    try:
+        going, effect = _resume(flow)
+        while going:
+            outcome: Outcome = effect, None
+            if isinstance(effect, kind):
+                yield effect
+            else:
+                outcome = _attempt(here.perform, effect)
+            going, effect = _resume(flow, *outcome)
+    finally:
+        flow.close()
+        here.close()
 
 
 def run(
@@ -3353,17 +3284,10 @@ def run(
     params: Mapping[str, Prompt] | None = None,
     workers: int = 1,
 ) -> Prediction:
-    """Run a program once, in this thread.
-
-    Args:
-        program: the program.
-        lm: what answers its requests.
-        inputs: exactly its input fields.
-        params: prompts instead of its own.
-        workers: threads for effects that it yields together.
+    """Run a program once, in this thread; `workers` threads are for effects it yields together.
 
     Raises:
-        DataError: a field is missing or unknown; or a tool needs an event loop, see `arun`.
+        DataError: a field is missing or unknown.
         Exception: what the program, its tools or the LM raise.
 
     Calls: what the program makes, `program.max_calls` at most.
@@ -3371,23 +3295,192 @@ def run(
     >>> run(predict("question -> answer"), stub_lm(), {"question": "2+2?"}).answer
     'text'
     """
-    made: Prediction = _drive(_begun(program, inputs, params), partial(_perform, lm, workers))
+    made: Prediction = drive(_begun(program, inputs, params), lm, workers=workers)
     return made
 
 
 def _begun(
-    program: Program, inputs: Mapping[str, Any], params: Mapping[str, Prompt] | None
+    program: Program, inputs: Mapping[str, Any], params: Mapping[str, Prompt] | None = None
 ) -> Flow:
     """The flow of leaf effects of one run; what is wrong with its inputs is raised now."""
     ready = program if params is None else program.with_params(params)
-    return _flow(ready, check_inputs(ready, inputs))
+    return running(ready, check_inputs(ready, inputs))
 
 
-def _flow(program: Program, inputs: Record) -> Flow:
+def running(program: Program, inputs: Record) -> Flow:
+    """Return the flow of leaf effects of one run, its inputs not checked.
+
+    >>> next(running(predict("q -> a"), Record(q="?"))).step
+    'predict'
+    """
     return _interpret(program, inputs, program.root, "", [])
 
 
 # -- in an event loop --
+
+
+class _There:
+    """Performs effects in the running event loop, requests up to a limit at once."""
+
+    def __init__(
+        self,
+        lm: Any,
+        workers: int | None = None,
+        executor: Executor | None = None,
+        known: dict[int, _There] | None = None,
+    ) -> None:
+        import asyncio
+
+        self.full, self.lm, self.workers, self.executor = lm, _innermost(lm), workers, executor
+        self.limit = asyncio.Semaphore(workers_for(lm, workers))
+        self.known = {} if known is None else known  # one for each LM, so that limits hold
+
+    def asking(self, lm: Any) -> _There:
+        """What performs effects with another LM."""
+        return self.known.setdefault(id(lm), _There(lm, self.workers, None, self.known))
+
+    async def drive(self, flow: Flow) -> Any:
+        """Run a flow to its end."""
+        return await self.finish(_layered(flow, self.full))
+
+    async def finish(self, flow: Flow) -> Any:
+        """Do what `_Here.finish` does, where performing is awaited."""
+        try:
+            going, effect = _resume(flow)
+            while going:
+                try:
+                    value, error = await self.perform(effect), None
+                except Exception as failure:
+                    value, error = None, failure
+                going, effect = _resume(flow, value, error)
+            return effect
+        finally:
+            flow.close()
+
+    async def perform(self, effect: Any) -> Any:
+        """Perform one leaf effect."""
+        return await _HOW[type(effect)][1](effect, self)
+
+
+async def _acall(function: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Await what can be awaited; call anything else in a thread, so that the loop goes on.
+
+    A thread of our own: `asyncio.run` would wait for one of `to_thread`, even after a timeout.
+    """
+    import asyncio
+
+    made = getattr(function, "acall", function)
+    if inspect.iscoroutinefunction(made):
+        return await made(*args, **kwargs)
+    called = _alone(contextvars.copy_context().run, made, *args, **kwargs)
+    value = await asyncio.wrap_future(called)
+    return await value if inspect.isawaitable(value) else value
+
+
+async def _ask_there(request: Request, there: _There) -> Response:
+    async with there.limit:
+        return _response(await _acall(there.lm, request))
+
+
+async def _call_there(effect: Call, there: _There) -> Any:
+    return await _acall(effect.function, *effect.args, **effect.kwargs)
+
+
+async def _sleep_there(effect: Sleep, there: _There) -> None:
+    import asyncio
+
+    await asyncio.sleep(effect.seconds)
+
+
+async def _wait_there(effect: _Wait, there: _There) -> Any:
+    import asyncio
+
+    return await asyncio.wait([asyncio.wrap_future(effect.future)])
+
+
+async def _within_there(effect: _Within, there: _There) -> Any:
+    import asyncio
+
+    clock_ = asyncio.timeout(effect.seconds)
+    try:
+        async with clock_:
+            return await there.finish(effect.flow)
+    except TimeoutError:
+        if not clock_.expired():
+            raise
+    raise effect.late()
+
+
+async def _tuple_there(effect: tuple[Flow, ...], there: _There) -> tuple[Any, ...]:
+    import asyncio
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(there.finish(flow)) for flow in effect]
+    return tuple(task.result() for task in tasks)
+
+
+async def _many_there(effect: _Many, there: _There) -> None:
+    """Drive the flows as tasks, or on an executor, some ahead of the one that is waited for."""
+    import asyncio
+
+    inside, workers = there.asking(effect.lm), workers_for(effect.lm, there.workers)
+    arrived: deque[Any] = deque()
+    # A bar takes what has arrived, and ends where nothing has.
+    bar = iter((effect.watch or iter)(iter(lambda: arrived.popleft() if arrived else None, None)))
+    waiting: deque[Any] = deque()
+    try:
+        for item in effect.items:
+            if there.executor is None:
+                begun: Any = asyncio.ensure_future(inside.drive(effect.flow(item)))
+            else:
+                work = partial(_alone_there, effect.flow, effect.lm)
+                begun = asyncio.wrap_future(there.executor.submit(work, item))
+            waiting.append(begun)
+            while len(waiting) >= _AHEAD * max(workers, 16):
+                arrived.append(await waiting.popleft())
+                effect.tell(next(bar))
+        while waiting:
+            arrived.append(await waiting.popleft())
+            effect.tell(next(bar))
+        next(bar, None)
+    finally:
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def adrive(
+    flow: Flow, lm: Any, *, workers: int | None = None, executor: Executor | None = None
+) -> Any:
+    """Do what `drive` does, in the running event loop."""
+    return await _There(lm, workers, executor).drive(flow)
+
+
+async def aemit(
+    flow: Flow,
+    kind: type[T],
+    lm: Any,
+    *,
+    workers: int | None = None,
+    executor: Executor | None = None,
+) -> AsyncIterator[T]:
+    """Do what `emit` does, in the running event loop."""
+    there = _There(lm, workers, executor)
+    flow = _layered(flow, lm)
+    try:
+        going, effect = _resume(flow)
+        while going:
+            value, error = effect, None
+            if isinstance(effect, kind):
+                yield effect
+            else:
+                try:
+                    value = await there.perform(effect)
+                except Exception as failure:
+                    value, error = None, failure
+            going, effect = _resume(flow, value, error)
+    finally:
+        flow.close()
 
 
 async def arun(
@@ -3404,84 +3497,184 @@ async def arun(
     together, LM requests up to the LM's `concurrency` at once. A run that is cancelled leaves no
     task and no connection behind.
 
-    Args:
-        program: the program.
-        lm: what answers its requests.
-        inputs: exactly its input fields.
-        params: prompts instead of its own.
-
     Raises:
         DataError: a field is missing or unknown.
         Exception: what the program, its tools or the LM raise.
 
     Calls: what the program makes, `program.max_calls` at most.
 
+    >>> import asyncio
     >>> asyncio.run(arun(predict("question -> answer"), stub_lm(), {"question": "2+2?"})).answer
     'text'
     """
-    limit = asyncio.Semaphore(workers_for(lm, None))
-    made: Prediction = await _adrive(_begun(program, inputs, params), partial(_aperform, lm, limit))
+    made: Prediction = await adrive(_begun(program, inputs, params), lm)
     return made
 
 
-async def _adrive(flow: Flow, perform: Callable[[Any], Awaitable[Any]]) -> Any:
-    """Do what `_drive` does, where performing is awaited."""
+# -- in lock-step --
+
+
+@attrs.define(eq=False)
+class _Task:
+    """A flow in lock-step: one of the first, or a part of what its parent waits for."""
+
+    flow: Flow
+    here: _Here  # with the LM of its requests
+    place: int
+    parent: _Task | None = None
+    effect: Any = None  # that its parts perform
+    parts: list[Any] = field(factory=list)
+    missing: int = 0
+
+
+def _succeeded(outcomes: Generator[Outcome, None, None]) -> Generator[Any, None, None]:
+    with closing(outcomes):
+        for value, error in outcomes:
+            if error is not None:
+                raise error
+            yield value
+
+
+def _lockstep(flows: Iterable[Flow], here: _Here) -> Generator[Outcome, None, None]:
+    """Advance flows together, their requests in batches; yield the outcome of each, in order."""
+    state = _Lockstep([_Task(flow, here, place) for place, flow in enumerate(flows)])
     try:
-        going, effect = _resume(flow)
-        while going:
-            try:
-                value, error = await perform(effect), None
-            except Exception as failure:
-                value, error = None, failure
-            going, effect = _resume(flow, value, error)
-        return effect
+        for place in range(len(state.tasks)):
+            while place not in state.ended:
+                state.advance()
+            yield state.ended.pop(place)
     finally:
-        flow.close()
+        for task in state.tasks:
+            task.flow.close()
 
 
-async def _aperform(lm: Any, limit: AbstractAsyncContextManager[Any], effect: Any) -> Any:
-    """Perform a leaf effect in the running event loop."""
-    if isinstance(effect, Request):
-        async with limit:
-            return _response(await _acall(lm, effect))
-    if isinstance(effect, Call):
-        return await _acall(effect.function, *effect.args, **effect.kwargs)
-    if isinstance(effect, Sleep):
-        return await asyncio.sleep(effect.seconds)
-    if isinstance(effect, _Wait):
-        return await asyncio.wait([asyncio.wrap_future(effect.future)])
-    if isinstance(effect, _Within):
-        return await _aperform_within(lm, limit, effect)
-    perform = partial(_aperform, lm, limit)
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_adrive(flow, perform)) for flow in effect]
-    return tuple(task.result() for task in tasks)
+class _Lockstep:
+    """Which flows can go on with what, which ask, and which wait."""
+
+    def __init__(self, tasks: list[_Task]) -> None:
+        self.tasks, self.now = tasks, 0.0
+        self.ended: dict[int, Outcome] = {}
+        self.ready: deque[tuple[_Task, Outcome]] = deque((task, (None, None)) for task in tasks)
+        self.asking: list[tuple[_Task, Request]] = []
+        self.waiting: list[tuple[_Task, Any]] = []  # for a time, or for a future
+
+    def advance(self) -> None:
+        """Take every flow to its next request; then ask, or wait where none asks."""
+        self.now = time.monotonic()  # of the round: who begins to sleep in one wakes together
+        while self.ready:
+            self.step(*self.ready.popleft())
+        if not self.asking:
+            self.rest()
+        asked, self.asking = self.asking, []
+        for together in groupby(lambda one: id(one[0].here.lm), asked).values():
+            self.ask(*zip(*together, strict=True))
+        over = [one for one in self.waiting if _over(one[1])]
+        self.waiting = [one for one in self.waiting if one not in over]
+        self.ready.extend((task, (None, None)) for task, _ in over)
+
+    def step(self, task: _Task, outcome: Outcome) -> None:
+        if task.parent is not None and task.parent.missing < 0:  # another part of it failed
+            return task.flow.close()
+        try:
+            going, effect = _resume(task.flow, *outcome)
+        except Exception as error:
+            return self.end(task, None, error)
+        if not going:
+            return self.end(task, effect, None)
+        kind = _HOW[type(effect)][2]
+        if kind == "asks" and hasattr(task.here.lm, "batch"):
+            self.asking.append((task, effect))
+        elif kind == "waits":
+            until = self.now + effect.seconds if isinstance(effect, Sleep) else effect.future
+            self.waiting.append((task, until))
+        elif kind == "splits":
+            self.split(task, effect)
+        else:
+            self.ready.append((task, _attempt(task.here.perform, effect)))
+
+    def split(self, task: _Task, effect: Any) -> None:
+        """Have the flows in an effect advance by themselves, until all have ended."""
+        here, flows = task.here, effect if isinstance(effect, tuple) else ()
+        if isinstance(effect, _Within):  # a batch takes the time it takes
+            flows = (effect.flow,)
+        elif isinstance(effect, _Many):
+            here = _Here(effect.lm)
+            flows = tuple(_layered(effect.flow(item), effect.lm) for item in effect.items)
+        task.effect, task.parts, task.missing = effect, [None] * len(flows), len(flows)
+        parts = [_Task(flow, here, place, task) for place, flow in enumerate(flows)]
+        self.ready.extend((part, (None, None)) for part in parts)
+        if not parts:
+            self.ready.append((task, ((), None)))
+
+    def end(self, task: _Task, value: Any, error: Exception | None) -> None:
+        parent = task.parent
+        if parent is None:
+            self.ended[task.place] = value, error
+            return
+        parent.parts[task.place] = value
+        parent.missing = -1 if error else parent.missing - 1
+        if error:
+            self.ready.append((parent, (None, error)))
+        elif not parent.missing:
+            self.ready.append((parent, _attempt(_put_together, parent)))
+
+    def ask(self, tasks: tuple[_Task, ...], requests: tuple[Request, ...]) -> None:
+        """Send what is asked as one batch; an answer that is an exception is raised there."""
+        answers = list(tasks[0].here.lm.batch(list(requests)))
+        if len(answers) != len(requests):
+            expected = f"{len(requests)} answers"
+            todo = "return a response or an exception for each request"
+            raise DataError("a batch of another size", len(answers), expected, todo)
+        for task, answer in zip(tasks, answers, strict=True):
+            failed = (None, answer) if isinstance(answer, Exception) else None
+            self.ready.append((task, failed or _attempt(_response, answer)))
+
+    def rest(self) -> None:
+        """Sleep until the first that sleeps, or until another thread has what one waits for."""
+        due = min((one for _, one in self.waiting if isinstance(one, float)), default=None)
+        futures = [one for _, one in self.waiting if not isinstance(one, float)]
+        left = None if due is None else max(due - time.monotonic(), 0.0)
+        if futures:
+            from concurrent.futures import FIRST_COMPLETED, wait
+
+            wait(futures, left, return_when=FIRST_COMPLETED)
+        elif left:
+            time.sleep(left)
 
 
-async def _aperform_within(
-    lm: Any, limit: AbstractAsyncContextManager[Any], effect: _Within
-) -> Any:
-    clock_ = asyncio.timeout(effect.seconds)
-    try:
-        async with clock_:
-            return await _aperform(lm, limit, effect.request)
-    except TimeoutError:
-        if not clock_.expired():
-            raise
-    raise effect.late()
+def _over(wanted: Any) -> bool:
+    return wanted <= time.monotonic() if isinstance(wanted, float) else bool(wanted.done())
 
 
-async def _acall(function: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """Await what can be awaited; call anything else in a thread, so that the loop goes on.
+def _put_together(task: _Task) -> Any:
+    """What the flow of a task is sent of what its parts returned."""
+    if isinstance(task.effect, _Many):
+        return task.effect.told(task.parts)
+    return task.parts[0] if isinstance(task.effect, _Within) else tuple(task.parts)
 
-    A thread of our own: `asyncio.run` would wait for one of `to_thread`, even after a timeout.
-    """
-    made = getattr(function, "acall", function)
-    if inspect.iscoroutinefunction(made):
-        return await made(*args, **kwargs)
-    called = _alone(contextvars.copy_context().run, made, *args, **kwargs)
-    value = await asyncio.wrap_future(called)
-    return await value if inspect.isawaitable(value) else value
+
+# How each effect is performed: in this thread, in an event loop, in lock-step, and in a replay.
+_HOW: dict[type, tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any], str, str]] = {
+    Request: (
+        lambda effect, here: _response(here.ready(here.lm(effect), "the LM")),
+        _ask_there,
+        "asks",
+        "answered",
+    ),
+    Call: (
+        lambda effect, here: here.ready(
+            effect.function(*effect.args, **effect.kwargs), effect.name
+        ),
+        _call_there,
+        "at once",
+        "answered",
+    ),
+    Sleep: (lambda effect, here: time.sleep(effect.seconds), _sleep_there, "waits", "skipped"),
+    tuple: (_tuple_here, _tuple_there, "splits", ""),
+    _Wait: (_wait_here, _wait_there, "waits", ""),
+    _Within: (_within_here, _within_there, "splits", ""),
+    _Many: (_many_here, _many_there, "splits", ""),
+}
 
 
 # -- text as it arrives --
@@ -3497,12 +3690,14 @@ class Chunk:
         text: more of it, without the markers of the format.
         call: counts the answers of that step from 0: a higher one starts over, after a reply that
             could not be used or when the step runs again.
+        value: of a list or an object, what there is of it so far, as JSON data.
     """
 
     path: str
     field: str
     text: str
     call: int = 0
+    value: Any = None
 
 
 def stream(
@@ -3518,12 +3713,6 @@ def stream(
     pieces of a text are the field; those of a list or an object are what the model wrote. Who stops
     early closes the generator, and with it the connection.
 
-    Args:
-        program: the program.
-        lm: what answers its requests.
-        inputs: exactly its input fields.
-        params: prompts instead of its own.
-
     Yields:
         a `Chunk` for each piece of text; at the end the `Prediction`.
 
@@ -3535,29 +3724,26 @@ def stream(
 
     >>> for item in stream(predict("question -> answer"), stub_lm(), {"question": "2+2?"}):
     ...     print(item)
-    Chunk(path='predict', field='answer', text='text', call=0)
+    Chunk(path='predict', field='answer', text='text', call=0, value=None)
     Prediction(answer='text')
     """
-    return _streamed(_begun(program, inputs, params), partial(_perform, lm, 1))
+    return _streamed(_begun(program, inputs, params), lm)
 
 
 class _Abandoned(BaseException):
     """Nobody listens any more; no program catches this."""
 
 
-def _streamed(
-    flow: Flow, perform: Callable[[Any], Any]
-) -> Generator[Chunk | Prediction, None, None]:
+def _streamed(flow: Flow, lm: LM) -> Generator[Chunk | Prediction, None, None]:
     arrived: SimpleQueue[Any] = SimpleQueue()
     gone = threading.Event()
 
-    def tell(chunks: Iterable[Chunk]) -> None:
+    def tell(chunk: Chunk) -> None:
         if gone.is_set():
             raise _Abandoned
-        for chunk in chunks:
-            arrived.put(chunk)
+        arrived.put(chunk)
 
-    done = _alone(_drive, _through(flow, partial(_telling, tell, Counter())), perform)
+    done = _alone(_Here(lm).drive, _deep(flow, partial(_telling, tell, Counter())))
     done.add_done_callback(arrived.put)
     try:
         while (item := arrived.get()) is not done:
@@ -3567,10 +3753,44 @@ def _streamed(
         gone.set()
 
 
-def _telling(tell: Callable[[Iterable[Chunk]], None], calls: Counter[str], effect: Any) -> Flow:
+async def astream(
+    program: Program,
+    lm: Any,
+    inputs: Mapping[str, Any],
+    *,
+    params: Mapping[str, Prompt] | None = None,
+) -> AsyncIterator[Chunk | Prediction]:
+    """Do what `stream` does, in the running event loop.
+
+    >>> import asyncio
+    >>> async def main():
+    ...     return [one async for one in astream(predict("q -> a"), stub_lm(), {"q": "?"})]
+    >>> asyncio.run(main())[-1]
+    Prediction(a='text')
+    """
+    import asyncio
+
+    arrived: asyncio.Queue[Any] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def tell(chunk: Chunk) -> None:  # from any thread
+        if done.done():
+            raise _Abandoned
+        loop.call_soon_threadsafe(arrived.put_nowait, chunk)
+
+    flow = _deep(_begun(program, inputs, params), partial(_telling, tell, Counter()))
+    done = asyncio.ensure_future(_There(lm).drive(flow))
+    done.add_done_callback(arrived.put_nowait)
+    try:
+        while (item := await arrived.get()) is not done:
+            yield item
+        yield done.result()
+    finally:
+        done.cancel()
+
+
+def _telling(tell: Callable[[Chunk], None], calls: Counter[str], effect: Any) -> Flow:
     """Perform an effect, and tell of the text of its answers as it arrives."""
-    if isinstance(effect, tuple):
-        return (yield tuple(_through(flow, partial(_telling, tell, calls)) for flow in effect))
     if (request := _asked(effect)) is None:
         return (yield effect)
     reader = _Reader(request, tell, calls)
@@ -3581,51 +3801,64 @@ def _telling(tell: Callable[[Iterable[Chunk]], None], calls: Counter[str], effec
 
 
 class _Reader:
-    """Called with the pieces of one reply; tells of the fields in it."""
+    """Called with the pieces of one reply; tells what is new in its fields."""
 
     def __init__(
-        self, request: Request, tell: Callable[[Iterable[Chunk]], None], calls: Counter[str]
+        self, request: Request, tell: Callable[[Chunk], None], calls: Counter[str]
     ) -> None:
-        self._request, self._tell, self._calls = request, tell, calls
+        self._tell, self._calls, self._path = tell, calls, request.step or ""
+        task, known = request.signature, request.adapter and request.adapter.fields
+        self._fields = partial(known, task) if known and task else _unread
+        outputs = task.outputs if task else ()
+        self._structured = [one.name for one in outputs if shape(one.type)[0] in STRUCTURED]
         self._begin()
 
     def _begin(self) -> None:
         """Start over with an empty reply."""
-        adapter, task = self._request.adapter, self._request.signature
-        known = adapter.stream if adapter else None
-        self._flow = known(task) if known and task else _unread()
-        self._flow.send(None)
-        self._pieces: list[str] = []
-        self._path = self._request.step or ""
+        self._text, self._pieces, self._size, self._due = "", list[str](), 0, 1
+        self._restart()
+
+    def _restart(self) -> None:
+        self._told: dict[str, str] = {}
         self._call = self._calls[self._path]
         self._calls[self._path] += 1
 
     def __call__(self, piece: str) -> None:
-        if piece:
-            self._pieces.append(piece)
-            self._send(piece)
-        elif self._pieces:
-            self._begin()
+        if not piece and self._size:
+            return self._begin()
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if self._size >= self._due:
+            self._read(True)
 
-    def _send(self, piece: str | None) -> None:
-        sure = self._flow.send(piece)
-        self._tell([Chunk(self._path, name, text, self._call) for name, text in sure])
+    def _read(self, more: bool) -> None:
+        """Read all that is there, after each hundredth more, so that it takes n log n in all."""
+        self._text, self._pieces = self._text + "".join(self._pieces), []
+        self._due = self._size + self._size // 100 + 1
+        parts = self._fields(self._text, more)
+        if not all(part.text.startswith(self._told.get(n, "")) for n, part in parts.items()):
+            self._restart()  # what was told has turned out to be none
+        for name, part in parts.items():
+            new = part.text[len(self._told.get(name, "")) :]
+            self._told[name] = part.text
+            value = scan(part.text)[0] if new and name in self._structured else _NOTHING
+            if new:
+                sure = None if value is _NOTHING else value
+                self._tell(Chunk(self._path, name, new, self._call, sure))
 
     def end(self, response: Any) -> None:
         """Read what of the answer was not streamed."""
         if isinstance(response, Response):
-            if not response.text.startswith("".join(self._pieces)):
+            if not response.text.startswith(self._text + "".join(self._pieces)):
                 self._begin()
-            self(response.text[sum(map(len, self._pieces)) :])
-            self._send(None)
+            self._pieces.append(response.text[self._size :])
+            self._size = len(response.text)
+            self._read(False)
 
 
-def _unread() -> Reading:
+def _unread(text: str, more: bool) -> dict[str, Part]:
     """Read a reply without a known format: all of it is text of no field."""
-    piece = yield []
-    while piece is not None:
-        piece = yield [("", piece)]
-    yield []
+    return {"": Part(text, not more, text)}
 
 
 # -- again, from a trace --
@@ -3663,8 +3896,8 @@ def replay(
         todo = "pass the whole trace of a run: prediction.trace"
         raise DataError("this is no trace of a run", events[-1:], "a step at its end", todo)
     left = deque(one for one in events[:upto] if one.kind != "step")
-    flow = _through(_begun(program, events[-1].inputs, None), partial(_replayed, left))
-    made: Prediction = _drive(flow, partial(_perform, _no_lm if lm is None else lm, 1))
+    flow = _deep(_begun(program, events[-1].inputs), partial(_replayed, left))
+    made: Prediction = _Here(_no_lm if lm is None else lm).drive(flow)
     if left:
         what, todo = "the program ended before its trace", "replay the program that made the trace"
         raise ReplayMiss(what, f"{left[0].kind} at {left[0].path}", "no further event", todo)
@@ -3680,12 +3913,7 @@ def _replayed(left: deque[Event], effect: Any) -> Flow:
     """Perform an effect as the next event says, as long as there is one."""
     if not left:
         return (yield effect)
-    if isinstance(effect, tuple):  # one after the other, as they stand in the trace
-        results: list[Any] = []
-        for flow in effect:
-            results += [(yield from _through(flow, partial(_replayed, left)))]
-        return tuple(results)
-    if isinstance(effect, Sleep):
+    if _HOW[type(effect)][3] == "skipped":
         return None
     event = left.popleft()
     done, wanted = _did(event), _wants(effect)
@@ -3697,7 +3925,7 @@ def _replayed(left: deque[Event], effect: Any) -> Flow:
         shown = done[max(where - 40, 0) :], wanted[max(where - 40, 0) :]
         raise ReplayMiss(what, shown[1], repr(cut(shown[0])), todo)
     if event.error:
-        raise _restored(event.error)
+        raise _raised_again(event.error)
     return event.response if event.kind == "lm" else event.outputs
 
 
@@ -3713,7 +3941,7 @@ def _wants(effect: Request | Call) -> str:
     return canonical([effect.args, effect.kwargs], other=lambda value: type(value).__name__)
 
 
-def _restored(text: str) -> Exception:
+def _raised_again(text: str) -> Exception:
     """Make an error of its class and message; one of an unknown class is a plain Exception.
 
     Its constructor, which may want anything, is not called.
@@ -3742,14 +3970,6 @@ def run_many(
     An LM that has `.batch(requests)`, which returns a response or an exception for each of them, is
     driven in lock-step: all runs advance together, and what they ask goes out as one batch.
 
-    Args:
-        program: the program.
-        lm: what answers its requests.
-        inputs_list: for each run exactly its input fields.
-        workers: threads; by default what the LM declares as `concurrency`, else this thread only.
-        executor: any `concurrent.futures.Executor` to run on instead; one with other processes
-            needs a program, an LM and inputs that pickle.
-
     Raises:
         Exception: that of the first run, in order, that failed; no further one is begun then.
             Ctrl-C waits for nothing; what was recorded or cached until then is kept.
@@ -3761,48 +3981,9 @@ def run_many(
     ['text', 'text']
     """
     checked = [check_inputs(program, inputs) for inputs in inputs_list]
-    flow = partial(_flow, program)
-    with flow_map(flow, checked, lm=lm, workers=workers, executor=executor) as results:
-        return list(results)
-
-
-@contextmanager
-def flow_map(
-    flow: Callable[[T], Flow],
-    items: Iterable[T],
-    *,
-    lm: LM,
-    workers: int | None = None,
-    executor: Executor | None = None,
-) -> Iterator[Iterator[Any]]:
-    """Drive a flow for each item: in lock-step, on an executor, on threads or in this one.
-
-    Gives an iterator of what they return, in order. Who leaves the block early ends what has not
-    begun; after Ctrl-C it does not wait for what has.
-
-    >>> from operator import attrgetter
-    >>> ask = lambda text: Request([Message("user", text)])
-    >>> with flow_map(lambda text: (yield ask(text)), ["a", "b"], lm=stub_lm()) as answers:
-    ...     print(list(map(attrgetter("text"), answers)))
-    ['text', 'text']
-    """
-    threads = workers_for(lm, workers)
-    if executor is None and hasattr(lm, "batch"):
-        results = _succeeded(_lockstep(map(flow, items), lm))
-    else:
-        work = partial(_drive_one, flow, lm)
-        results = ordered_map(work, items, workers=threads, executor=executor)
-    with closing(results):
-        try:
-            yield results
-        except KeyboardInterrupt as error:
-            with suppress(KeyboardInterrupt, StopIteration):
-                results.throw(error)
-            raise
-
-
-def _drive_one(flow: Callable[[T], Flow], lm: LM, item: T) -> Any:
-    return _drive(flow(item), partial(_perform, lm, 1))
+    flow = gathered(partial(running, program), checked, lm)
+    made: list[Prediction] = drive(flow, lm, workers=workers, executor=executor)
+    return made
 
 
 def workers_for(lm: Any, workers: int | None) -> int:
@@ -3864,7 +4045,7 @@ def ordered_map(
             pool.shutdown(wait=patient, cancel_futures=True)
 
 
-class _Threads(Executor):
+class _Threads:
     """Threads that end with the process, where `ThreadPoolExecutor` would have it wait for them."""
 
     def __init__(self, workers: int) -> None:
@@ -3877,6 +4058,8 @@ class _Threads(Executor):
             thread.start()
 
     def submit(self, function: Callable[..., V], /, *args: Any, **kwargs: Any) -> Future[V]:
+        from concurrent.futures import Future
+
         future: Future[V] = Future()
         self._work.put((future, partial(function, *args, **kwargs)))
         return future
@@ -3907,134 +4090,11 @@ def _serve(work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> N
         del job, future, function  # what they hold must not live as long as the next wait
 
 
-# -- in lock-step --
-
-
-@define(eq=False)
-class _Task:
-    """A flow in lock-step: one of the first, or a part of the tuple that its parent waits for."""
-
-    flow: Flow
-    place: int
-    parent: _Task | None = None
-    parts: list[Any] = field(factory=list)
-    missing: int = 0
-
-
-def _succeeded(outcomes: Generator[Outcome, None, None]) -> Generator[Any, None, None]:
-    with closing(outcomes):
-        for value, error in outcomes:
-            if error is not None:
-                raise error
-            yield value
-
-
-def _lockstep(flows: Iterable[Flow], lm: Any) -> Generator[Outcome, None, None]:
-    """Advance flows together, their requests in batches; yield the outcome of each, in order."""
-    state = _Lockstep(lm, [_Task(flow, place) for place, flow in enumerate(flows)])
-    try:
-        for place in range(len(state.tasks)):
-            while place not in state.ended:
-                state.advance()
-            yield state.ended.pop(place)
-    finally:
-        for task in state.tasks:
-            task.flow.close()
-
-
-class _Lockstep:
-    """Which flows can go on with what, which ask, and which wait."""
-
-    def __init__(self, lm: Any, tasks: list[_Task]) -> None:
-        self.lm, self.tasks, self.now = lm, tasks, 0.0
-        self.ended: dict[int, Outcome] = {}
-        self.ready: deque[tuple[_Task, Outcome]] = deque((task, (None, None)) for task in tasks)
-        self.asking: list[tuple[_Task, Request]] = []
-        self.sleeping: list[tuple[float, _Task]] = []
-        self.waiting: list[tuple[Future[Any], _Task]] = []
-
-    def advance(self) -> None:
-        """Take every flow to its next request; then ask, or wait where none asks."""
-        self.now = time.monotonic()  # of the round: who begins to sleep in one wakes together
-        while self.ready:
-            self.step(*self.ready.popleft())
-        if self.asking:
-            self.ask()
-        elif not any(future.done() for future, _ in self.waiting):
-            self.rest()
-        woken = [task for future, task in self.waiting if future.done()]
-        self.waiting = [one for one in self.waiting if not one[0].done()]
-        self.ready.extend((task, (None, None)) for task in woken)
-
-    def step(self, task: _Task, outcome: Outcome) -> None:
-        try:
-            going, effect = _resume(task.flow, *outcome)
-        except Exception as error:
-            return self.end(task, (None, error))
-        if not going:
-            self.end(task, (effect, None))
-        elif isinstance(effect, Request):
-            self.asking.append((task, effect))
-        elif isinstance(effect, _Within):  # a batch takes the time it takes
-            self.asking.append((task, effect.request))
-        elif isinstance(effect, Sleep):
-            self.sleeping.append((self.now + effect.seconds, task))
-        elif isinstance(effect, _Wait):
-            self.waiting.append((effect.future, task))
-        elif isinstance(effect, tuple):
-            self.split(task, effect)
-        else:
-            self.ready.append((task, _attempt(partial(_perform, self.lm, 1), effect)))
-
-    def split(self, task: _Task, flows: tuple[Flow, ...]) -> None:
-        """Have the flows of a tuple advance by themselves; the task goes on when all have ended."""
-        task.parts, task.missing = [None] * len(flows), len(flows)
-        self.ready.extend(
-            (_Task(flow, place, task), (None, None)) for place, flow in enumerate(flows)
-        )
-        if not flows:
-            self.ready.append((task, ((), None)))
-
-    def end(self, task: _Task, outcome: Outcome) -> None:
-        parent = task.parent
-        if parent is None:
-            self.ended[task.place] = outcome
-            return
-        parent.parts[task.place] = outcome[0]  # a part never fails: see `_caught`
-        parent.missing -= 1
-        if not parent.missing:
-            self.ready.append((parent, (tuple(parent.parts), None)))
-
-    def ask(self) -> None:
-        """Send what is asked as one batch; an answer that is an exception is raised there."""
-        asked, self.asking = self.asking, []
-        answers = list(self.lm.batch([request for _, request in asked]))
-        if len(answers) != len(asked):
-            todo = "return a response or an exception for each request"
-            raise DataError("a batch of another size", len(answers), f"{len(asked)} answers", todo)
-        for (task, _), answer in zip(asked, answers, strict=True):
-            if isinstance(answer, Exception):
-                self.ready.append((task, (None, answer)))
-            else:
-                self.ready.append((task, _attempt(_response, answer)))
-
-    def rest(self) -> None:
-        """Sleep until the first that sleeps, or until another thread has what one waits for."""
-        now = time.monotonic()
-        due = min((when for when, _ in self.sleeping), default=None)
-        if self.waiting:
-            patience = None if due is None else max(due - now, 0.0)
-            wait([future for future, _ in self.waiting], patience, return_when=FIRST_COMPLETED)
-        elif due is not None:
-            time.sleep(max(due - now, 0.0))
-        now = time.monotonic()
-        self.ready.extend((task, (None, None)) for when, task in self.sleeping if when <= now)
-        self.sleeping = [one for one in self.sleeping if one[0] > now]
-
-
 # == 9. Modules ====================================================================================
+# Each is a factory around `program`: its body is a closure over the arguments.
 
 
+@factory
 def predict(
     task: str | Signature | Callable[..., Any],
     *,
@@ -4051,15 +4111,9 @@ def predict(
     A reply that does not hold them is answered with what was wrong, and asked again.
 
     Args:
-        task: what `signature` takes.
-        instructions: instead of those of the signature.
-        types: your own types in the text of the signature.
-        adapter: the format of messages and replies.
         retries: how many times a reply that cannot be read is asked again, 0 or more.
         tools: described behind the instructions; what the prompt's `texts` say under "tool.NAME"
             takes the place of a description. Nothing calls them: see `react`.
-        name: of the program; its path where it runs alone.
-        **settings: sampling options: temperature, max_tokens, top_p, stop, rollout, extra.
 
     Raises:
         SignatureError: the signature is wrong.
@@ -4076,47 +4130,51 @@ def predict(
         raise SignatureError("too few retries", retries, "0 or more", "raise retries")
     known = tuple(tools)
     texts = {f"tool.{one.name}": one.desc for one in known}
-    prompt = Prompt(made.instructions, texts=texts, settings=settings)
-    begin = partial(_predict, adapter, retries, known)
-    outputs = tuple(one.name for one in made.outputs)
-    calls = (retries + 1) * adapter.calls
-    return Program(name, made.inputs, begin, Record(), calls, outputs, made, prompt)
+
+    def body(step: Steps, /, **inputs: Any) -> Flow:
+        request = _request(step, made, adapter, known, inputs)
+        parse = (request.adapter or adapter).parse
+        for left in range(retries, -1, -1):
+            response = yield request
+            try:
+                fields = parse(made, response)
+                return (yield from fields) if inspect.isgenerator(fields) else fields
+            except ParseError as error:
+                error.request = request
+                if not left:
+                    raise
+                request = evolve(request, messages=request.messages + _ask_again(response, error))
+
+    return program(
+        inputs=made.inputs,
+        outputs=[one.name for one in made.outputs],
+        max_calls=(retries + 1) * adapter.calls,
+        name=name,
+        signature=made,
+        prompt=Prompt(made.instructions, texts=texts, settings=settings),
+    )(body)
 
 
-def _predict(
-    adapter: Adapter,
-    retries: int,
-    tools: tuple[Tool, ...],
-    program: Program,
-    path: str,
-    inputs: Record,
-) -> Flow:
-    task, prompt = program.signature, program.prompt
-    assert task is not None and prompt is not None  # a leaf has both
-    sampling = prompt.settings._data
-    if "adapter" in sampling:
-        adapter = ADAPTERS[sampling["adapter"]]
-        sampling = {name: value for name, value in sampling.items() if name != "adapter"}
-    request = Request(
+def _request(
+    step: Steps, task: Signature, adapter: Adapter, tools: tuple[Tool, ...], inputs: dict[str, Any]
+) -> Request:
+    prompt = step.prompt
+    adapter = ADAPTERS[prompt.settings["adapter"]] if "adapter" in prompt.settings else adapter
+    return Request(
         adapter.render(task, _with_tools(prompt, tools) if tools else prompt, inputs),
         prompt.model,
         schema=adapter.schema(task) if adapter.schema else None,
-        step=path,
+        step=step.path,
         signature=task,
-        inputs=inputs,
+        inputs=_owned(inputs),
         adapter=adapter,
-        **sampling,
+        **_sampling(prompt),
     )
-    for left in range(retries, -1, -1):
-        response = yield request
-        try:
-            fields = adapter.parse(task, response)
-            return (yield from fields) if inspect.isgenerator(fields) else fields
-        except ParseError as error:
-            error.request = request
-            if not left:
-                raise
-            request = evolve(request, messages=request.messages + _ask_again(response, error))
+
+
+def _sampling(prompt: Prompt) -> dict[str, Any]:
+    """The settings that are options of a request."""
+    return {name: value for name, value in prompt.settings.items() if name != "adapter"}
 
 
 def _with_tools(prompt: Prompt, tools: tuple[Tool, ...]) -> Prompt:
@@ -4138,6 +4196,7 @@ def _ask_again(response: Response, error: ParseError) -> tuple[Message, Message]
     return Message("assistant", response.text.strip() or "(empty)"), Message("user", problem)
 
 
+@factory
 def chain_of_thought(
     task: str | Signature | Callable[..., Any],
     *,
@@ -4146,14 +4205,7 @@ def chain_of_thought(
     name: str = "chain_of_thought",
     **options: Any,
 ) -> Program:
-    """Make a `predict` that writes its `reasoning` before the outputs.
-
-    Args:
-        task: what `signature` takes.
-        instructions: instead of those of the signature.
-        types: your own types in the text of the signature.
-        name: of the program; its path where it runs alone.
-        **options: what else `predict` takes.
+    """Make a `predict`, with its options, that writes its `reasoning` before the outputs.
 
     Calls: those of `predict`.
 
@@ -4167,13 +4219,11 @@ def chain_of_thought(
     return predict(made.prepend(thought), name=name, **options)
 
 
+@factory
 def pipeline(**steps: Program) -> Program:
     """Make the program that runs steps one after the other, each on all fields known by then.
 
     Its inputs are what a step needs and no earlier step makes; its outputs are all that they make.
-
-    Args:
-        **steps: programs whose inputs and outputs have the same names where they meet.
 
     Raises:
         SignatureError: what a step returns is not known before it runs, and others follow it.
@@ -4183,7 +4233,7 @@ def pipeline(**steps: Program) -> Program:
     >>> pipeline(draft=predict("topic -> text"), check=predict("text -> verdict")).inputs
     (Field(name='topic', type=<class 'str'>, desc=''),)
     """
-    made: tuple[str, ...] = ()
+    made: list[str] = []
     inputs: list[Field] = []
     for index, (name, step) in enumerate(steps.items(), start=1):
         if not step.outputs and index < len(steps):
@@ -4191,17 +4241,32 @@ def pipeline(**steps: Program) -> Program:
             raise SignatureError("a step with unknown outputs", name, "predict", todo)
         inputs += [one for one in step.inputs if one.name not in made]
         made += step.outputs
-    calls = sum(step.max_calls for step in steps.values())
-    needed = tuple(unique(inputs, key=lambda one: one.name))
-    return Program("pipeline", needed, _pipeline, Record(steps), calls, tuple(unique(made)))
+
+    def body(own: Steps, /, **given: Any) -> Flow:
+        known: dict[str, Any] = {}
+        for name in steps:
+            chosen = select_inputs(own[name], {**given, **known})
+            known |= yield Run(own[name], chosen, name)
+        return known
+
+    return _around(body, steps, name="pipeline", inputs=unique(inputs, key=_name), outputs=made)
 
 
-def _pipeline(program: Program, path: str, inputs: Record) -> Flow:
-    made = Record()
-    for name, step in program.steps.items():
-        outputs = yield Run(step, select_inputs(step, inputs | made), name)
-        made = made | outputs
-    return made
+def _name(one: Field) -> str:
+    return one.name
+
+
+def _around(body: Callable[..., Flow], steps: Mapping[str, Program], **changes: Any) -> Program:
+    """A program with the inputs and the outputs of its steps, but for some changes."""
+    inputs = unique(concat(one.inputs for one in steps.values()), key=_name)
+    outputs = concat(one.outputs for one in steps.values())
+    options = {"inputs": inputs, "outputs": outputs, **changes}
+    return program(steps, **{**options, "outputs": unique(options["outputs"])})(body)
+
+
+def _at_least_one(name: str, count: int) -> None:
+    if count < 1:
+        raise SignatureError(f"too small a {name}", count, "1 or more", f"raise {name}")
 
 
 # -- agents: think, act, observe --
@@ -4217,6 +4282,59 @@ class Turn:
     observation: str
 
 
+_THOUGHT = Field("thought", desc="what is known, and what to do next")
+_TRAJECTORY = Field("trajectory", list[Turn], "the steps so far")
+
+
+def _agent(
+    steps: Steps,
+    given: Mapping[str, Any],
+    past: str,
+    most: int,
+    turn: Callable[[Any, int], Flow],
+    failed: Callable[[str], Any],
+) -> Flow:
+    """Act until it is done, then answer from what was seen.
+
+    Args:
+        given: the inputs of both steps, "act" and "answer", but for what happened.
+        past: the input with what happened; so is the output.
+        most: how many turns.
+        turn: (what "act" made, turns that are left) -> flow of new turns, and whether that is all;
+            or the outputs, where no answer is needed.
+        failed: text -> turn in which the reply could not be used.
+    """
+    shown: list[Any] = []
+    done: list[Any] = []
+    ended: Any = False
+    while not ended and len(done) < most:
+        try:
+            made = yield from _remembering(steps, "act", given, past, shown)
+        except ParseError as error:
+            turns = [failed(f"The reply could not be used: {error}")]
+        else:
+            turns, ended = yield from turn(made, most - len(done))
+        shown += turns
+        done += turns
+    if not isinstance(ended, Mapping):
+        ended = yield from _remembering(steps, "answer", given, past, shown)
+    return {**ended, past: tuple(done)}
+
+
+def _remembering(
+    steps: Steps, name: str, given: Mapping[str, Any], past: str, shown: list[Any]
+) -> Flow:
+    """Run a step on what happened; where that is too long, forget the oldest of it."""
+    while True:
+        try:
+            return (yield Run(steps[name], Record({**given, past: tuple(shown)}), name))
+        except ContextWindowExceeded:
+            if not shown:
+                raise
+            del shown[0]
+
+
+@factory
 def react(
     task: str | Signature | Callable[..., Any],
     tools: Iterable[Callable[..., Any] | Tool],
@@ -4237,16 +4355,10 @@ def react(
     trajectory, which is in the prediction too. An LM or a budget that fails ends the run.
 
     Args:
-        task: what `signature` takes.
         tools: functions with types and docstrings, or `Tool`s. Their descriptions are among the
             `texts` of the step "act", as "tool.NAME".
         max_steps: 1 or more.
         native: use the tool calls of the provider, several at once where the model asks for them.
-        instructions: instead of those of the signature.
-        types: your own types in the text of the signature.
-        adapter: the format of messages and replies.
-        name: of the program.
-        **settings: sampling options of both steps.
 
     Raises:
         SignatureError: no tools, two of one name, one called "finish", or no steps.
@@ -4272,19 +4384,29 @@ def react(
     made = signature(task, instructions=instructions, types=types)
     known = _tools(tools, reserved="finish")
     _at_least_one("max_steps", max_steps)
-    acting = _native_act(made, known, settings) if native else _act(made, known, adapter, settings)
-    answer = chain_of_thought(_on(made, _TRAJECTORY), adapter=adapter, name="answer", **settings)
-    return Program(
-        name,
-        made.inputs,
-        partial(_react, known, max_steps, native),
-        Record(act=acting, answer=answer),
-        2 * max_steps + answer.max_calls,
-        (*answer.outputs, "trajectory"),
+    seen = made.append(_TRAJECTORY, to="inputs")
+    acting = (
+        _act_natively(seen, known, settings) if native else _act(seen, known, adapter, settings)
     )
+    answer = chain_of_thought(seen, adapter=adapter, name="answer", **settings)
 
+    def turn(step: Any, left: int) -> Flow:
+        calls = step["calls"] if native else (ToolCall("", step.tool, step.arguments),)
+        if not calls or calls[0].name == "finish":
+            return [Turn(step.thought, "finish", {}, "")], True
+        return (yield [_called(known, step.thought, one) for one in calls[:left]]), False
 
-_TRAJECTORY = Field("trajectory", list[Turn], "the steps so far")
+    def body(steps: Steps, /, **inputs: Any) -> Flow:
+        failed = partial(Turn, "", "", {})
+        return (yield from _agent(steps, inputs, "trajectory", max_steps, turn, failed))
+
+    return program(
+        {"act": acting, "answer": answer},
+        inputs=made.inputs,
+        outputs=[*answer.outputs, "trajectory"],
+        max_calls=2 * max_steps + answer.max_calls,
+        name=name,
+    )(body)
 
 
 def _tools(
@@ -4300,131 +4422,67 @@ def _tools(
     return Record({one.name: one for one in made})
 
 
-def _at_least_one(name: str, count: int) -> None:
-    if count < 1:
-        raise SignatureError(f"too small a {name}", count, "1 or more", f"raise {name}")
-
-
-def _on(task: Signature, *fields: Field) -> Signature:
-    """The signature with more inputs."""
-    return evolve(task, inputs=(*task.inputs, *fields))
-
-
-def _act(task: Signature, tools: Record, adapter: Adapter, settings: Mapping[str, Any]) -> Program:
+def _act(seen: Signature, tools: Record, adapter: Adapter, settings: Mapping[str, Any]) -> Program:
     """The step that names one tool in a reply."""
-    thought = Field("thought", desc="what is known, and what to do next")
     called = Field("tool", desc="the name of the tool to call, or finish")
     given = Field("arguments", dict[str, Any], "of the tool, by name")
     told = (
-        f"{task.instructions}\n\nWork in steps. In each step, think and call one tool; what it "
+        f"{seen.instructions}\n\nWork in steps. In each step, think and call one tool; what it "
         f"returns is added to the trajectory. When the trajectory holds all that is needed for "
-        f"{_listed(task)}, call finish, with no arguments."
+        f"{_listed(seen)}, call finish, with no arguments."
     )
-    made = Signature(_on(task, _TRAJECTORY).inputs, (thought, called, given), told)
+    made = Signature(seen.inputs, (_THOUGHT, called, given), told)
     return predict(made, tools=tools.values(), adapter=adapter, retries=0, name="act", **settings)
 
 
-def _native_act(task: Signature, tools: Record, settings: Mapping[str, Any]) -> Program:
+def _act_natively(seen: Signature, tools: Record, settings: Mapping[str, Any]) -> Program:
     """The step that calls tools as the provider does."""
     told = (
-        f"{task.instructions}\n\nCall tools until you know all that is needed for {_listed(task)}. "
+        f"{seen.instructions}\n\nCall tools until you know all that is needed for {_listed(seen)}. "
         f"Then answer in a few words, without a call."
     )
+    made = Signature(seen.inputs, (Field("thought"), Field("calls", list[ToolCall])), told)
+
+    def body(step: Steps, /, **inputs: Any) -> Flow:
+        prompt, asked = step.prompt, [one for one in made.inputs if one.name != "trajectory"]
+        said = [Message("system", prompt.instructions)]
+        said.append(Message("user", _content(_CHAT, asked, inputs) or "Begin."))
+        for number, turn in enumerate(inputs["trajectory"], start=1):
+            call = ToolCall(f"call_{number}", turn.tool, turn.arguments)
+            said.append(Message("assistant", turn.thought, tool_calls=(call,)))
+            said.append(Message("tool", turn.observation, tool_call_id=call.id))
+        known = [evolve(t, desc=prompt.texts.get(f"tool.{t.name}", t.desc)) for t in tools.values()]
+        facts: dict[str, Any] = {"step": step.path, "inputs": Record(inputs), "tools": known}
+        response = yield Request(said, prompt.model, **facts, **_sampling(prompt))
+        return {"thought": response.text or response.reasoning, "calls": response.tool_calls}
+
     texts = {f"tool.{one.name}": one.desc for one in tools.values()}
     prompt = Prompt(told, texts=texts, settings=settings)
-    shown = Signature(
-        _on(task, _TRAJECTORY).inputs, (Field("thought"), Field("calls", list[ToolCall])), told
-    )
-    begin = partial(_act_natively, tuple(tools.values()))
-    return Program("act", shown.inputs, begin, Record(), 1, ("thought", "calls"), shown, prompt)
+    outputs = ("thought", "calls")
+    return program(
+        inputs=made.inputs, outputs=outputs, max_calls=1, name="act", signature=made, prompt=prompt
+    )(body)
 
 
-def _act_natively(tools: tuple[Tool, ...], program: Program, path: str, inputs: Record) -> Flow:
-    task, prompt = program.signature, program.prompt
-    assert task is not None and prompt is not None  # a leaf has both
-    asked = [one for one in task.inputs if one.name != "trajectory"]
-    said = [Message("system", prompt.instructions)]
-    said.append(Message("user", "\n\n".join(_chat_inputs(asked, inputs)) or "Begin."))
-    for number, turn in enumerate(inputs["trajectory"], start=1):
-        call = ToolCall(f"call_{number}", turn.tool, turn.arguments)
-        said.append(Message("assistant", turn.thought, tool_calls=(call,)))
-        said.append(Message("tool", turn.observation, tool_call_id=call.id))
-    response = yield Request(
-        said,
-        prompt.model,
-        tools=[evolve(one, desc=prompt.texts.get(f"tool.{one.name}", one.desc)) for one in tools],
-        step=path,
-        inputs=inputs,
-        **prompt.settings._data,
-    )
-    return {"thought": response.text or response.reasoning, "calls": response.tool_calls}
-
-
-def _react(
-    tools: Record, max_steps: int, native: bool, program: Program, path: str, inputs: Record
-) -> Flow:
-    shown: list[Turn] = []
-    trajectory: list[Turn] = []
-    ended = False
-    while not ended and len(trajectory) < max_steps:
-        try:
-            made = yield from _within(program, "act", inputs, shown)
-        except ParseError as error:
-            turns: Sequence[Turn] = [Turn("", "", {}, f"The reply could not be used: {error}")]
-        else:
-            calls = made["calls"] if native else (ToolCall("", made.tool, made.arguments),)
-            ended = not calls or calls[0].name == "finish"
-            asked = calls[: max_steps - len(trajectory)]
-            done = [Turn(made.thought, "finish", {}, "")]
-            turns = done if ended else (yield [_turn(tools, made.thought, one) for one in asked])
-        shown += turns
-        trajectory += turns
-    answer = yield from _within(program, "answer", inputs, shown)
-    return answer | {"trajectory": tuple(trajectory)}
-
-
-def _within(program: Program, name: str, inputs: Record, shown: list[Any], **more: Any) -> Flow:
-    """Run a step on what happened so far; where that is too long, forget the oldest of it."""
-    step = program.steps[name]
-    (past,) = [one.name for one in step.inputs if one.name not in inputs and one.name not in more]
-    while True:
-        try:
-            return (yield Run(step, inputs | {**more, past: tuple(shown)}, name))
-        except ContextWindowExceeded:
-            if not shown:
-                raise
-            del shown[0]
-
-
-def _turn(tools: Record, thought: str, call: ToolCall) -> Flow:
+def _called(tools: Record, thought: str, call: ToolCall) -> Flow:
     """Call a tool; whatever goes wrong is what is observed."""
-    observation = yield from _observe(tools, call.name, call.arguments)
+    observation = yield from _observed(tools, call.name, call.arguments)
     return Turn(thought, call.name, call.arguments, observation)
 
 
-def _observe(tools: Record, name: str, arguments: Mapping[str, Any]) -> Flow:
+def _observed(tools: Record, name: str, arguments: Mapping[str, Any]) -> Flow:
     if name not in tools:
         return f"There is no tool {name!r}; there are {', '.join(tools)}."
-    tool = tools[name]
     try:
-        given = tool.checked(arguments)
+        given = tools[name].checked(arguments)
     except DataError as error:
         return f"Wrong arguments: {error}"
     try:
-        return as_text((yield Call(tool.function, (), given, name)))
+        return as_text((yield Call(tools[name].function, (), given, name)))
     except Exception as error:
         if stops(error):
             raise
         return f"The tool failed: {describe(error)}"
-
-
-def as_text(value: Any) -> str:
-    """Return a text as it is, and anything else as JSON.
-
-    >>> as_text("hello"), as_text([1, None])
-    ('hello', '[1, null]')
-    """
-    return value if isinstance(value, str) else _dump(jsonable(value, other=repr))
 
 
 # -- agents that write code; who runs it is injected --
@@ -4464,6 +4522,10 @@ class Cell:
     output: str
 
 
+_CODE = Field("code", desc="Python code")
+_HISTORY = Field("history", list[Cell], "the code so far, and what came of it")
+
+
 def _ran(code: str, result: Result) -> Cell:
     shown = [text for text in (result.output, result.error and f"Error: {result.error}") if text]
     return Cell(code, "\n".join(shown) or "(no output: print what you want to see)")
@@ -4477,17 +4539,19 @@ def _state(variables: Mapping[str, Any], functions: Iterable[str]) -> dict[str, 
 def _run_code(
     interpreter: Interpreter, code: str, state: Any, outside: Callable[..., Flow]
 ) -> Flow:
-    """Run code; perform what it calls outside, and run it again with the answers."""
+    """Run code, again with the answers to what it calls outside; return result and state."""
+    found = re.search(r"```[a-zA-Z0-9]*[ \t]*\n(.*?)(?:\n```|\Z)", code, re.DOTALL)
+    asked = state
     while True:
-        made = yield Call(interpreter, (_fenced(code), state), {}, "interpreter")
+        made = yield Call(interpreter, (found[1] if found else code, asked), {}, "interpreter")
         result: Result = coerce(Result, made)  # from a saved trace it is plain data
         if not result.calls:
-            return result
-        answers = yield [_answer_call(outside, *one) for one in result.calls]
-        state = {**state, "answers": [*state["answers"], *answers]}
+            return result, state if result.state is None else result.state
+        answers = yield [_answered(outside, *one) for one in result.calls]
+        asked = {**asked, "answers": [*asked["answers"], *answers]}
 
 
-def _answer_call(
+def _answered(
     outside: Callable[..., Flow], name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Flow:
     try:
@@ -4498,12 +4562,20 @@ def _answer_call(
         return {"error": describe(error)}
 
 
-def _fenced(code: str) -> str:
-    """The code inside the first fence, where the model wrote one."""
-    found = re.search(r"```[a-zA-Z0-9]*[ \t]*\n(.*?)(?:\n```|\Z)", code, re.DOTALL)
-    return found[1] if found else code
+def _outside(tools: Record, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Flow:
+    """Call a tool for code; what goes wrong is raised there."""
+    if name not in tools:
+        known = f"one of {', '.join(tools) or '(none)'}"
+        raise DataError("no such tool", name, known, "correct the name")
+    places = [one.name for one in tools[name].fields]
+    if len(args) > len(places):
+        what, expected = f"too many arguments of {name}", f"{len(places)} at most"
+        raise DataError(what, args, expected, "drop some")
+    given = tools[name].checked({**dict(zip(places, args, strict=False)), **kwargs})
+    return (yield Call(tools[name].function, (), given, name))
 
 
+@factory
 def program_of_thought(
     task: str | Signature | Callable[..., Any],
     interpreter: Interpreter,
@@ -4511,23 +4583,17 @@ def program_of_thought(
     max_tries: int = 3,
     instructions: str | None = None,
     types: Mapping[str, Any] | None = None,
-    adapter: Adapter = chat,
     name: str = "program_of_thought",
-    **settings: Any,
+    **options: Any,
 ) -> Program:
     """Make the program that writes code for a task, has it run, and answers from its output.
 
     Code that raises is shown to the model with its error, and written anew.
 
     Args:
-        task: what `signature` takes.
         interpreter: runs code, such as `subprocess_python()`.
         max_tries: how many times code is written, 1 or more.
-        instructions: instead of those of the signature.
-        types: your own types in the text of the signature.
-        adapter: the format of messages and replies.
-        name: of the program.
-        **settings: sampling options of both steps.
+        **options: what else `predict` takes, for both steps.
 
     Raises:
         SignatureError: no tries.
@@ -4549,41 +4615,35 @@ def program_of_thought(
         f"{made.instructions}\n\nWrite Python code that prints all that is needed for "
         f"{_listed(made)}. The inputs are variables of it. Do not repeat a failed attempt."
     )
-    attempts = Field("attempts", list[Cell], "earlier code and its errors")
-    code = Signature(_on(made, attempts).inputs, (_CODE,), told)
-    ran = Field("ran", list[Cell], "the code that was run, and its output")
-    writing = predict(code, adapter=adapter, name="code", **settings)
-    answer = chain_of_thought(_on(made, ran), adapter=adapter, name="answer", **settings)
-    begin = partial(_program_of_thought, interpreter, max_tries)
+    tried = Field("attempts", list[Cell], "earlier code and its errors")
+    worked = Field("ran", list[Cell], "the code that was run, and its output")
+    code = Signature((*made.inputs, tried), (_CODE,), told)
+    writing = predict(code, name="code", **options)
+    answer = chain_of_thought(made.append(worked, to="inputs"), name="answer", **options)
+
+    def body(steps: Steps, /, **inputs: Any) -> Flow:
+        attempts: tuple[Cell, ...] = ()
+        state = _state(inputs, ())
+        for _ in range(max_tries):
+            wrote = yield Run(steps["code"], {**inputs, "attempts": attempts}, "code")
+            result, _ = yield from _run_code(interpreter, wrote.code, state, _no_tools)
+            attempts = (*attempts, _ran(wrote.code, result))
+            if not result.error:
+                return (yield Run(steps["answer"], {**inputs, "ran": attempts[-1:]}, "answer"))
+        what, todo = f"the code failed in all {max_tries} tries; the last error", "raise max_tries"
+        raise ParseError(what, result.error, "code that runs", todo, field="code")
+
     calls = max_tries * writing.max_calls + answer.max_calls
-    steps = Record(code=writing, answer=answer)
-    return Program(name, made.inputs, begin, steps, calls, answer.outputs)
+    steps = {"code": writing, "answer": answer}
+    return program(steps, inputs=made.inputs, outputs=answer.outputs, max_calls=calls, name=name)(
+        body
+    )
 
 
-_CODE = Field("code", desc="Python code")
+_no_tools = partial(_outside, Record())
 
 
-def _program_of_thought(
-    interpreter: Interpreter, max_tries: int, program: Program, path: str, inputs: Record
-) -> Flow:
-    attempts: list[Cell] = []
-    state = _state(inputs, ())
-    for _ in range(max_tries):
-        code = (yield Run(program.steps.code, inputs | {"attempts": tuple(attempts)}, "code")).code
-        result = yield from _run_code(interpreter, code, state, _nothing)
-        attempts.append(_ran(code, result))
-        if not result.error:
-            ran = inputs | {"ran": tuple(attempts[-1:])}
-            return (yield Run(program.steps.answer, ran, "answer"))
-    what, todo = f"the code failed in all {max_tries} tries; the last error", "raise max_tries"
-    raise ParseError(what, result.error, "code that runs", todo, field="code")
-
-
-def _nothing(name: str, args: Any, kwargs: Any) -> Flow:
-    raise DataError("no such function", name, "a function of Python", "define it first")
-    yield
-
-
+@factory
 def code_act(
     task: str | Signature | Callable[..., Any],
     tools: Iterable[Callable[..., Any] | Tool],
@@ -4592,9 +4652,8 @@ def code_act(
     max_steps: int = 5,
     instructions: str | None = None,
     types: Mapping[str, Any] | None = None,
-    adapter: Adapter = chat,
     name: str = "code_act",
-    **settings: Any,
+    **options: Any,
 ) -> Program:
     """Make the agent that acts by writing code, which may call tools, until it can answer.
 
@@ -4602,15 +4661,10 @@ def code_act(
     with the answer. What goes wrong in a step is what it observes, as in `react`.
 
     Args:
-        task: what `signature` takes.
         tools: functions with types and docstrings, or `Tool`s.
         interpreter: runs code, such as `subprocess_python()`.
         max_steps: 1 or more.
-        instructions: instead of those of the signature.
-        types: your own types in the text of the signature.
-        adapter: the format of messages and replies.
-        name: of the program.
-        **settings: sampling options of both steps.
+        **options: what else `predict` takes, for both steps.
 
     Raises:
         SignatureError: two tools of one name, or no steps.
@@ -4638,62 +4692,32 @@ def code_act(
         "tools are functions, and what earlier code defined is there still."
     )
     finished = Field("finished", bool, "whether nothing is left to do after this code")
-    outputs = (Field("thought", desc="what is known, and what to do next"), _CODE, finished)
-    acting = Signature(_on(made, _HISTORY).inputs, outputs, told)
-    options = {"adapter": adapter, **settings}
-    act = predict(acting, tools=known.values(), retries=0, name="act", **options)
-    answer = chain_of_thought(_on(made, _HISTORY), name="answer", **options)
-    begin = partial(_code_act, known, interpreter, max_steps)
-    calls = 2 * max_steps + answer.max_calls
-    steps = Record(act=act, answer=answer)
-    return Program(name, made.inputs, begin, steps, calls, (*answer.outputs, "history"))
+    seen = made.append(_HISTORY, to="inputs")
+    acting = Signature(seen.inputs, (_THOUGHT, _CODE, finished), told)
+    act = predict(acting, tools=known.values(), **{**options, "retries": 0, "name": "act"})
+    answer = chain_of_thought(seen, name="answer", **options)
+
+    def body(steps: Steps, /, **inputs: Any) -> Flow:
+        state = _state(inputs, known)
+
+        def turn(step: Any, left: int) -> Flow:
+            nonlocal state
+            outside = partial(_outside, known)
+            result, state = yield from _run_code(interpreter, step.code, state, outside)
+            return [_ran(step.code, result)], step.finished and not result.error
+
+        return (yield from _agent(steps, inputs, "history", max_steps, turn, partial(Cell, "")))
+
+    return program(
+        {"act": act, "answer": answer},
+        inputs=made.inputs,
+        outputs=[*answer.outputs, "history"],
+        max_calls=2 * max_steps + answer.max_calls,
+        name=name,
+    )(body)
 
 
-_HISTORY = Field("history", list[Cell], "the code so far, and what came of it")
-
-
-def _code_act(
-    tools: Record,
-    interpreter: Interpreter,
-    max_steps: int,
-    program: Program,
-    path: str,
-    inputs: Record,
-) -> Flow:
-    shown: list[Cell] = []
-    history: list[Cell] = []
-    state: Any = _state(inputs, tools)
-    for _ in range(max_steps):
-        try:
-            made = yield from _within(program, "act", inputs, shown)
-        except ParseError as error:
-            cell, ended = Cell("", f"The reply could not be used: {error}"), False
-        else:
-            result = yield from _run_code(interpreter, made.code, state, partial(_outside, tools))
-            state = state if result.state is None else result.state
-            cell, ended = _ran(made.code, result), made.finished and not result.error
-        shown.append(cell)
-        history.append(cell)
-        if ended:
-            break
-    answer = yield from _within(program, "answer", inputs, shown)
-    return answer | {"history": tuple(history)}
-
-
-def _outside(tools: Record, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Flow:
-    """Call a tool for code; what goes wrong is raised there."""
-    if name not in tools:
-        raise DataError("no such tool", name, f"one of {', '.join(tools)}", "correct the name")
-    tool = tools[name]
-    places = [one.name for one in tool.fields]
-    if len(args) > len(places):
-        raise DataError(
-            f"too many arguments of {name}", args, f"{len(places)} at most", "drop some"
-        )
-    given = tool.checked({**dict(zip(places, args, strict=False)), **kwargs})
-    return (yield Call(tool.function, (), given, name))
-
-
+@factory
 def recursive(
     task: str | Signature | Callable[..., Any],
     interpreter: Interpreter,
@@ -4717,17 +4741,11 @@ def recursive(
     it saw.
 
     Args:
-        task: what `signature` takes.
         interpreter: runs code, such as `subprocess_python()`.
         tools: further functions that the code may call.
         max_steps: 1 or more.
         max_queries: how many prompts one run may ask, 0 or more; one more raises in the code.
         preview_chars: how much of an input is shown, 0 or more.
-        instructions: instead of those of the signature.
-        types: your own types in the text of the signature.
-        adapter: the format of messages and replies.
-        name: of the program.
-        **settings: sampling options of all steps.
 
     Raises:
         SignatureError: no steps; two tools of one name, or one called "query" or "submit".
@@ -4756,90 +4774,63 @@ def recursive(
         f"{', '.join(f'{one.name}: {one.words}' for one in made.outputs)}."
     )
     about = Field("variables", desc="the inputs: name, type, length and beginning")
-    outputs = (Field("thought", desc="what is known, and what to do next"), _CODE)
-    options = {"adapter": adapter, **settings}
-    acting = Signature((about, _HISTORY), outputs, told)
+    acting = Signature((about, _HISTORY), (_THOUGHT, _CODE), told)
     asked = Signature((Field("prompt"),), (Field("reply"),), "Do what the prompt says.")
     reading = Signature((about, _HISTORY), made.outputs, made.instructions)
+    options = {"adapter": adapter, **settings}
     act = predict(acting, tools=known.values(), retries=0, name="act", **options)
     query = predict(asked, adapter=plain, retries=0, name="query", **settings)
     answer = predict(reading, name="answer", **options)
-    begin = partial(_recursive, made, known, interpreter, max_steps, max_queries, preview_chars)
-    calls = 2 * max_steps + max_queries + answer.max_calls
-    steps = Record(act=act, query=query, answer=answer)
-    return Program(name, made.inputs, begin, steps, calls, (*answer.outputs, "history"))
 
+    def body(steps: Steps, /, **inputs: Any) -> Flow:
+        state, queries = _state(inputs, [*known, "query"]), max_queries
 
-def _recursive(
-    task: Signature,
-    tools: Record,
-    interpreter: Interpreter,
-    max_steps: int,
-    max_queries: int,
-    preview_chars: int,
-    program: Program,
-    path: str,
-    inputs: Record,
-) -> Flow:
-    shown: list[Cell] = []
-    history: list[Cell] = []
-    state: Any = _state(inputs, [*tools, "query"])
-    left = [max_queries]
-    outside = partial(_query, program, tools, left)
-    told = Record(variables=_variables(task, inputs, preview_chars))
-    while len(history) < max_steps:
-        try:
-            made = yield from _within(program, "act", told, shown)
-        except ParseError as error:
-            cell = Cell("", f"The reply could not be used: {error}")
-        else:
-            result = yield from _run_code(interpreter, made.code, state, outside)
-            state = state if result.state is None else result.state
-            cell = _ran(made.code, result)
+        def outside(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Flow:
+            nonlocal queries
+            if name != "query":
+                return (yield from _outside(known, name, args, kwargs))
+            _check_query(args, kwargs, queries)
+            queries -= len(args)
+            replies = yield [Run(steps["query"], {"prompt": one}, "query") for one in args]
+            return [one.reply for one in replies] if len(args) > 1 else replies[0].reply
+
+        def turn(step: Any, left: int) -> Flow:
+            nonlocal state
+            result, state = yield from _run_code(interpreter, step.code, state, outside)
+            if result.answer is None:
+                return [_ran(step.code, result)], False
+            submitted = _dump(jsonable(dict(result.answer), other=repr))
             try:
-                if result.answer is not None:
-                    outputs = _submitted(task, result.answer)
-                    return outputs | {"history": (*history, cell)}
+                return [_ran(step.code, result)], json.parse(made, Response(submitted))
             except ParseError as error:
-                cell = Cell(made.code, f"What was submitted could not be used: {error}")
-        shown.append(cell)
-        history.append(cell)
-    answer = yield from _within(program, "answer", told, shown)
-    return answer | {"history": tuple(history)}
+                shown = f"What was submitted could not be used: {error}"
+                return [Cell(step.code, shown)], False
+
+        given = {"variables": _variables(made, inputs, preview_chars)}
+        return (yield from _agent(steps, given, "history", max_steps, turn, partial(Cell, "")))
+
+    return program(
+        {"act": act, "query": query, "answer": answer},
+        inputs=made.inputs,
+        outputs=[*answer.outputs, "history"],
+        max_calls=2 * max_steps + max_queries + answer.max_calls,
+        name=name,
+    )(body)
 
 
-def _variables(task: Signature, inputs: Record, most: int) -> str:
-    texts = {one.name: write(one.type, inputs[one.name]) for one in task.inputs}
-    return "\n".join(
-        f"{one.name} ({one.words}), {len(texts[one.name])} characters: {cut(texts[one.name], most)}"
-        for one in task.inputs
-    )
-
-
-def _query(
-    program: Program,
-    tools: Record,
-    left: list[int],
-    name: str,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-) -> Flow:
-    if name != "query":
-        return (yield from _outside(tools, name, args, kwargs))
+def _check_query(args: Sequence[Any], kwargs: Mapping[str, Any], left: int) -> None:
     if kwargs or not args or not all(isinstance(one, str) for one in args):
         raise DataError("wrong arguments of query", [*args, kwargs], "texts", "pass prompts")
-    if len(args) > left[0]:
-        raise DataError("too many queries", len(args), f"{left[0]} more at most", "do with less")
-    left[0] -= len(args)
-    asked = [Run(program.steps.query, Record(prompt=one), "query") for one in args]
-    replies = [one.reply for one in (yield asked)]
-    return replies if len(replies) > 1 else replies[0]
+    if len(args) > left:
+        raise DataError("too many queries", len(args), f"{left} more at most", "do with less")
 
 
-def _submitted(task: Signature, answer: Mapping[str, Any]) -> Record:
-    """The outputs that code submitted, as values of their types."""
-    made: Record = json.parse(task, Response(_dump(jsonable(dict(answer), other=repr))))
-    return made
+def _variables(task: Signature, inputs: Mapping[str, Any], most: int) -> str:
+    texts = {one: write(one.type, inputs[one.name]) for one in task.inputs}
+    return "\n".join(
+        f"{one.name} ({one.words}), {len(text)} characters: {cut(text, most)}"
+        for one, text in texts.items()
+    )
 
 
 # -- running code of a model --
@@ -5057,6 +5048,9 @@ def subprocess_python(
 def _in_subprocess(
     command: tuple[str, ...], job: Mapping[str, Any], timeout: float, code: str, state: Any
 ) -> Result:
+    import subprocess
+    import tempfile
+
     given = state or _state({}, ())
     line = canonical({**job, "code": code, "state": given}) + "\n"
     environment = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8"}
@@ -5103,7 +5097,7 @@ def _kill(process: Any) -> None:
     """End a process with all that it may have started."""
     with suppress(OSError):
         if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(process.pid, 9)  # SIGKILL
         else:
             process.kill()
 
@@ -5141,25 +5135,13 @@ def sampled(program: Program, index: int, count: int) -> Program:
     )
 
 
-def _combined(name: str, begin: Callable[..., Flow], calls: int, **steps: Program) -> Program:
-    """A program with the inputs and outputs of its steps, each step named as it is."""
-    inputs = tuple(unique(concat(one.inputs for one in steps.values()), key=lambda one: one.name))
-    outputs = tuple(unique(concat(one.outputs for one in steps.values())))
-    return Program(name, inputs, begin, Record(steps), calls, outputs)
+Reward = Callable[[Record, Prediction], Any]
+"""reward(inputs, prediction) -> a number, or a `Score`."""
 
 
-def _only(program: Program) -> tuple[str, Program]:
-    """The name and the program of the one step of a combinator."""
-    return next(iter(program.steps.items()))
-
-
+@factory
 def best_of_n(
-    program: Program,
-    n: int,
-    reward: Callable[[Record, Prediction], Any],
-    *,
-    threshold: float = 1.0,
-    name: str = "best_of_n",
+    program: Program, n: int, reward: Reward, *, threshold: float = 1.0, name: str = "best_of_n"
 ) -> Program:
     """Make the program that runs another up to `n` times, and returns what is rewarded most.
 
@@ -5171,9 +5153,8 @@ def best_of_n(
     Args:
         program: what to run; its prompts stand under its name.
         n: how many attempts, 1 or more.
-        reward: (inputs, prediction) -> a number, or a `Score`.
+        reward: see `Reward`.
         threshold: reward at which to stop.
-        name: of the program.
 
     Raises:
         SignatureError: no attempts.
@@ -5187,41 +5168,49 @@ def best_of_n(
     'abc'
     """
     _at_least_one("n", n)
-    begin = partial(_best_of_n, n, reward, threshold)
-    return _combined(name, begin, n * program.max_calls, **{program.name: program})
+
+    def body(steps: Steps, /, **inputs: Any) -> Flow:
+        return (yield from _attempts(steps, program.name, inputs, n, reward, threshold))
+
+    steps = {program.name: program}
+    return _around(body, steps, max_calls=n * program.max_calls, name=name)
 
 
-def _best_of_n(
+def _attempts(
+    steps: Steps,
+    name: str,
+    inputs: Mapping[str, Any],
     n: int,
-    reward: Callable[[Record, Prediction], Any],
+    reward: Reward,
     threshold: float,
-    program: Program,
-    path: str,
-    inputs: Record,
+    advise: Callable[[Prediction, Score], Flow] | None = None,
 ) -> Flow:
-    name, step = _only(program)
+    """Run a step until its reward is high enough, each time with the hints of `advise`."""
     best: tuple[float, Prediction] | None = None
+    hints: Mapping[str, str] = {}
     for index in range(n):
         try:
-            made = yield Run(sampled(step, index, n), inputs, name)
+            attempt = _hinted(sampled(steps[name], index, n), hints if advise else {})
+            made = yield Run(attempt, inputs, name)
         except Exception as error:
             if stops(error) or (index == n - 1 and best is None):
                 raise
+            hints = dict.fromkeys(steps[name].leaves, f"An attempt failed: {describe(error)}")
             continue
         if n == 1:
             return made
-        value = _rewarded(reward, inputs, made).value
-        if best is None or value > best[0]:
-            best = value, made
-        if value >= threshold:
+        score = _rewarded(reward, Record(inputs), made)
+        if best is None or score.value > best[0]:
+            best = score.value, made
+        if score.value >= threshold:
             break
+        if advise and index < n - 1:
+            hints = score.steps or (yield from advise(made, score))
     assert best is not None  # or the last attempt would have raised
     return best[1]
 
 
-def _rewarded(
-    reward: Callable[[Record, Prediction], Any], inputs: Record, made: Prediction
-) -> Score:
+def _rewarded(reward: Reward, inputs: Record, made: Prediction) -> Score:
     """The reward of an attempt; one that is wrong is the user's error."""
     shown = {"inputs": dict(inputs), "prediction": dict(made)}
     try:
@@ -5237,15 +5226,24 @@ def _rewarded(
     return score
 
 
+def _hinted(program: Program, hints: Mapping[str, str]) -> Program:
+    told = {
+        path: evolve(prompt, instructions=f"{prompt.instructions}\n\nHint: {hints[path]}")
+        for path, prompt in program.params.items()
+        if hints.get(path)
+    }
+    return program.with_params(told) if told else program
+
+
+@factory
 def refine(
     program: Program,
     n: int,
-    reward: Callable[[Record, Prediction], Any],
+    reward: Reward,
     *,
     threshold: float = 1.0,
-    adapter: Adapter = chat,
     name: str = "refine",
-    **settings: Any,
+    **options: Any,
 ) -> Program:
     """Make the program that attempts, is told what was wrong with it, and attempts again.
 
@@ -5257,11 +5255,9 @@ def refine(
     Args:
         program: what to run; its prompts stand under its name.
         n: how many attempts, 1 or more.
-        reward: (inputs, prediction) -> a number, or a `Score` with feedback.
+        reward: see `Reward`; a `Score` may have feedback.
         threshold: reward at which to stop.
-        adapter: of the step that gives hints.
-        name: of the program.
-        **settings: sampling options of the step that gives hints.
+        **options: what `predict` takes, for the step that gives hints.
 
     Raises:
         SignatureError: no attempts.
@@ -5277,11 +5273,20 @@ def refine(
     'abc'
     """
     _at_least_one("n", n)
-    advise = predict(_ADVISE, adapter=adapter, name="advise", **settings)
-    calls = n * program.max_calls + (n - 1) * advise.max_calls
-    begin = partial(_refine, n, reward, threshold)
-    combined = _combined(name, begin, calls, **{program.name: program})
-    return evolve(combined, steps=Record({program.name: program, "advise": advise}))
+    adviser = predict(_ADVISE, name="advise", **options)
+
+    def body(steps: Steps, /, **inputs: Any) -> Flow:
+        advise = partial(_advice, steps, program.name)
+        return (yield from _attempts(steps, program.name, inputs, n, reward, threshold, advise))
+
+    return _around(
+        body,
+        {program.name: program, "advise": adviser},
+        inputs=program.inputs,
+        outputs=program.outputs,
+        max_calls=n * program.max_calls + (n - 1) * adviser.max_calls,
+        name=name,
+    )
 
 
 _ADVISE = Signature(
@@ -5297,68 +5302,24 @@ _ADVISE = Signature(
 )
 
 
-def _refine(
-    n: int,
-    reward: Callable[[Record, Prediction], Any],
-    threshold: float,
-    program: Program,
-    path: str,
-    inputs: Record,
-) -> Flow:
-    name, step = _only(program)
-    hints: Mapping[str, str] = {}
-    best: tuple[float, Prediction] | None = None
-    for index in range(n):
-        attempt = _hinted(sampled(step, index, n), hints)
-        try:
-            made = yield Run(attempt, inputs, name)
-        except Exception as error:
-            if stops(error) or (index == n - 1 and best is None):
-                raise
-            hints = dict.fromkeys(step.leaves, f"An attempt failed: {describe(error)}")
-            continue
-        if n == 1:
-            return made
-        score = _rewarded(reward, inputs, made)
-        if best is None or score.value > best[0]:
-            best = score.value, made
-        if score.value >= threshold:
-            break
-        if index < n - 1:
-            hints = score.steps or (
-                yield from _advice(program, step, _join(path, name), made, score)
-            )
-    assert best is not None  # or the last attempt would have raised
-    return best[1]
-
-
-def _hinted(program: Program, hints: Mapping[str, str]) -> Program:
-    told = {
-        path: evolve(prompt, instructions=f"{prompt.instructions}\n\nHint: {hints[path]}")
-        for path, prompt in program.params.items()
-        if hints.get(path)
-    }
-    return program.with_params(told)
-
-
-def _advice(program: Program, step: Program, place: str, made: Prediction, score: Score) -> Flow:
+def _advice(steps: Steps, name: str, made: Prediction, score: Score) -> Flow:
     """Ask for hints; where the reply cannot be used, there are none."""
+    step, place = steps[name], made.trace[-1].path if made.trace else name
     local = {place if step.prompt else f"{place}.{one}": one for one in step.leaves}
-    given = Record(
-        steps={path: prompt.instructions for path, prompt in step.params.items()},
-        attempt=[
+    given = {
+        "steps": {path: prompt.instructions for path, prompt in step.params.items()},
+        "attempt": [
             jsonable({"step": local[e.path], "given": e.inputs, "made": e.outputs}, other=repr)
             for e in made.trace
             if e.kind == "step" and e.path in local
         ],
-        score=score.value,
-        feedback=score.feedback,
-    )
+        "score": score.value,
+        "feedback": score.feedback,
+    }
     try:
-        advice: Mapping[str, str] = (yield Run(program.steps.advise, given, "advise")).advice
+        return (yield Run(steps["advise"], given, "advise")).advice
     except ParseError:
         return {}
-    return advice
 
 
 def vote(predictions: Sequence[Prediction], *, field: str | None = None) -> Prediction:
@@ -5386,6 +5347,7 @@ def vote(predictions: Sequence[Prediction], *, field: str | None = None) -> Pred
     return predictions[values.index(most)]
 
 
+@factory
 def majority(
     program: Program, n: int = 5, *, field: str | None = None, name: str = "majority"
 ) -> Program:
@@ -5397,7 +5359,6 @@ def majority(
         program: what to run; its prompts stand under its name.
         n: how many runs, 1 or more; they differ in `rollout` only.
         field: whose values count; by default the last output.
-        name: of the program.
 
     Raises:
         SignatureError: no runs.
@@ -5411,18 +5372,27 @@ def majority(
     '4'
     """
     _at_least_one("n", n)
-    begin = partial(_majority, n, field)
-    return _combined(name, begin, n * program.max_calls, **{program.name: program})
+
+    def body(steps: Steps, /, **inputs: Any) -> Flow:
+        samples = [sampled(steps[program.name], index, n) for index in range(n)]
+        made = yield from surviving([Run(one, inputs, program.name) for one in samples])
+        return vote(made, field=field)
+
+    return _around(body, {program.name: program}, max_calls=n * program.max_calls, name=name)
 
 
-def _majority(n: int, field: str | None, program: Program, path: str, inputs: Record) -> Flow:
-    name, step = _only(program)
-    runs = [Run(sampled(step, index, n), inputs, name) for index in range(n)]
-    return vote((yield from _surviving(runs)), field=field)
+def surviving(runs: Iterable[Run]) -> Flow:
+    """Run programs at once, as a part of a body; return the predictions of those that succeed.
 
+    If all fail, the last error is raised; what would fail alike everywhere, such as a dead key, is
+    raised at once.
 
-def _surviving(runs: Sequence[Run]) -> Flow:
-    """Run programs at once; return the predictions of those that did not fail."""
+    >>> @program(a=predict("q -> a"), b=predict("q -> a"))
+    ... def either(steps, q):
+    ...     return (yield from surviving([steps.a(q=q), steps.b(q=q)]))[0]
+    >>> either(scripted_lm([*["What?"] * 3, {"a": "yes"}]), q="?").a
+    'yes'
+    """
     made = yield [_attempted(one) for one in runs]
     alive = [one for one in made if not isinstance(one, Exception)]
     if not alive:
@@ -5439,28 +5409,23 @@ def _attempted(run: Run) -> Flow:
         return error
 
 
+@factory
 def multi_chain_comparison(
     task: str | Signature | Callable[..., Any],
     *,
     m: int = 3,
     instructions: str | None = None,
     types: Mapping[str, Any] | None = None,
-    adapter: Adapter = chat,
     name: str = "multi_chain_comparison",
-    **settings: Any,
+    **options: Any,
 ) -> Program:
     """Make the program that reasons `m` times, compares the attempts, and then answers.
 
     An attempt that fails is left out; if all fail, the last error is raised.
 
     Args:
-        task: what `signature` takes.
         m: how many attempts, 1 or more; they differ in `rollout` only.
-        instructions: instead of those of the signature.
-        types: your own types in the text of the signature.
-        adapter: the format of messages and replies.
-        name: of the program.
-        **settings: sampling options of both steps.
+        **options: what else `predict` takes, for both steps.
 
     Raises:
         SignatureError: no attempts.
@@ -5475,31 +5440,31 @@ def multi_chain_comparison(
     """
     made = signature(task, instructions=instructions, types=types)
     _at_least_one("m", m)
-    attempt = chain_of_thought(made, adapter=adapter, name="attempt", **settings)
     others = Field("attempts", list[Any], "answers of others, some of which may be wrong")
-    weighing = evolve(
-        _on(made, others),
-        instructions=f"{made.instructions}\n\nWeigh the attempts against each other, then answer.",
-    )
-    compare_ = chain_of_thought(weighing, adapter=adapter, name="compare", **settings)
-    calls = m * attempt.max_calls + compare_.max_calls
-    steps = Record(attempt=attempt, compare=compare_)
-    begin = partial(_multi_chain_comparison, m)
-    return Program(name, made.inputs, begin, steps, calls, compare_.outputs)
+    told = f"{made.instructions}\n\nWeigh the attempts against each other, then answer."
+    weighing = made.append(others, to="inputs").with_instructions(told)
+    attempt = chain_of_thought(made, name="attempt", **options)
+    comparing = chain_of_thought(weighing, name="compare", **options)
 
+    def body(steps: Steps, /, **inputs: Any) -> Flow:
+        samples = [sampled(steps["attempt"], index, m) for index in range(m)]
+        tried = yield from surviving([Run(one, inputs, "attempt") for one in samples])
+        shown = [jsonable(dict(one)) for one in tried]
+        return (yield Run(steps["compare"], {**inputs, "attempts": shown}, "compare"))
 
-def _multi_chain_comparison(m: int, program: Program, path: str, inputs: Record) -> Flow:
-    attempt = program.steps.attempt
-    made = yield from _surviving(
-        [Run(sampled(attempt, index, m), inputs, "attempt") for index in range(m)]
-    )
-    others = inputs | {"attempts": [jsonable(dict(one)) for one in made]}
-    return (yield Run(program.steps.compare, others, "compare"))
+    return program(
+        {"attempt": attempt, "compare": comparing},
+        inputs=made.inputs,
+        outputs=comparing.outputs,
+        max_calls=m * attempt.max_calls + comparing.max_calls,
+        name=name,
+    )(body)
 
 
 # -- combinators: programs side by side, over lists, with what they need --
 
 
+@factory
 def ensemble(
     programs: Iterable[Program],
     reduce: Callable[[list[Prediction]], Any] = vote,
@@ -5516,8 +5481,6 @@ def ensemble(
         programs: one or more; their prompts stand under "p0", "p1" and so on.
         reduce: list of predictions -> a prediction, or any mapping of fields.
         size: run so many of them only, drawn for each input.
-        seed: of that draw.
-        name: of the program.
 
     Raises:
         SignatureError: no programs, or a size that is more than there are.
@@ -5528,33 +5491,25 @@ def ensemble(
     >>> list(three.params)
     ['p0', 'p1', 'p2']
     """
-    steps = {f"p{place}": one for place, one in enumerate(programs)}
-    count = len(steps) if size is None else size
-    if not 1 <= count <= len(steps):
+    known = {f"p{place}": one for place, one in enumerate(programs)}
+    count = len(known) if size is None else size
+    if not 1 <= count <= len(known):
         todo = "pass programs, and a size of at most their number"
-        raise SignatureError("wrong size of an ensemble", count, f"1 to {len(steps)}", todo)
-    dearest = sorted((one.max_calls for one in steps.values()), reverse=True)
-    begin = partial(_ensemble, reduce, count, seed)
-    return _combined(name, begin, sum(dearest[:count]), **steps)
+        raise SignatureError("wrong size of an ensemble", count, f"1 to {len(known)}", todo)
+
+    def body(steps: Steps, /, **inputs: Any) -> Flow:
+        names = list(known)
+        if count < len(names):
+            rng = seeded(seed, "ensemble", canonical(inputs, other=repr))
+            names = sorted(rng.sample(names, count), key=names.index)
+        runs = [Run(steps[one], select_inputs(steps[one], inputs), one) for one in names]
+        return reduce((yield from surviving(runs)))
+
+    dearest = sorted((one.max_calls for one in known.values()), reverse=True)
+    return _around(body, known, max_calls=sum(dearest[:count]), name=name)
 
 
-def _ensemble(
-    reduce: Callable[[list[Prediction]], Any],
-    size: int,
-    seed: int,
-    program: Program,
-    path: str,
-    inputs: Record,
-) -> Flow:
-    names = list(program.steps)
-    if size < len(names):
-        rng = seeded(seed, "ensemble", canonical(inputs, other=repr))
-        names = sorted(rng.sample(names, size), key=names.index)
-    steps = {name: program.steps[name] for name in names}
-    runs = [Run(step, select_inputs(step, inputs), name) for name, step in steps.items()]
-    return reduce((yield from _surviving(runs)))
-
-
+@factory
 def parallel(**programs: Program) -> Program:
     """Make the program that runs several programs at once, and returns the fields of all.
 
@@ -5576,16 +5531,15 @@ def parallel(**programs: Program) -> Program:
     if twice:
         todo = "rename the output of one of them"
         raise SignatureError("two programs make one field", twice[0], "different outputs", todo)
-    calls = sum(one.max_calls for one in programs.values())
-    return _combined("parallel", _parallel, calls, **programs)
+
+    def body(steps: Steps, /, **inputs: Any) -> Flow:
+        runs = [Run(steps[one], select_inputs(steps[one], inputs), one) for one in programs]
+        return merge({}, *map(dict, (yield runs)))
+
+    return _around(body, programs, name="parallel")
 
 
-def _parallel(program: Program, path: str, inputs: Record) -> Flow:
-    steps = program.steps
-    made = yield [Run(step, select_inputs(step, inputs), name) for name, step in steps.items()]
-    return merge(*map(dict, made)) if made else {}
-
-
+@factory
 def each(program: Program, field: str, *, most: int = 100, name: str = "each") -> Program:
     """Make the program that runs another on every item of a list, all at once.
 
@@ -5595,7 +5549,6 @@ def each(program: Program, field: str, *, most: int = 100, name: str = "each") -
         program: what to run; its prompts stand under its name.
         field: the input that is one item of the list.
         most: how many items a list may have; more are a `DataError`.
-        name: of the program.
 
     Raises:
         SignatureError: the program has no such input.
@@ -5612,24 +5565,25 @@ def each(program: Program, field: str, *, most: int = 100, name: str = "each") -
         raise SignatureError("no such input", field, known, "correct the name")
     _at_least_one("most", most)
     many: Any = list  # of a type that only exists at run time
-    inputs = [
-        evolve(one, type=many[one.type]) if one.name == field else one for one in program.inputs
-    ]
-    combined = _combined(name, partial(_each, field, most), most * program.max_calls)
-    steps = Record({program.name: program})
-    return evolve(combined, inputs=tuple(inputs), steps=steps, outputs=program.outputs)
+
+    def body(steps: Steps, /, **inputs: Any) -> Flow:
+        items, step = list(inputs[field]), steps[program.name]
+        if len(items) > most:
+            raise DataError("too long a list", len(items), f"{most} items at most", "raise most")
+        made = yield [Run(step, {**inputs, field: one}, program.name) for one in items]
+        names = list(made[0]) if made else step.outputs
+        return {one: tuple(result[one] for result in made) for one in names}
+
+    return _around(
+        body,
+        {program.name: program},
+        inputs=[evolve(f, type=many[f.type]) if f.name == field else f for f in program.inputs],
+        max_calls=most * program.max_calls,
+        name=name,
+    )
 
 
-def _each(field: str, most: int, program: Program, path: str, inputs: Record) -> Flow:
-    name, step = _only(program)
-    items = list(inputs[field])
-    if len(items) > most:
-        raise DataError("too long a list", len(items), f"{most} items at most", "raise most")
-    made = yield [Run(step, inputs | {field: one}, name) for one in items]
-    names = list(made[0]) if made else step.outputs
-    return {one: tuple(result[one] for result in made) for one in names}
-
-
+@factory
 def retrieve(
     search: Callable[[str, int], Iterable[Any]], k: int = 3, *, name: str = "retrieve"
 ) -> Program:
@@ -5638,7 +5592,6 @@ def retrieve(
     Args:
         search: (query, k) -> passages, the best first.
         k: how many, 1 or more; what is returned beyond that is left out.
-        name: of the program.
 
     Raises:
         SignatureError: no passages are asked for.
@@ -5650,15 +5603,13 @@ def retrieve(
     ('about tea',)
     """
     _at_least_one("k", k)
-    query = Field("query", desc="what to look for")
-    return Program(name, (query,), partial(_retrieve, search, k), Record(), 0, ("passages",))
 
+    def body(steps: Steps, /, query: str) -> Flow:
+        found = yield Call(search, (query, k), {}, "search")
+        return {"passages": tuple(found)[:k]}
 
-def _retrieve(
-    search: Callable[[str, int], Iterable[Any]], k: int, program: Program, path: str, inputs: Record
-) -> Flow:
-    found = yield Call(search, (inputs["query"], k), {}, "search")
-    return {"passages": tuple(found)[:k]}
+    asked = Field("query", desc="what to look for")
+    return program(inputs=[asked], outputs=["passages"], max_calls=0, name=name)(body)
 
 
 def fitting(leaf: Program, examples: Iterable[Mapping[str, Any]]) -> tuple[Record, ...]:
@@ -5699,7 +5650,6 @@ def knn_demos(
         examples: with the inputs of the program, and outputs of its steps.
         k: how many, 1 or more.
         embed: texts -> vectors, all of one length, such as an `embedder`.
-        name: of the program.
 
     Raises:
         SignatureError: k is less than 1.
@@ -5720,8 +5670,33 @@ def knn_demos(
     if not rows:
         raise DataError("no examples", rows, "one or more", "add examples")
     vectors = [unit(one) for one in embed([_asked_text(program, row) for row in rows])]
-    begin = partial(_knn_demos, rows, tuple(vectors), k, embed)
-    return _combined(name, begin, program.max_calls, **{program.name: program})
+    return _nearest_demos(program, rows, vectors, k, embed, name)
+
+
+@factory
+def _nearest_demos(
+    program: Program,
+    rows: tuple[Record, ...],
+    vectors: list[tuple[float, ...]],
+    k: int,
+    embed: Callable[[Sequence[str]], Any],
+    name: str,
+) -> Program:
+    """`knn_demos` with the vectors at hand: sent elsewhere, it embeds nothing anew."""
+
+    def body(steps: Steps, /, **inputs: Any) -> Flow:
+        step = steps[program.name]
+        (vector,) = yield Call(embed, ([_asked_text(step, inputs)],), {}, "embed")
+        likeness = [math.fsum(map(mul, unit(vector), one)) for one in vectors]
+        order = sorted(range(len(rows)), key=lambda place: (-likeness[place], place))
+        nearest = [rows[place] for place in reversed(order[:k])]
+        changed = {
+            path: evolve(prompt, demos=fitting(step.leaves[path], nearest) or prompt.demos)
+            for path, prompt in step.params.items()
+        }
+        return (yield Run(step.with_params(changed), inputs, program.name))
+
+    return _around(body, {program.name: program}, name=name)
 
 
 def _asked_text(program: Program, example: Mapping[str, Any]) -> str:
@@ -5740,28 +5715,6 @@ def unit(vector: Sequence[float]) -> tuple[float, ...]:
     return tuple(one / length for one in vector)
 
 
-def _knn_demos(
-    rows: tuple[Record, ...],
-    vectors: tuple[tuple[float, ...], ...],
-    k: int,
-    embed: Callable[[Sequence[str]], Any],
-    program: Program,
-    path: str,
-    inputs: Record,
-) -> Flow:
-    name, step = _only(program)
-    (vector,) = yield Call(embed, ([_asked_text(step, inputs)],), {}, "embed")
-    asked = unit(vector)
-    likeness = [math.fsum(map(mul, asked, one)) for one in vectors]
-    order = sorted(range(len(rows)), key=lambda place: (-likeness[place], place))
-    nearest = [rows[place] for place in reversed(order[:k])]
-    changed = {
-        place: evolve(prompt, demos=fitting(step.leaves[place], nearest) or prompt.demos)
-        for place, prompt in step.params.items()
-    }
-    return (yield Run(step.with_params(changed), inputs, name))
-
-
 # == 10. LMs =======================================================================================
 # First those that need no network, then the wire.
 
@@ -5776,13 +5729,13 @@ class _Scripted:
         with self._lock:
             index, self._left = self._left, self._left + 1
         if index < len(self._replies):
-            return _reply(self._replies[index], request)
+            return _answer(self._replies[index], request)
         asked = request.messages[-1].text if request.messages else ""
         problem = f"scripted_lm has given all of its {len(self._replies)} replies; one more request"
         raise ReplayMiss(problem, asked, "no further request", "script one more reply")
 
 
-def _reply(answer: Any, request: Request) -> Response:
+def _answer(answer: Any, request: Request) -> Response:
     """Make a response of a text, of fields in the format that was asked for, or of an error."""
     if isinstance(answer, BaseException):
         raise answer
@@ -5829,7 +5782,7 @@ def _mock(function: Callable[[Record], Any], request: Request) -> Response:
     if request.inputs is None:
         todo = "use scripted_lm for bare requests"
         raise DataError("a request without inputs", request.messages, "a step's", todo)
-    return _reply(function(request.inputs), request)
+    return _answer(function(request.inputs), request)
 
 
 def stub_lm() -> LM:
@@ -5844,7 +5797,7 @@ def stub_lm() -> LM:
 def _stub(request: Request) -> Response:
     if request.signature is None:
         return Response("text")
-    return _reply({one.name: sample(one.type) for one in request.signature.outputs}, request)
+    return _answer({one.name: sample(one.type) for one in request.signature.outputs}, request)
 
 
 def toy_lm(*, seed: int = 0) -> LM:
@@ -5857,8 +5810,7 @@ def toy_lm(*, seed: int = 0) -> LM:
     one but with a `rollout`, it samples. Good for teaching and for tests of optimizers; no stand-in
     for a real LM.
 
-    Args:
-        seed: of its sampling; equal requests get equal answers.
+    Equal requests get equal answers.
 
     >>> qa = predict("animal -> sound").with_params(
     ...     {"predict": Prompt(demos=[{"animal": "a big dog", "sound": "woof"}])}
@@ -5903,8 +5855,9 @@ def _toy(seed: int, request: Request) -> Response:
         value = _toy_sample(seed, request, votes) if votes else _toy_guess(kind, question)
         if name == "instructions":
             value = _toy_write(seed, request, sections(turns[last]))
-        reply.append(_section(name, value))
-    text = "\n\n".join([*reply, _END]) if reply else question
+        reply.append((Field(name), value))
+    fields, values = [one for one, _ in reply], {one.name: value for one, value in reply}
+    text = _CHAT.reply(_CHAT, Signature((), fields), values) if reply else question
     read = sum(one.text.count(" ") + 1 for one in request.messages)
     spent = Usage(calls=1, input_tokens=read, output_tokens=text.count(" ") + 1)
     return Response(text, usage=spent, model="toy")
@@ -6014,28 +5967,7 @@ def _toy_guess(kind: str, question: str) -> str:
     return plain.get(kind) or (" ".join(question.split()[:8]) if kind == "str" else opening)
 
 
-# -- the wire: one exchange is a flow, which the drivers perform with httpx --
-
-
-@frozen
-class _Post:
-    """The effect of posting; its outcome is status, Retry-After and body of the answer.
-
-    The body of a stream of events goes to `feed` as it arrives.
-    """
-
-    content: bytes
-    headers: dict[str, str]
-    feed: Callable[[bytes], Any] | None = None
-
-
-@define(eq=False)
-class _Idle:
-    """The clients of one process or of one event loop that nobody uses at the moment."""
-
-    clients: deque[Any] = field(factory=deque)
-    keeper: Any = None
-
+# -- the wire: one exchange is a flow, whose effect is a call of the end point --
 
 _COMPACT = jsonlib.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=jsonable)
 _SECRET = re.compile("auth|key|token|secret|cookie", re.IGNORECASE)
@@ -6043,7 +5975,7 @@ _SECRET = re.compile("auth|key|token|secret|cookie", re.IGNORECASE)
 
 @frozen
 class _Endpoint:
-    """Where to post JSON, and idle clients to do it with.
+    """Where to post JSON, and idle clients to do it with: called, it posts; awaited, it does too.
 
     One client for each call under way, kept alive between calls: a shared one slows down with the
     number of connections. Clients are made where they are used, never sent to another process.
@@ -6056,7 +5988,8 @@ class _Endpoint:
     headers: Record
     timeout: float
     client: Any
-    _idle: dict[Any, _Idle] = field(factory=dict, init=False)
+    # By process or event loop: clients, and what closes them when the loop ends.
+    _idle: dict[Any, tuple[deque[Any], Any]] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         weakref.finalize(self, _close, self._idle)
@@ -6075,7 +6008,10 @@ class _Endpoint:
         return re.sub(r"(?<=//)[^/@]*@|\?.*", "", self.url)
 
     def exchange(self, payload: Any, feed: Callable[[bytes], Any] | None = None) -> Flow:
-        """Post JSON; return the body of the answer, and what hides the secrets in a text."""
+        """Post JSON; return the body of the answer, and what hides the secrets in a text.
+
+        The body of a stream of events goes to `feed` as it arrives.
+        """
         import httpx
 
         key = self._key()
@@ -6083,7 +6019,7 @@ class _Endpoint:
         headers = {"Content-Type": "application/json", **self.authorize(key), **self.headers}
         content = _encodable(_COMPACT.encode(payload)).encode()
         try:
-            status, after, body = yield _Post(content, headers, feed)
+            status, after, body = yield Call(self, (content, headers, feed))
         except httpx.TimeoutException:
             what, expected = f"{self.name} did not answer in time", f"an answer in {self.timeout} s"
             failure: LMError = LMTimeout(what, None, expected, "ask again", retryable=True)
@@ -6124,87 +6060,81 @@ class _Endpoint:
         expected, todo = "a completion as JSON in UTF-8", "ask again, or check base_url"
         raise LMError(what, text, expected, todo, **facts)
 
-    def post(self, sent: _Post) -> _Answer:
-        """Perform the effect in this thread."""
+    def __call__(self, content: bytes, headers: dict[str, str], feed: Any) -> _Answer:
+        """Post, in this thread; return status, Retry-After and body."""
         with self._lent() as client:
-            request = self._request(client, sent)
-            response = client.send(request, stream=sent.feed is not None)
-            if sent.feed is None:
-                return _answer(response, response.content)
+            response = client.send(self._request(client, content, headers), stream=bool(feed))
+            if feed is None:
+                return _answered_with(response, response.content)
             with closing(response):
                 if not _is_stream(response):
-                    return _answer(response, response.read())
+                    return _answered_with(response, response.read())
                 for piece in response.iter_bytes():
-                    sent.feed(piece)
-                return _answer(response, b"")
+                    feed(piece)
+                return _answered_with(response, b"")
 
-    async def apost(self, sent: _Post) -> _Answer:
-        """Do what `post` does, in the running event loop."""
+    async def acall(self, content: bytes, headers: dict[str, str], feed: Any) -> _Answer:
+        """Post, in the running event loop."""
         async with self._alent() as client:
-            request = self._request(client, sent)
-            response = await client.send(request, stream=sent.feed is not None)
-            if sent.feed is None:
-                return _answer(response, response.content)
+            response = await client.send(self._request(client, content, headers), stream=bool(feed))
+            if feed is None:
+                return _answered_with(response, response.content)
             async with aclosing(response):
                 if not _is_stream(response):
-                    return _answer(response, await response.aread())
+                    return _answered_with(response, await response.aread())
                 async for piece in response.aiter_bytes():
-                    sent.feed(piece)
-                return _answer(response, b"")
+                    feed(piece)
+                return _answered_with(response, b"")
 
-    def _request(self, client: Any, sent: _Post) -> httpx.Request:
+    def _request(self, client: Any, content: bytes, headers: dict[str, str]) -> httpx.Request:
         import httpx
 
         if client is self.client:
             build: Callable[..., httpx.Request] = client.build_request
-            return build("POST", self.url, content=sent.content, headers=sent.headers)
+            return build("POST", self.url, content=content, headers=headers)
         # Our own clients have no settings to merge, which takes as long as all the rest of it.
         limits = dict.fromkeys(("connect", "read", "write", "pool"), self.timeout)
-        return httpx.Request(
-            "POST",
-            _parsed(self.url),
-            content=sent.content,
-            headers={**_HEADERS, **sent.headers},
-            extensions={"timeout": limits},
-        )
+        known, extensions = {**_HEADERS, **headers}, {"timeout": limits}
+        url = _parsed(self.url)
+        return httpx.Request("POST", url, content=content, headers=known, extensions=extensions)
 
     @contextmanager
     def _lent(self) -> Iterator[Any]:
-        if self.client is not None:
-            yield self.client
-            return
-        idle = self._idle.setdefault(os.getpid(), _Idle()).clients
-        client = _borrowed(idle, "Client")
+        idle, _ = self._idle.setdefault(os.getpid(), (deque(), None))
+        client = self.client or _borrowed(idle, "Client")
         try:
             yield client
         except BaseException:
-            client.close()
+            if client is not self.client:
+                client.close()
             raise
-        idle.append(client)
+        if client is not self.client:
+            idle.append(client)
 
     @asynccontextmanager
     async def _alent(self) -> AsyncIterator[Any]:
-        if self.client is not None:
-            yield self.client
-            return
+        import asyncio
+
         loop = asyncio.get_running_loop()
         if loop not in self._idle:
-            self._idle[loop] = _Idle(keeper=_keeper(self._idle, loop))
-            await anext(self._idle[loop].keeper)
-        idle = self._idle[loop].clients
-        client = _borrowed(idle, "AsyncClient")
+            self._idle[loop] = deque(), _keeper(self._idle, loop)
+            await anext(self._idle[loop][1])
+        idle, _ = self._idle[loop]
+        client = self.client or _borrowed(idle, "AsyncClient")
         try:
             yield client
         except BaseException:
-            await client.aclose()
+            if client is not self.client:
+                await client.aclose()
             raise
-        idle.append(client)
+        if client is not self.client:
+            idle.append(client)
 
 
 _Answer = tuple[int, str, bytes]
 
 
-def _answer(response: httpx.Response, body: bytes) -> _Answer:
+def _answered_with(response: httpx.Response, body: bytes) -> _Answer:
     return response.status_code, response.headers.get("retry-after", ""), body
 
 
@@ -6246,17 +6176,17 @@ def _certificates() -> Any:
     return httpx.create_ssl_context()
 
 
-async def _keeper(idle: dict[Any, _Idle], loop: Any) -> AsyncGenerator[None, None]:
+async def _keeper(idle: dict[Any, tuple[deque[Any], Any]], loop: Any) -> AsyncIterator[None]:
     """Close the clients of an event loop when it ends: `asyncio.run` closes all generators then."""
     try:
         yield
     finally:
-        for client in idle.pop(loop).clients:
+        for client in idle.pop(loop)[0]:
             await client.aclose()
 
 
-def _close(idle: dict[Any, _Idle]) -> None:
-    clients = idle.get(os.getpid(), _Idle()).clients
+def _close(idle: dict[Any, tuple[deque[Any], Any]]) -> None:
+    clients, _ = idle.get(os.getpid(), (deque(), None))
     while clients:
         clients.pop().close()
 
@@ -6301,7 +6231,9 @@ def _seconds(after: str) -> float | None:
     except ValueError:
         pass
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(after).timestamp() - time.time())
+        from email.utils import parsedate_to_datetime
+
+        return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
     except ValueError:
         return None
 
@@ -6351,12 +6283,12 @@ class _HttpLM:
         return f"<LM {self.model} at {self.url}>"
 
     def __call__(self, request: Request) -> Response:
-        made: Response = _drive(self._flow(request), self.end.post)
+        made: Response = _Here(None).drive(self._flow(request))
         return made
 
     async def acall(self, request: Request) -> Response:
         """Answer in the running event loop."""
-        made: Response = await _adrive(self._flow(request), self.end.apost)
+        made: Response = await _There(None).drive(self._flow(request))
         return made
 
     def close(self) -> None:
@@ -6677,13 +6609,11 @@ def embedder(
     Args:
         model: as the provider names it.
         base_url: of the provider, without "/embeddings".
-        api_key: as in `openai_lm`.
         batch_size: texts in one HTTP request, 1 or more.
         concurrency: requests at once, 1 or more.
-        timeout: seconds to wait for the provider.
-        headers: further HTTP headers.
-        client: as in `openai_lm`.
         **defaults: further fields of the request body, such as `dimensions`.
+
+    The other arguments are those of `openai_lm`.
 
     Raises:
         LMError: (when asked) as `openai_lm`.
@@ -6719,35 +6649,25 @@ class Embedder:
 
     def __call__(self, texts: str | Sequence[str]) -> Any:
         """Return the vector of a text, or those of several."""
-        if isinstance(texts, str):
-            return self([texts])[0]
-        return list(concat(ordered_map(self._one, self._batches(texts), workers=self.concurrency)))
+        return _Here(None, self.concurrency).drive(self._flow(texts))
 
     async def acall(self, texts: str | Sequence[str]) -> Any:
         """Do the same in the running event loop."""
-        if isinstance(texts, str):
-            return (await self.acall([texts]))[0]
-        limit = asyncio.Semaphore(self.concurrency)
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._aone(b, limit)) for b in self._batches(texts)]
-        return list(concat(task.result() for task in tasks))
+        return await _There(None).drive(self._flow(texts))
 
-    def _batches(self, texts: Sequence[str]) -> list[tuple[str, ...]]:
+    def _flow(self, texts: str | Sequence[str]) -> Flow:
+        if isinstance(texts, str):
+            return (yield from self._flow([texts]))[0]
         for text in texts:
             if not isinstance(text, str):
                 raise DataError("only texts have vectors", text, "a str", "convert it first")
-        return list(partition_all(self.batch_size, texts))
+        vectors: list[Vector] = []
+        batches = partition_all(self.batch_size, texts)
+        for together in partition_all(self.concurrency, batches):
+            vectors += concat((yield tuple(map(self._one, together))))
+        return vectors
 
-    def _one(self, texts: tuple[str, ...]) -> list[Vector]:
-        made: list[Vector] = _drive(self._flow(texts), self.end.post)
-        return made
-
-    async def _aone(self, texts: tuple[str, ...], limit: asyncio.Semaphore) -> list[Vector]:
-        async with limit:
-            made: list[Vector] = await _adrive(self._flow(texts), self.end.apost)
-        return made
-
-    def _flow(self, texts: tuple[str, ...]) -> Flow:
+    def _one(self, texts: tuple[str, ...]) -> Flow:
         payload = {"model": self.model, **self.defaults, "input": texts}
         body, hide = yield from self.end.exchange(payload)
         return self.end.read(body, hide, partial(_vectors, len(texts)))
@@ -6962,22 +6882,43 @@ def connect(name: str, **options: Any) -> LM:
 
 
 @frozen
-class Layer:
-    """An LM made of a flow around another one; what it does not define is that of the inner LM."""
+class Middleware(Made):
+    """A function LM -> LM.
 
-    flow: Callable[[Request], Flow]
+    Attributes:
+        flow: (layer, request) -> flow of one call; `layer.inner` is the inner LM.
+        identity: inner LM -> what decides the answers of the outer one.
+    """
+
+    flow: Callable[[Layer, Request], Flow]
+    identity: Callable[[Any], str] = lambda inner: identity(inner)
+    made: Any = _made()
+
+    def __call__(self, inner: Any) -> Layer:
+        """Return the outer LM."""
+        return Layer(self, inner, self.identity(inner))
+
+
+@frozen
+class Layer:
+    """An LM made of a middleware around another LM, whose it is what it does not define."""
+
+    middleware: Middleware
     inner: Any
-    identity: str = field(default=attrs.Factory(lambda self: identity(self.inner), takes_self=True))
+    identity: str
+
+    def flow(self, request: Request) -> Flow:
+        """Return the flow of one call: it yields the request, and other effects."""
+        return self.middleware.flow(self, request)
 
     def __call__(self, request: Request) -> Response:
         """Answer in this thread."""
-        made: Response = _drive(self.flow(request), partial(_perform, self.inner, 1))
+        made: Response = _Here(self.inner).drive(self.flow(request))
         return made
 
     async def acall(self, request: Request) -> Response:
         """Answer in the running event loop."""
-        perform = partial(_aperform, self.inner, nullcontext())
-        made: Response = await _adrive(self.flow(request), perform)
+        made: Response = await _There(self.inner).drive(self.flow(request))
         return made
 
     @property
@@ -6992,16 +6933,17 @@ class Layer:
         return self._batch
 
     def _batch(self, requests: Sequence[Request]) -> list[Any]:
-        outcomes = _lockstep(map(self.flow, requests), self.inner)
-        return [value if error is None else error for value, error in outcomes]
+        here = _Here(self.inner)
+        flows = (_layered(self.flow(one), self.inner) for one in requests)
+        return [value if error is None else error for value, error in _lockstep(flows, here)]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.middleware, (self.inner,)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "inner":
             raise AttributeError(name)
         return getattr(self.inner, name)
-
-
-Middleware = Callable[[Any], Layer]
 
 
 def middleware(flow: Callable[[Request], Flow]) -> Middleware:
@@ -7016,7 +6958,7 @@ def middleware(flow: Callable[[Request], Flow]) -> Middleware:
     >>> loud(stub_lm())(Request([Message("user", "Hello")])).text
     'TEXT'
     """
-    return partial(Layer, flow)
+    return Middleware(lambda layer, request: flow(request))
 
 
 def identity(lm: Any) -> str:
@@ -7032,6 +6974,7 @@ def identity(lm: Any) -> str:
     return str(getattr(lm, "identity", known))
 
 
+@factory
 def retry(
     *, attempts: int = 5, base: float = 1.0, longest: float = 60.0, seed: int = 0
 ) -> Middleware:
@@ -7044,7 +6987,6 @@ def retry(
         attempts: how many times to ask in all, 1 or more.
         base: the longest wait after the first attempt, in seconds.
         longest: wait of all, in seconds; a provider that asks for more gets no further attempt.
-        seed: of the waits.
 
     Raises:
         LMError: (when asked) that of the last attempt, or one that would not pass.
@@ -7061,23 +7003,24 @@ def retry(
     """
     if attempts < 1:
         raise DataError("too few attempts", attempts, "1 or more", "raise attempts")
-    return middleware(partial(_retry, attempts, base, longest, seed))
+
+    def flow(request: Request) -> Flow:
+        for attempt in range(attempts - 1):
+            try:
+                return (yield request)
+            except LMError as error:
+                asked_for = error.retry_after or 0.0
+                if not error.retryable or asked_for > longest:
+                    raise
+            most = min(base * 2**attempt, longest)
+            jitter = seeded(seed, "retry", request.key, attempt).uniform(0.0, most)
+            yield Sleep(asked_for + jitter)
+        return (yield request)
+
+    return middleware(flow)
 
 
-def _retry(attempts: int, base: float, longest: float, seed: int, request: Request) -> Flow:
-    for attempt in range(attempts - 1):
-        try:
-            return (yield request)
-        except LMError as error:
-            asked_for = error.retry_after or 0.0
-            if not error.retryable or asked_for > longest:
-                raise
-        most = min(base * 2**attempt, longest)
-        jitter = seeded(seed, "retry", request.key, attempt).uniform(0.0, most)
-        yield Sleep(asked_for + jitter)
-    return (yield request)
-
-
+@factory
 def throttle(
     *,
     per_minute: int | None = None,
@@ -7106,62 +7049,38 @@ def throttle(
     if limits == (None, None) or any(one is not None and one < 1 for one in limits):
         todo = "pass per_minute= or tokens_per_minute="
         raise DataError("no limit to keep", limits, "1 or more", todo)
-    window = _Window(per_minute or math.inf, tokens_per_minute or math.inf, clock)
-    return middleware(partial(_throttle, window))
+    most, room = per_minute or math.inf, tokens_per_minute or math.inf
+    begun: deque[list[float]] = deque()  # the calls of the last minute: when, and their tokens
+    lock = threading.Lock()
 
-
-@define(eq=False)
-class _Window:
-    """The calls of the last minute, by when they begin, with their tokens."""
-
-    calls: float
-    tokens: float
-    clock: Callable[[], float]
-    begun: deque[list[float]] = field(factory=deque)
-    used: float = 0.0
-    lock: Any = field(factory=threading.Lock)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.calls, self.tokens, self.clock)
-
-    def enter(self, tokens: float) -> list[float]:
-        """Find a place for a call: [when it may begin, its tokens]."""
-        with self.lock:
-            now = self.clock()
-            start = max(now, self.begun[-1][0]) if self.begun else now
-            while self.begun and (
-                self.begun[0][0] <= start - 60
-                or len(self.begun) >= self.calls
-                or self.used + tokens > self.tokens
+    def enter(size: float) -> list[float]:
+        """Find a place for a call of this many tokens: [when it may begin, its tokens]."""
+        with lock:
+            start = max(clock(), begun[-1][0] if begun else 0.0)
+            while begun and (
+                begun[0][0] <= start - 60
+                or len(begun) >= most
+                or sum(tokens for _, tokens in begun) + size > room
             ):
-                start = max(start, self.begun[0][0] + 60)
-                self.used -= self.begun.popleft()[1]
-            place = [start, tokens]
-            self.begun.append(place)
-            self.used += tokens
-            return place
+                start = max(start, begun.popleft()[0] + 60)
+            begun.append([start, size])
+            return begun[-1]
 
-    def correct(self, place: list[float], tokens: float) -> None:
-        """Say what a call took in truth."""
-        with self.lock:
-            if any(one is place for one in self.begun):
-                self.used += tokens - place[1]
-                place[1] = tokens
+    def flow(request: Request) -> Flow:
+        written = sum(len(one.text) for one in request.messages) / 4 + (request.max_tokens or 0)
+        place = enter(written)
+        delay = place[0] - clock()
+        if delay > 0:
+            yield Sleep(delay)
+        response = yield request
+        spent = response.usage.input_tokens + response.usage.output_tokens
+        place[1] = spent or place[1]  # what it took in truth
+        return response
 
-
-def _throttle(window: _Window, request: Request) -> Flow:
-    written = sum(len(one.text) for one in request.messages) / 4 + (request.max_tokens or 0)
-    place = window.enter(written)
-    delay = place[0] - window.clock()
-    if delay > 0:
-        yield Sleep(delay)
-    response = yield request
-    spent = response.usage.input_tokens + response.usage.output_tokens
-    if spent and window.tokens < math.inf:
-        window.correct(place, spent)
-    return response
+    return middleware(flow)
 
 
+@factory
 def timeout(seconds: float) -> Middleware:
     """Give up on a call after some seconds in all, however slowly it drips.
 
@@ -7179,66 +7098,61 @@ def timeout(seconds: float) -> Middleware:
     """
     if not seconds > 0:
         raise DataError("no time at all", seconds, "more than 0 seconds", "raise it")
-    return middleware(partial(_timeout, seconds))
 
+    def flow(request: Request) -> Flow:
+        return (yield _Within(_once(request), seconds, request.step))
 
-def _timeout(seconds: float, request: Request) -> Flow:
-    return (yield _Within(request, seconds))
+    return middleware(flow)
 
 
 # -- what was answered before: caches and cassettes --
 
 
-@define(eq=False)
-class _Known:
-    """What a store finds and keeps, and the calls under way, each with a future of its end."""
+def _recalling(
+    find: Callable[[str, str], str | None], keep: Callable[[str, Request, str], str]
+) -> Middleware:
+    """Answer from a store, or ask and keep the answer; equal requests at once are sent once.
 
-    find: Callable[[str, str], str | None]  # (identity, request key) -> text of the response
-    keep: Callable[[str, Request, str], str]  # (identity, request, text) -> the text that is kept
-    under_way: dict[tuple[str, str], Future[None]] = field(factory=dict)
-    lock: Any = field(factory=threading.Lock)
+    Args:
+        find: (identity, key of a request) -> text of the response, None where it is not known.
+        keep: (identity, request, text) -> the text that is kept.
+    """
+    under_way: dict[tuple[str, str], Future[None]] = {}  # each with a future of its end
+    lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.find, self.keep)
+    def flow(layer: Layer, request: Request) -> Flow:
+        from concurrent.futures import Future
 
-    def claim(self, call: tuple[str, str]) -> tuple[bool, Future[None]]:
-        """The future of a call, and whether it is the caller who makes it."""
-        with self.lock:
-            mine = call not in self.under_way
-            return mine, self.under_way.setdefault(call, Future())
+        call = layer.identity, request.key
+        while (text := find(*call)) is None:
+            with lock:
+                mine = call not in under_way
+                ended = under_way.setdefault(call, Future())
+            if not mine:
+                yield _Wait(ended)
+                continue
+            try:
+                if (text := find(*call)) is None:  # it may have been kept since
+                    response = yield request
+                    return (yield from _kept(keep, layer.identity, request, response))
+            finally:
+                with lock:
+                    under_way.pop(call).set_result(None)
+        return _kept_response(text)
 
-    def release(self, call: tuple[str, str]) -> None:
-        """Tell the others that a call has ended."""
-        with self.lock:
-            self.under_way.pop(call).set_result(None)
+    return Middleware(flow)
 
 
-def _recalling(known: _Known, inner: Any) -> Layer:
-    return Layer(partial(_recall, known, identity(inner)), inner)
-
-
-def _recall(known: _Known, lm: str, request: Request) -> Flow:
-    """Answer from the store, or ask and keep the answer; equal requests at once are sent once."""
-    key = request.key
-    while (text := known.find(lm, key)) is None:
-        mine, ended = known.claim((lm, key))
-        if not mine:
-            yield _Wait(ended)
-            continue
-        try:
-            if (text := known.find(lm, key)) is None:  # it may have been kept since
-                response = yield request
-                made = _response_text(response)
-                try:
-                    text = yield invoke(known.keep, lm, request, made)
-                except (OSError, DataError) as error:  # a full disk is no wrong answer
-                    what, todo = "an answer could not be kept", f"see the disk ({error})"
-                    kept = {"response": response}  # it is paid for
-                    raise DataError(what, response.text, "a file", todo, **kept) from error
-                return response if text == made else _kept_response(text)
-        finally:
-            known.release((lm, key))
-    return _kept_response(text)
+def _kept(keep: Callable[..., str], lm: str, request: Request, response: Response) -> Flow:
+    """Keep a response; return the one that stands."""
+    made = _response_text(response)
+    try:
+        text = yield invoke(keep, lm, request, made)
+    except (OSError, DataError) as error:  # a full disk is no wrong answer
+        what, todo = "an answer could not be kept", f"see the disk ({error})"
+        kept = {"response": response}  # it is paid for
+        raise DataError(what, response.text, "a file", todo, **kept) from error
+    return response if text == made else _kept_response(text)
 
 
 def _response_text(response: Response) -> str:
@@ -7259,6 +7173,7 @@ def _kept_response(text: str) -> Response:
         raise DataError("what was kept is no response", text, "a response", todo) from error
 
 
+@factory
 def cache(store: str | os.PathLike[str] | MutableMapping[str, str]) -> Middleware:
     """Ask each request once, and answer it from a store from then on.
 
@@ -7281,19 +7196,14 @@ def cache(store: str | os.PathLike[str] | MutableMapping[str, str]) -> Middlewar
     (False, True)
     """
     kept = _Sqlite(os.fspath(store)) if isinstance(store, (str, os.PathLike)) else store
-    return partial(_recalling, _Known(partial(_find, kept), partial(_keep, kept)))
 
+    def find(lm: str, key: str) -> str | None:
+        return kept.get(f"{_digest(lm)}{key}")
 
-def _find(store: MutableMapping[str, str], lm: str, key: str) -> str | None:
-    return store.get(_store_key(lm, key))
+    def keep(lm: str, request: Request, text: str) -> str:
+        return kept.setdefault(f"{_digest(lm)}{request.key}", text)
 
-
-def _keep(store: MutableMapping[str, str], lm: str, request: Request, text: str) -> str:
-    return store.setdefault(_store_key(lm, request.key), text)
-
-
-def _store_key(lm: str, key: str) -> str:
-    return f"{_digest(lm)}{key}"
+    return _recalling(find, keep)
 
 
 @lru_cache(maxsize=64)
@@ -7314,6 +7224,8 @@ class _Sqlite(MutableMapping[str, str]):
         return type(self), (self._path,)
 
     def _ask(self, command: str, *values: str) -> list[tuple[Any, ...]]:
+        import sqlite3
+
         with self._lock:
             try:
                 if os.getpid() not in self._connections:
@@ -7354,6 +7266,8 @@ class _Sqlite(MutableMapping[str, str]):
 
 def _connect(path: str) -> sqlite3.Connection:
     """Open the file so that writers wait for each other, and readers for nobody."""
+    import sqlite3
+
     made = sqlite3.connect(path, timeout=60.0, isolation_level=None, check_same_thread=False)
     patience = time.monotonic() + 60.0
     try:
@@ -7367,6 +7281,8 @@ def _connect(path: str) -> sqlite3.Connection:
 
 def _prepared(connection: sqlite3.Connection, patience: float) -> bool:
     """Set up a new connection; SQLite does not wait for others by itself when it turns to WAL."""
+    import sqlite3
+
     try:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
@@ -7384,6 +7300,7 @@ def _disconnect(connections: dict[int, sqlite3.Connection]) -> None:
         made.close()
 
 
+@factory
 def record(path: str | os.PathLike[str]) -> Middleware:
     """Answer from a cassette what it holds, and append to it what it does not.
 
@@ -7412,7 +7329,7 @@ def record(path: str | os.PathLike[str]) -> Middleware:
     if not folder.is_dir():  # found out now, not after the first call is paid for
         raise DataError("no such folder for a cassette", str(folder), "a folder", "make it first")
     tape = _Cassette(os.fspath(path))
-    return partial(_recalling, _Known(tape.find, tape.keep))
+    return _recalling(tape.find, tape.keep)
 
 
 class _Cassette:
@@ -7595,6 +7512,8 @@ def _missed(tape: _Cassette, request: Request, several: list[str]) -> ReplayMiss
     nearest = max(asked, key=lambda one: _likeness(words_, _words_of(one)), default=None)
     shown = "it is empty"
     if nearest is not None:
+        import difflib
+
         before, after = (
             jsonlib.dumps(one, indent=1, ensure_ascii=False) for one in (nearest, said)
         )
@@ -7650,23 +7569,31 @@ def budget(
     if not known or any(limit < 0 for limit in known.values()):
         todo = "pass calls=, tokens= or usd="
         raise DataError("no limit to keep", limits, "0 or more", todo)
-    return middleware(partial(_budget, _Purse(known)))
+    purse = _Purse(known)
+
+    def flow(layer: Layer, request: Request) -> Flow:
+        while (ended := purse.reserve()) is not None:
+            yield _Wait(ended)
+        response = None
+        try:
+            response = yield request
+            return response
+        finally:
+            purse.settle(response)
+
+    return Middleware(flow, made="a budget cannot be sent to another process")
 
 
-@define(eq=False)
 class _Purse:
     """What was spent, and what is reserved for the calls under way."""
 
-    limits: dict[str, float]
-    spent: dict[str, float] = field(factory=lambda: dict.fromkeys(("calls", "tokens", "usd"), 0))
-    dearest: dict[str, float] = field(factory=lambda: {"calls": 1, "tokens": 0, "usd": 0})
-    under_way: int = 0
-    settled: Future[None] = field(factory=Future)
-    lock: Any = field(factory=threading.Lock)
+    def __init__(self, limits: dict[str, float]) -> None:
+        from concurrent.futures import Future
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        todo = "give each process its own, or use threads"
-        raise DataError("a budget cannot be sent to another process", self.limits, "one", todo)
+        self.limits, self.under_way, self.lock = limits, 0, threading.Lock()
+        self.spent: dict[str, float] = {"calls": 0, "tokens": 0, "usd": 0}
+        self.dearest: dict[str, float] = {"calls": 1, "tokens": 0, "usd": 0}
+        self.future, self.settled = Future, Future[None]()
 
     def reserve(self) -> Future[None] | None:
         """Reserve a call; where only calls under way are in the way, return what to wait for."""
@@ -7694,21 +7621,11 @@ class _Purse:
             if response is None or not response.cached:
                 self.spent = merge_with(sum, self.spent, took)
                 self.dearest = merge_with(max, self.dearest, took)
-            ended, self.settled = self.settled, Future()
+            ended, self.settled = self.settled, self.future()
         ended.set_result(None)
 
 
-def _budget(purse: _Purse, request: Request) -> Flow:
-    while (ended := purse.reserve()) is not None:
-        yield _Wait(ended)
-    response = None
-    try:
-        response = yield request
-        return response
-    finally:
-        purse.settle(response)
-
-
+@factory
 def fallback(*others: LM, when: Callable[[LMError], bool] | None = None) -> Middleware:
     """Ask another LM where one fails.
 
@@ -7728,28 +7645,25 @@ def fallback(*others: LM, when: Callable[[LMError], bool] | None = None) -> Midd
     >>> lm(Request([Message("user", "Hi")])).text
     'Hello'
     """
-    return partial(_falling_back, others, when or _passing)
+    goes_on = when or _passing
+
+    def flow(layer: Layer, request: Request) -> Flow:
+        for effect in (request, *(invoke(other, request) for other in others[:-1])):
+            try:
+                return (yield effect)
+            except LMError as error:
+                if not goes_on(error) or not others:
+                    raise
+        return (yield invoke(others[-1], request))
+
+    return Middleware(flow, lambda inner: canonical([identity(one) for one in (inner, *others)]))
 
 
 def _passing(error: LMError) -> bool:
     return error.retryable or isinstance(error, ContextWindowExceeded)
 
 
-def _falling_back(others: tuple[LM, ...], when: Callable[[LMError], bool], inner: Any) -> Layer:
-    flow = partial(_fallback, others, when)
-    return Layer(flow, inner, canonical([identity(one) for one in (inner, *others)]))
-
-
-def _fallback(others: tuple[LM, ...], when: Callable[[LMError], bool], request: Request) -> Flow:
-    for effect in (request, *(invoke(other, request) for other in others[:-1])):
-        try:
-            return (yield effect)
-        except LMError as error:
-            if not when(error) or not others:
-                raise
-    return (yield invoke(others[-1], request))
-
-
+@factory
 def log(write: Callable[[Record], Any] | None = None) -> Middleware:
     """Write down each call as a record: who asked, what it took, and how it ended.
 
@@ -7765,26 +7679,19 @@ def log(write: Callable[[Record], Any] | None = None) -> Middleware:
     >>> seen[0].step, seen[0].error
     ('predict', '')
     """
-    return middleware(partial(_log, write or _write_log))
+    say = write or _write_log
 
-
-def _write_log(entry: Record) -> None:
-    level = logging.WARNING if entry.error else logging.INFO
-    logging.getLogger("lmopt").log(level, "%s", entry.to_json())
-
-
-def _log(write: Callable[[Record], Any], request: Request) -> Flow:
-    began, response, failure = time.perf_counter(), None, ""
-    try:
-        response = yield request
-        return response
-    except Exception as error:
-        failure = describe(error)
-        raise
-    finally:
-        answer = response or Response("")
-        write(
-            Record(
+    def flow(request: Request) -> Flow:
+        began, response, failure = time.perf_counter(), None, ""
+        try:
+            response = yield request
+            return response
+        except Exception as error:
+            failure = describe(error)
+            raise
+        finally:
+            answer = response or Response("")
+            entry = Record(
                 step=request.step or "",
                 key=request.key,
                 model=answer.model or request.model or "",
@@ -7794,7 +7701,16 @@ def _log(write: Callable[[Record], Any], request: Request) -> Flow:
                 cached=answer.cached,
                 error=failure,
             )
-        )
+            say(entry)
+
+    return middleware(flow)
+
+
+def _write_log(entry: Record) -> None:
+    import logging
+
+    level = logging.WARNING if entry.error else logging.INFO
+    logging.getLogger("lmopt").log(level, "%s", entry.to_json())
 
 
 # == 12. Evaluation ================================================================================
@@ -7831,7 +7747,7 @@ class Row:
     steps: Record = Record()
 
 
-_Z95 = statistics.NormalDist().inv_cdf(0.975)
+_Z95 = 1.959963984540054  # the normal quantile of 0.975
 
 
 @frozen
@@ -7893,10 +7809,13 @@ class Evaluation:
 
     def to_csv(self) -> str:
         """Return the rows as CSV, with a header; structured values as JSON."""
+        import csv
+        import io
+
         out = io.StringIO(newline="")
         writer = csv.DictWriter(out, list(self.records()[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({n: _shown(v) for n, v in row.items()} for row in self.records())
+        writer.writerows({n: as_text(v) for n, v in row.items()} for row in self.records())
         return out.getvalue()
 
     def to_json(self) -> str:
@@ -7904,10 +7823,13 @@ class Evaluation:
         return _dump(jsonable(self.records(), other=repr), indent=1)
 
     def _repr_html_(self) -> str:
+        from html import escape
+
         rows = self.records()[:100]
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
-        body = "".join(f"<tr>{''.join(map(_html_cell, row.values()))}</tr>" for row in rows)
-        return f"<p>{html.escape(repr(self))}</p><table><tr>{head}</tr>{body}</table>"
+        head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
+        cells = [[f"<td>{escape(_cell(value))}</td>" for value in row.values()] for row in rows]
+        body = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
+        return f"<p>{escape(repr(self))}</p><table><tr>{head}</tr>{body}</table>"
 
     def __repr__(self) -> str:
         low, high = self.interval
@@ -7923,16 +7845,8 @@ def _flat(row: Row) -> dict[str, Any]:
     return {"score": row.score, **given, **made, **{n: note for n, note in notes.items() if note}}
 
 
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else _dump(jsonable(value, other=repr))
-
-
 def _cell(value: Any) -> str:
-    return cut(" ".join(_shown(value).split()), 30)
-
-
-def _html_cell(value: Any) -> str:
-    return f"<td>{html.escape(_cell(value))}</td>"
+    return cut(" ".join(as_text(value).split()), 30)
 
 
 def evaluate(
@@ -7941,12 +7855,9 @@ def evaluate(
     metric: Metric,
     *,
     lm: LM,
-    params: Mapping[str, Prompt] | None = None,
     workers: int | None = None,
     executor: Executor | None = None,
-    failure_score: float = 0.0,
-    max_errors: int | None = None,
-    progress: Callable[..., Iterable[Any]] | None = None,
+    **options: Any,
 ) -> Evaluation:
     """Run a program on a data set and score each prediction.
 
@@ -7955,16 +7866,9 @@ def evaluate(
     wrong answer: it is raised at once.
 
     Args:
-        program: the program.
         dataset: examples with at least the inputs of the program.
         metric: (example, prediction) -> 0 to 1, bool, or `Score`; called on the workers.
-        lm: what answers the requests.
-        params: prompts instead of the program's own.
-        workers: threads; by default what the LM declares as `concurrency`, else this thread only.
-        executor: any `concurrent.futures.Executor` to run on instead.
-        failure_score: of a row in which the program failed, 0 to 1.
-        max_errors: stop when more rows than this have failed.
-        progress: called as tqdm is, with an iterable, `total=` and `desc=`.
+        **options: params, failure_score, max_errors and progress; see `evaluating`.
 
     Returns:
         the evaluation, its rows in the order of the data set.
@@ -7982,27 +7886,76 @@ def evaluate(
     >>> evaluate(qa, data, exact_match, lm=lm).score
     0.5
     """
+    flow = evaluating(program, dataset, metric, lm=lm, **options)
+    made: Evaluation = drive(flow, lm, workers=workers, executor=executor)
+    return made
+
+
+async def aevaluate(
+    program: Program,
+    dataset: Iterable[Mapping[str, Any]],
+    metric: Metric,
+    *,
+    lm: Any,
+    workers: int | None = None,
+    executor: Executor | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Do what `evaluate` does, in the running event loop; `workers` are calls at once.
+
+    >>> import asyncio
+    >>> task = aevaluate(predict("q -> a"), [{"q": "?", "a": "text"}], exact_match, lm=stub_lm())
+    >>> asyncio.run(task).score
+    1.0
+    """
+    flow = evaluating(program, dataset, metric, lm=lm, **options)
+    made: Evaluation = await adrive(flow, lm, workers=workers, executor=executor)
+    return made
+
+
+def evaluating(
+    program: Program,
+    dataset: Iterable[Mapping[str, Any]],
+    metric: Metric,
+    *,
+    lm: Any,
+    params: Mapping[str, Prompt] | None = None,
+    failure_score: float = 0.0,
+    max_errors: int | None = None,
+    progress: Callable[..., Iterable[Any]] | None = None,
+) -> Flow:
+    """Return the flow of an evaluation, to be a part of another one.
+
+    Args:
+        failure_score: of a row in which the program failed, 0 to 1.
+        max_errors: stop when more rows than this have failed.
+
+    The other arguments, the result and the errors are those of `evaluate`.
+
+    >>> flow = evaluating(predict("q -> a"), [{"q": "?"}], exact_match, lm=stub_lm())
+    >>> list(next(flow).items)
+    [Record(q='?')]
+    """
     ready = program if params is None else program.with_params(params)
     examples = check_dataset(ready, dataset)
-    flow = partial(_row, ready, metric, failure_score)
     rows: list[Row] = []
     failed = 0
-    with flow_map(flow, examples, lm=lm, workers=workers, executor=executor) as pending:
-        for row in (progress or _same_items)(pending, total=len(examples), desc="evaluate"):
-            if isinstance(row, MetricError):
-                row.rows = tuple(rows)
-                raise row
-            rows.append(row)
-            failed += bool(row.error)
-            if max_errors is not None and failed > max_errors:
-                what, todo = f"{failed} of {len(rows)} rows failed; the last", "correct the program"
-                known = f"at most {max_errors}"
-                raise DataError(what, row.error, known, todo, rows=tuple(rows))
+
+    def take(row: Any) -> None:
+        nonlocal failed
+        if isinstance(row, MetricError):
+            row.rows = tuple(rows)
+            raise row
+        rows.append(row)
+        failed += bool(row.error)
+        if max_errors is not None and failed > max_errors:
+            what, todo = f"{failed} of {len(rows)} rows failed; the last", "correct the program"
+            known = f"at most {max_errors}"
+            raise DataError(what, row.error, known, todo, rows=tuple(rows))
+
+    watch = progress and partial(progress, total=len(examples), desc="evaluate")
+    yield _Many(partial(_row, ready, metric, failure_score), examples, lm, take, watch)
     return Evaluation(tuple(rows))
-
-
-def _same_items(items: Iterable[T], **_: Any) -> Iterable[T]:
-    return items
 
 
 def check_dataset(program: Program, dataset: Iterable[Mapping[str, Any]]) -> tuple[Record, ...]:
@@ -8035,27 +7988,25 @@ def _row(program: Program, metric: Metric, failure_score: float, example: Record
             raise
         failed = Prediction(trace=events)
         return Row(example, failed, failure_score, error=describe(error))
+    shown = {"example": dict(example), "prediction": dict(prediction)}
     try:
-        score = _measure(metric, example, prediction)
-    except MetricError as error:
-        return error
-    return Row(example, prediction, score.value, score.feedback, "", score.steps)
-
-
-def _measure(metric: Metric, example: Record, prediction: Prediction) -> Score:
-    row = {"example": dict(example), "prediction": dict(prediction)}
-    try:
-        result = metric(example, prediction)
+        result = yield Call(metric, (example, prediction))
     except (LMError, BudgetExceeded, ReplayMiss):
         raise  # of a judge
     except Exception as error:
-        what = f"the metric raised {type(error).__name__} ({error}) for"
-        raise MetricError(what, row, "a score", "correct the metric") from error
+        wrong = MetricError(
+            f"the metric raised {type(error).__name__} ({error}) for",
+            shown,
+            "a score",
+            "correct the metric",
+        )
+        wrong.__cause__ = error
+        return wrong  # to be raised in its turn, with the rows before it
     score = result if isinstance(result, Score) else Score(result)
     if not (hasattr(score.value, "__float__") and 0.0 <= float(score.value) <= 1.0):
         what = f"the metric returned {cut(repr(result), 60)} for"
-        raise MetricError(what, row, "a number from 0 to 1", "correct or rescale it")
-    return evolve(score, value=float(score.value))
+        return MetricError(what, shown, "a number from 0 to 1", "correct or rescale it")
+    return Row(example, prediction, float(score.value), score.feedback, "", score.steps)
 
 
 @frozen
@@ -8106,7 +8057,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     return Comparison(mean, interval, p, better, worse, n)
 
 
-def _labels(
+def _both_have(
     example: Mapping[str, Any], prediction: Mapping[str, Any], name: str | None
 ) -> list[tuple[Any, Any]]:
     """Pair the expected and the predicted value of one field, or of all that both have."""
@@ -8126,6 +8077,8 @@ def normalize(value: Any) -> str:
     >>> normalize("The  Eiffel-Tower!"), normalize("$1,234.50"), normalize("-5"), normalize("A")
     ('eiffel tower', '1234.50', '-5', 'a')
     """
+    import unicodedata
+
     text = value if isinstance(value, str) else _dump(jsonable(value))
     text = unicodedata.normalize("NFKC", text).casefold()
     text = re.sub(r"(?<=\d),(?=\d{3})|['’]", "", text)
@@ -8133,45 +8086,36 @@ def normalize(value: Any) -> str:
     return " ".join([one for one in tokens if one not in ("a", "an", "the")] or tokens)
 
 
+# Each of these metrics compares one field, `field=`, or all that example and prediction share;
+# where they have none in common, that is a DataError.
+
+
 def exact_match(
     example: Mapping[str, Any], prediction: Mapping[str, Any], *, field: str | None = None
 ) -> float:
     """Score 1 where the predicted values equal the expected ones after `normalize`, else 0.
 
-    Args:
-        example: with the expected values.
-        prediction: with the values of the program.
-        field: the one to compare; by default all that both have must match.
-
-    Raises:
-        DataError: they have no such field in common.
-
     >>> exact_match({"answer": "Paris"}, {"answer": "paris."})
     1.0
     """
-    pairs = _labels(example, prediction, field)
+    pairs = _both_have(example, prediction, field)
     return float(all(normalize(expected) == normalize(made) for expected, made in pairs))
 
 
 def f1(
     example: Mapping[str, Any], prediction: Mapping[str, Any], *, field: str | None = None
 ) -> float:
-    """Score the overlap of words: the harmonic mean of precision and recall, 0 to 1.
+    """Score the overlap of words, 0 to 1: the harmonic mean of precision and recall.
 
-    Args:
-        example: with the expected values.
-        prediction: with the values of the program.
-        field: the one to compare; by default the mean over all that both have.
-
-    Raises:
-        DataError: they have no such field in common.
+    Of several fields it is the mean.
 
     Reference: Rajpurkar et al. 2016, arXiv 1606.05250.
 
     >>> f1({"answer": "Paris"}, {"answer": "Paris, France"})
     0.6666666666666666
     """
-    return statistics.fmean(_overlap(*pair) for pair in _labels(example, prediction, field))
+    shared = [_overlap(*pair) for pair in _both_have(example, prediction, field)]
+    return math.fsum(shared) / len(shared)
 
 
 def _overlap(expected: Any, made: Any) -> float:
@@ -8185,18 +8129,10 @@ def contains(
 ) -> float:
     """Score 1 where the expected words stand in the predicted text, in a row, after `normalize`.
 
-    Args:
-        example: with the expected values.
-        prediction: with the values of the program.
-        field: the one to compare; by default all that both have must match.
-
-    Raises:
-        DataError: they have no such field in common.
-
     >>> contains({"answer": "Paris"}, {"answer": "It is Paris, of course."})
     1.0
     """
-    pairs = _labels(example, prediction, field)
+    pairs = _both_have(example, prediction, field)
     return float(all(_has_words(made, expected) for expected, made in pairs))
 
 
@@ -8211,16 +8147,7 @@ def passage_match(
     field: str = "answer",
     context: str = "context",
 ) -> float:
-    """Score 1 where a retrieved passage has the expected answer in it, or one of several.
-
-    Args:
-        example: with the answer, a text or a list of texts, any of which will do.
-        prediction: with the passages, a list of texts.
-        field: of the answer.
-        context: the field of the passages.
-
-    Raises:
-        DataError: one of the fields is missing.
+    """Score 1 where a passage, of the list `context`, has the expected answer, or one of several.
 
     >>> passage_match({"answer": "Paris"}, {"context": ["Rome is old.", "Paris is the capital."]})
     1.0
@@ -8235,7 +8162,7 @@ def passage_match(
 
 
 @frozen
-class Judge:
+class Judge(Made):
     """A metric that a program computes; it is called as (example, prediction).
 
     Attributes:
@@ -8249,10 +8176,15 @@ class Judge:
     lm: LM = field(repr=False)
     fill: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]] = field(repr=False)
     measure: Callable[[Prediction], Score] = field(repr=False)
+    made: Any = _made()
 
     def __call__(self, example: Mapping[str, Any], prediction: Mapping[str, Any]) -> Score:
         """Score a prediction; makes the LM calls of the program."""
         return self.measure(run(self.program, self.lm, self.fill(example, prediction)))
+
+    async def acall(self, example: Mapping[str, Any], prediction: Mapping[str, Any]) -> Score:
+        """Do the same in the running event loop."""
+        return self.measure(await arun(self.program, self.lm, self.fill(example, prediction)))
 
     @property
     def params(self) -> Params:
@@ -8263,8 +8195,12 @@ class Judge:
         """Return the metric with other prompts."""
         return evolve(self, program=self.program.with_params(params))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self._again(), self.params)
 
-def judge(lm: LM, criterion: str, *, adapter: Adapter = chat, **settings: Any) -> Judge:
+
+@factory
+def judge(lm: LM, criterion: str, **options: Any) -> Judge:
     """Make the metric that asks an LM how well a prediction meets a criterion, with feedback.
 
     It sees the whole example and the whole prediction, and grades from 1 to 5, which is 0 to 1.
@@ -8272,8 +8208,7 @@ def judge(lm: LM, criterion: str, *, adapter: Adapter = chat, **settings: Any) -
     Args:
         lm: the judge.
         criterion: what a good prediction is like, in words.
-        adapter: the format of messages and replies.
-        **settings: sampling options.
+        **options: what `predict` takes.
 
     Raises:
         ParseError: (when asked) its reply cannot be read.
@@ -8292,25 +8227,17 @@ def judge(lm: LM, criterion: str, *, adapter: Adapter = chat, **settings: Any) -
         (Field("feedback", desc="what is wrong with the prediction, and how to do better"), grade),
         f"Judge the prediction for the example by this criterion: {criterion}",
     )
-    program = predict(task, adapter=adapter, name="judge", **settings)
-    return Judge(program, lm, _both, _graded)
+    return Judge(
+        predict(task, name="judge", **options),
+        lm,
+        lambda example, made: {"example": dict(example), "prediction": dict(made)},
+        lambda made: Score((made.grade - 1) / 4, made.feedback),
+    )
 
 
-def _both(example: Mapping[str, Any], prediction: Mapping[str, Any]) -> dict[str, Any]:
-    return {"example": dict(example), "prediction": dict(prediction)}
-
-
-def _graded(made: Prediction) -> Score:
-    return Score((made.grade - 1) / 4, made.feedback)
-
-
+@factory
 def semantic_f1(
-    lm: LM,
-    *,
-    field: str = "answer",
-    threshold: float | None = None,
-    adapter: Adapter = chat,
-    **settings: Any,
+    lm: LM, *, field: str = "answer", threshold: float | None = None, **options: Any
 ) -> Judge:
     """Make the metric that compares long answers by their ideas: the F1 of precision and recall.
 
@@ -8318,8 +8245,7 @@ def semantic_f1(
         lm: the judge.
         field: what to compare; the other fields of the example are the question.
         threshold: score 1 from here on and 0 below; by default the F1 itself.
-        adapter: the format of messages and replies.
-        **settings: sampling options.
+        **options: what `predict` takes.
 
     Raises:
         ParseError: (when asked) its reply cannot be read.
@@ -8339,19 +8265,19 @@ def semantic_f1(
         ),
         "Compare the ideas of the answer with those of the expected answer.",
     )
-    program = chain_of_thought(task, adapter=adapter, name="semantic_f1", **settings)
+    program = chain_of_thought(task, name="semantic_f1", **options)
     measure = partial(_harmonic, ("recall", "precision"), threshold)
     return Judge(program, lm, partial(_question, field, ""), measure)
 
 
+@factory
 def complete_and_grounded(
     lm: LM,
     *,
     field: str = "answer",
     context: str = "context",
     threshold: float | None = None,
-    adapter: Adapter = chat,
-    **settings: Any,
+    **options: Any,
 ) -> Judge:
     """Make the metric of retrieval: the answer says all that is expected, and nothing unfounded.
 
@@ -8362,8 +8288,7 @@ def complete_and_grounded(
         field: the answer; the other fields of the example are the question.
         context: the field of the passages, in the prediction or else in the example.
         threshold: score 1 from here on and 0 below; by default the F1 itself.
-        adapter: the format of messages and replies.
-        **settings: sampling options.
+        **options: what `predict` takes.
 
     Raises:
         ParseError: (when asked) a reply cannot be read.
@@ -8386,7 +8311,6 @@ def complete_and_grounded(
         (Field("groundedness", float, "share of the answer's claims that it supports, 0 to 1"),),
         "Find how much of the answer the context supports.",
     )
-    options = {"adapter": adapter, **settings}
     program = pipeline(
         complete=chain_of_thought(complete, **options),
         grounded=chain_of_thought(grounded, **options),
@@ -8399,7 +8323,7 @@ def _question(
     field: str, context: str, example: Mapping[str, Any], prediction: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The inputs of a judge that compares one field."""
-    ((expected, made),) = _labels(example, prediction, field)
+    ((expected, made),) = _both_have(example, prediction, field)
     asked = {n: v for n, v in example.items() if n not in (field, context)}
     shown = as_text(first(asked.values()) if len(asked) == 1 else asked)
     given = {"question": shown, "expected": as_text(expected), "answer": as_text(made)}
@@ -8533,6 +8457,8 @@ def diff(a: Mapping[str, Prompt], b: Mapping[str, Prompt]) -> str:
 
 
 def _changes(path: str, a: Prompt | None, b: Prompt | None) -> str:
+    import difflib
+
     lines = difflib.unified_diff(_prompt_lines(a), _prompt_lines(b), path, path, n=0, lineterm="")
     return "\n".join(line for line in lines if not line.startswith("@@"))
 
@@ -8607,6 +8533,9 @@ def _read_json(text: str) -> Iterator[Record]:
 
 
 def _read_csv(text: str) -> Iterator[Record]:
+    import csv
+    import io
+
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     names: list[str] = []
     try:

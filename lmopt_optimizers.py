@@ -16,7 +16,7 @@
 # NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM,
 # DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT
 # OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
-"""Optimizers of lmopt programs: values that map (program, trainset, metric) to better parameters.
+"""Optimizers: functions (program, trainset, metric) -> better parameters.
 
 >>> from lmopt import exact_match, predict, toy_lm
 >>> qa = predict("animal -> sound")
@@ -26,30 +26,31 @@
 'meow'
 
 Sections: 1 Contract · 2 Parts · 3 Few-shot · 4 Instructions · 5 Settings · 6 Combinators · 7 Report
+
+Arguments that mean the same everywhere stand in `Options`, and for those that bootstrap in
+`Teaching`; `lm` runs the program, and the teacher where there is no `teacher_lm`.
 """
 
 from __future__ import annotations
 
+import functools
 import html
+import inspect
 import itertools
 import math
 import random
-import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from operator import mul
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from attrs import evolve, field, frozen
-from toolz import (  # type: ignore[import-untyped]
-    concat,
-    groupby,
-    interleave,
-    last,
-    take,
-    unique,
-)
+from toolz import groupby, interleave, take, unique  # type: ignore[import-untyped]
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 if TYPE_CHECKING or not __package__:
     import lmopt
@@ -58,13 +59,13 @@ else:  # both modules were copied into a package
 
 __all__ = [
     # 1. Contract
-    "Trial", "Plan", "Optimizer",
+    "Trial", "Plan", "Size", "Options", "Optimizer", "optimizer", "winner", "Want", "Hunt",
     # 2. Parts
     "split", "spread", "labeled", "labeled_demos", "step_demos", "resampled", "race", "cases",
-    "description", "proposer", "Propose", "proposals", "tpe", "pareto", "Board", "Hunt",
+    "description", "proposer", "Propose", "tpe", "pareto", "relayed",
     # 3. Few-shot
-    "labeled_few_shot", "bootstrap", "passed", "bootstrap_few_shot", "random_search", "tpe_search",
-    "knn_few_shot",
+    "labeled_few_shot", "Teaching", "bootstrap", "passed", "bootstrap_few_shot", "random_search",
+    "tpe_search", "knn_few_shot",
     # 4. Instructions
     "copro", "TIPS", "mipro", "gepa", "simba", "infer_rules", "avatar",
     # 5. Settings
@@ -76,9 +77,15 @@ __all__ = [
 ]  # fmt: skip
 
 # == 1. Contract ===================================================================================
-# An optimizer is a value with two functions: `search` yields trials lazily, the first of them the
-# start; `bound` tells beforehand what that costs at most. Every random choice is drawn from
+# An optimizer is a value with two functions. `search` is a flow, as a program body is: it yields
+# what it wants scored, run or written, in the words of its `Hunt`, and is sent what came of it.
+# `bound` tells beforehand what that costs at most. Every random choice is drawn from
 # `lmopt.seeded(seed, purpose, ...)`, so that the order in which threads finish cannot matter.
+
+Examples = tuple[lmopt.Record, ...]
+Propose = lmopt.Program | Callable[[lmopt.Record], str]
+"""Who writes instructions: a program with the inputs of `proposer()` and the output `instructions`,
+or any function from a record of those inputs to a text, a person at a keyboard included."""
 
 
 @frozen
@@ -121,28 +128,109 @@ class Plan:
         return Plan(runs, calls, self.metrics + other.metrics)
 
 
-Examples = tuple[lmopt.Record, ...]
+class Options(TypedDict, total=False):
+    """What every optimizer takes.
+
+    Attributes:
+        valset: rows to score on, none of them in the training set; by default half of that.
+        propose: who writes instructions; by default `proposer()`.
+        prompt_lm: answers the proposer; by default `lm`.
+        seed: of all choices, 0 included.
+        workers: threads, as in `lmopt.evaluate`; they do not change the result.
+        executor: what to run rows on instead.
+        progress: called as tqdm is, for the rows of each evaluation.
+        within: the only step, or program with steps, that may change; see `only`.
+    """
+
+    valset: Iterable[Mapping[str, Any]] | None
+    propose: Propose | None
+    prompt_lm: lmopt.LM | None
+    seed: int
+    workers: int | None
+    executor: Executor | None
+    progress: Callable[..., Iterable[Any]] | None
+    within: str
+
+
+def _given(valset: Iterable[Mapping[str, Any]] | None) -> Examples | None:
+    return None if valset is None else tuple(map(lmopt.Record, valset))
+
+
+@frozen
+class _Options:
+    valset: Examples | None = field(default=None, converter=_given)
+    propose: Propose | None = None
+    prompt_lm: Any = None
+    seed: int = 0
+    workers: int | None = None
+    executor: Executor | None = None
+    progress: Callable[..., Iterable[Any]] | None = None
+    within: str = ""
+
+    def part(self, examples: Examples) -> tuple[Examples, Examples]:
+        """Rows to learn from, and rows to score on; never the same."""
+        if self.valset is None:
+            return split(examples, seed=self.seed)
+        both = set(examples) & set(self.valset)
+        if both or not self.valset:
+            what = (
+                f"{len(both)} rows are in both trainset and valset" if both else "an empty valset"
+            )
+            todo = "take them out of one, or leave valset out"
+            raise lmopt.DataError(what, list(both)[:1], "rows of its own", todo)
+        return examples, self.valset
+
+    def paths(self, program: lmopt.Program) -> list[str]:
+        """The steps that may change."""
+        known, top = list(program.params), self.within
+        found = [one for one in known if not top or one == top or one.startswith(f"{top}.")]
+        if top and not found:
+            expected = f"one of {', '.join(known)}"
+            raise lmopt.ParamsError("no such path", top, expected, "correct the path")
+        return found
+
+
+@frozen
+class Size:
+    """How large a search is: its program, how many steps may change, and rows on either side."""
+
+    program: lmopt.Program
+    steps: int
+    train: int
+    val: int
+    options: _Options
+
+    def plan(self, runs: int, texts: int = 0) -> Plan:
+        """Return the plan of so many runs of the program and so many texts to be proposed."""
+        writer = self.options.propose or proposer()
+        each = writer.max_calls if isinstance(writer, lmopt.Program) else 0
+        return Plan(runs, runs * self.program.max_calls + texts * each, runs)
 
 
 @frozen
 class Optimizer:
     """A function (program, trainset, metric) -> params, whose trials can be watched.
 
+    Made by `optimizer`. In an event loop: `await optimize.arun(...)`, `optimize.atrials(...)`.
+
     Attributes:
         name: of its factory.
-        search: (program, examples, metric) -> trials, the first of them the start.
-        bound: (program, number of examples) -> plan.
+        lm: runs the program.
+        search: hunt -> flow.
+        bound: size -> plan.
+        parts: whether some rows are held out to score on; else it gets all.
+        options: see `Options`.
     """
 
     name: str
-    search: Callable[[lmopt.Program, Examples, lmopt.Metric], Iterator[Trial]] = field(repr=False)
-    bound: Callable[[lmopt.Program, int], Plan] = field(repr=False)
+    lm: Any = field(repr=False)
+    search: Callable[[Hunt], lmopt.Flow] = field(repr=False)
+    bound: Callable[[Size], Plan] = field(repr=False)
+    parts: bool = field(default=True, repr=False)
+    options: _Options = field(default=_Options(), repr=False)
 
     def __call__(
-        self,
-        program: lmopt.Program,
-        trainset: Iterable[Mapping[str, Any]],
-        metric: lmopt.Metric,
+        self, program: lmopt.Program, trainset: Iterable[Mapping[str, Any]], metric: lmopt.Metric
     ) -> lmopt.Params:
         """Return the parameters of the best trial; of equals, the earliest.
 
@@ -154,29 +242,98 @@ class Optimizer:
             LMError: the LM could not be asked.
             MetricError: the metric raised, or returned no score.
         """
-        best = Trial(program.params)
-        try:
+        best = [Trial(program.params)]
+        with _keeping(best):
             for trial in self.trials(program, trainset, metric):
-                best = _better(best, trial)
-        except (lmopt.BudgetExceeded, KeyboardInterrupt):
-            pass
-        except lmopt.LmoptError as error:
-            error.best = best.params
-            raise
-        return best.params
+                best[0] = _better(best[0], trial)
+        return best[0].params
+
+    async def arun(
+        self, program: lmopt.Program, trainset: Iterable[Mapping[str, Any]], metric: Any
+    ) -> lmopt.Params:
+        """Do the same in the running event loop."""
+        best = [Trial(program.params)]
+        with _keeping(best):
+            async for trial in self.atrials(program, trainset, metric):
+                best[0] = _better(best[0], trial)
+        return best[0].params
 
     def trials(
-        self,
-        program: lmopt.Program,
-        trainset: Iterable[Mapping[str, Any]],
-        metric: lmopt.Metric,
+        self, program: lmopt.Program, trainset: Iterable[Mapping[str, Any]], metric: lmopt.Metric
     ) -> Iterator[Trial]:
         """Return an iterator of trials, made as they are asked for; the first is the start."""
-        return self.search(program, lmopt.check_dataset(program, trainset), metric)
+        flow, chosen = self.flow(program, trainset, metric), self.options
+        return lmopt.emit(flow, Trial, self.lm, workers=chosen.workers, executor=chosen.executor)
+
+    def atrials(
+        self, program: lmopt.Program, trainset: Iterable[Mapping[str, Any]], metric: Any
+    ) -> AsyncIterator[Trial]:
+        """Do the same in the running event loop."""
+        flow, chosen = self.flow(program, trainset, metric), self.options
+        return lmopt.aemit(flow, Trial, self.lm, workers=chosen.workers, executor=chosen.executor)
+
+    def flow(
+        self, program: lmopt.Program, trainset: Iterable[Mapping[str, Any]], metric: lmopt.Metric
+    ) -> lmopt.Flow:
+        """Return the search as a flow of effects and trials, to be a part of another one."""
+        examples = lmopt.check_dataset(program, trainset)
+        return _searching(self, program, examples, metric)
 
     def plan(self, program: lmopt.Program, trainset: Iterable[Mapping[str, Any]]) -> Plan:
         """Return what a search costs at most; makes no LM call."""
-        return self.bound(program, len(lmopt.check_dataset(program, trainset)))
+        return self.bounded(program, len(lmopt.check_dataset(program, trainset)))
+
+    def bounded(self, program: lmopt.Program, size: int) -> Plan:
+        """Return what a search with so many examples costs at most."""
+        given = self.options.valset
+        train = (size + 1) // 2 if self.parts and given is None else size
+        steps = len(self.options.paths(program))
+        return self.bound(Size(program, steps, train, len(given or ()) or train, self.options))
+
+
+def optimizer(
+    name: str,
+    lm: Any,
+    search: Callable[[Hunt], lmopt.Flow],
+    bound: Callable[[Size], Plan],
+    *,
+    parts: bool = True,
+    **options: Unpack[Options],
+) -> Optimizer:
+    """Make an optimizer of a search and of what it costs at most.
+
+    Args:
+        name: of it.
+        lm: runs the program.
+        search: hunt -> flow; it yields `hunt.start()` first.
+        bound: size -> plan.
+        parts: whether some rows are held out to score on; else it gets all.
+
+    Raises:
+        TypeError: an unknown option.
+
+    >>> def search(hunt):
+    ...     yield hunt.start()
+    ...     for path in hunt.paths:
+    ...         best = hunt.top.params
+    ...         yield hunt.trial(best.replace(path, instructions="Say woof."), f"woof at {path}")
+    >>> woof = optimizer("woof", lmopt.toy_lm(), search, lambda size: size.plan(2 * size.val))
+    >>> rows = [{"q": "1", "a": "woof"}, {"q": "2", "a": "woof"}]
+    >>> [t.note for t in woof.trials(lmopt.predict("q -> a"), rows, lmopt.exact_match)]
+    ['start', 'woof at predict']
+    """
+    return Optimizer(name, lm, search, bound, parts, _Options(**options))
+
+
+@contextmanager
+def _keeping(best: list[Trial]) -> Iterator[None]:
+    try:
+        yield
+    except (lmopt.BudgetExceeded, KeyboardInterrupt):
+        pass
+    except lmopt.LmoptError as error:
+        error.best = best[0].params
+        raise
 
 
 def _better(best: Trial, trial: Trial) -> Trial:
@@ -186,6 +343,299 @@ def _better(best: Trial, trial: Trial) -> Trial:
     if best.score is None or trial.score is None or trial.score > best.score:
         return trial
     return best
+
+
+def winner(trials: Iterable[Trial]) -> Trial:
+    """Return the best of the trials of a search; of equals, the earliest.
+
+    >>> params = lmopt.predict("q -> a").params
+    >>> winner([Trial(params, 0.5), Trial(params, 0.7, "good"), Trial(params, 0.7, "late")]).note
+    'good'
+    """
+    return functools.reduce(_better, trials)
+
+
+# -- how a search says what it wants --
+
+
+@frozen(eq=False)
+class Want:
+    """What a search wants: a method of its hunt, by name, and what is given to it."""
+
+    name: str
+    given: Mapping[str, Any]
+    flow: Callable[[], lmopt.Flow] = field(repr=False)
+
+
+def _wanted(method: Callable[..., lmopt.Flow]) -> Callable[..., Want]:
+    """Make a method return what is wanted, to be yielded, instead of its flow."""
+    known = inspect.signature(method)
+
+    @functools.wraps(method)
+    def want(self: Hunt, *args: Any, **kwargs: Any) -> Want:
+        given = dict(known.bind(self, *args, **kwargs).arguments)
+        del given["self"]
+        return Want(method.__name__, given, partial(method, self, *args, **kwargs))
+
+    return want
+
+
+def _searching(
+    optimizer: Optimizer, program: lmopt.Program, examples: Examples, metric: lmopt.Metric
+) -> lmopt.Flow:
+    """Run a search: yield the effects of what it wants, and its trials."""
+    chosen = optimizer.options
+    train, val = chosen.part(examples) if optimizer.parts else (examples, chosen.valset or examples)
+    hunt = Hunt(program, train, val, metric, optimizer.lm, chosen)
+    yield from lmopt.through(optimizer.search(hunt), _satisfy)
+
+
+def _satisfy(want: Any) -> lmopt.Flow:
+    """Perform what a search yields; a trial is passed on."""
+    if isinstance(want, (list, tuple)):
+        outcomes = yield tuple(one.flow() for one in want)
+    else:
+        outcomes = [(yield from want.flow()) if isinstance(want, Want) else (yield want)]
+    for made in outcomes:
+        if isinstance(made, Trial) and isinstance(want, (Want, list, tuple)):
+            yield made
+    return tuple(outcomes) if isinstance(want, (list, tuple)) else outcomes[0]
+
+
+class Hunt:
+    """What a search sees of itself, and the words for what it wants, each to be yielded.
+
+    Attributes:
+        program: to be improved.
+        train: rows to learn from.
+        val: rows to score on.
+        trials: all so far, in order.
+        calls: LM calls so far.
+        runs: runs of the program so far.
+        paths: of the steps that may change.
+    """
+
+    def __init__(
+        self,
+        program: lmopt.Program,
+        train: Examples,
+        val: Examples,
+        metric: lmopt.Metric,
+        lm: Any,
+        options: _Options = _Options(),
+    ) -> None:
+        self.program, self.train, self.val, self.metric, self.lm = program, train, val, metric, lm
+        self.options, self.seed, self.paths = options, options.seed, options.paths(program)
+        self.trials: list[Trial] = []
+        self.calls, self.runs, self.best = 0, 0, 0
+        self._seen: dict[str, int] = {}
+        self._done: dict[tuple[str, str], dict[int, lmopt.Row]] = {}
+
+    @property
+    def top(self) -> Trial:
+        """The best trial so far."""
+        return self.trials[self.best]
+
+    def knows(self, params: lmopt.Params) -> bool:
+        """Whether equal parameters were tried before."""
+        return params.digest in self._seen
+
+    @_wanted
+    def start(self) -> lmopt.Flow:
+        """The program as it is, scored; sent: the trial."""
+        return self.trial(self.program.params, "start", None, False).flow()
+
+    @_wanted
+    def trial(
+        self, params: lmopt.Params, note: str, parent: int | None = None, race: bool = True
+    ) -> lmopt.Flow:
+        """Parameters scored against the best so far; equal ones get the score they have.
+
+        They were made from trial number `parent`, by default the best one. A `race` ends where they
+        cannot win any more; sent: the trial.
+        """
+        params = self._allowed(params)
+        parent = self.best if parent is None and self.trials else parent
+        if self.knows(params):
+            known = self.trials[self._seen[params.digest]]
+            note = f"{note}; tried before"
+            return self._book(evolve(known, note=note, parent=parent, calls=self.calls))
+        beat = self.top.evaluation if race and self.trials else None
+        result = yield from self._raced(params, beat)
+        return self._scored(params, note, parent, result)
+
+    @_wanted
+    def unscored(self, params: lmopt.Params, note: str) -> lmopt.Flow:
+        """Parameters that are better by what they are made of; sent: the trial."""
+        yield from ()
+        parent = len(self.trials) - 1 if self.trials else None
+        return self._book(Trial(self._allowed(params), None, note, parent, self.calls))
+
+    @_wanted
+    def rows(self, params: lmopt.Params, places: Iterable[int] | None = None) -> lmopt.Flow:
+        """Runs on rows of the training half, by default all; sent: the evaluation."""
+        return self._score("train", self._allowed(params), places)
+
+    @_wanted
+    def held(self, params: lmopt.Params, places: Iterable[int] | None = None) -> lmopt.Flow:
+        """Runs on held-out rows, by default all; sent: the evaluation."""
+        return self._score("val", self._allowed(params), places)
+
+    @_wanted
+    def teach(
+        self, teacher: lmopt.Program, rows: Examples, params: lmopt.Params, lm: Any
+    ) -> lmopt.Flow:
+        """Runs of another program, or with another LM; sent: the evaluation."""
+        asked = self.lm if lm is None else lm
+        return self._counted(teacher, rows, params, asked)
+
+    @_wanted
+    def cases(self, path: str, shown: int) -> lmopt.Flow:
+        """What a step of the best trial did on the first rows of the training half, worst first."""
+        places = range(min(shown, len(self.train)))
+        result = yield from self._score("train", self.top.params, places)
+        return cases(self.program, path, result.rows)
+
+    @_wanted
+    def propose(
+        self,
+        path: str,
+        cases: Sequence[Any],
+        *,
+        tips: Sequence[str] = ("",),
+        data: str = "",
+        params: lmopt.Params | None = None,
+    ) -> lmopt.Flow:
+        """Instructions for a step, one text for each tip, from what it did; sent: the texts.
+
+        Those that are empty, or equal to an earlier one, are left out.
+        """
+        chosen = self.top.params if params is None else params
+        told = {
+            "program": description(self.program.with_params(self.top.params)),
+            "step": path,
+            "current": chosen[path].instructions,
+            "cases": cases,
+            "attempts": _attempts(self.trials, path),
+            "data": data,
+        }
+        writer = self.options.propose or proposer()
+        asked = [lmopt.Record({**told, "tip": tip}) for tip in tips]
+        if isinstance(writer, lmopt.Program):
+            made = [one["instructions"] for one in (yield from self._asked(writer, asked))]
+        else:
+            made = []
+            for one in asked:
+                made.append((yield lmopt.invoke(writer, one)))
+        return [text for text in unique(str(one).strip() for one in made) if text]
+
+    @_wanted
+    def ask(self, program: lmopt.Program, inputs: Mapping[str, Any]) -> lmopt.Flow:
+        """A run of another program on the LM that writes; sent: the prediction."""
+        return (yield from self._asked(program, [inputs]))[0]
+
+    def _asked(self, program: lmopt.Program, given: Sequence[Mapping[str, Any]]) -> lmopt.Flow:
+        """Run a program on the LM that writes; equal requests are told apart by their rollout."""
+        asked = self.options.prompt_lm or self.lm
+        samples = [lmopt.sampled(program, index, 1 << 16) for index in range(len(given))]
+        pairs = list(zip(samples, given, strict=True))
+        made = yield from lmopt.gathered(_sample, pairs, asked)
+        self.calls += sum(one.usage.calls for one in made)
+        return made
+
+    def _allowed(self, params: lmopt.Params) -> lmopt.Params:
+        """The parameters, but for changes of steps that must stay."""
+        kept = {path: prompt for path, prompt in params.items() if path in self.paths}
+        return lmopt.Params({**self.program.params, **kept})
+
+    def _score(
+        self, half: str, params: lmopt.Params, places: Iterable[int] | None = None
+    ) -> lmopt.Flow:
+        """Evaluate parameters on some rows; nothing is run twice."""
+        rows = self.train if half == "train" else self.val
+        wanted = list(range(len(rows)) if places is None else places)
+        done = self._done.setdefault((half, params.digest), {})
+        missing = list(unique(place for place in wanted if place not in done))
+        if missing:
+            asked = tuple(rows[place] for place in missing)
+            result = yield from self._counted(self.program, asked, params, self.lm)
+            done.update(zip(missing, result.rows, strict=True))
+        return lmopt.Evaluation(tuple(done[place] for place in wanted))
+
+    def _counted(
+        self, program: lmopt.Program, rows: Examples, params: lmopt.Params, lm: Any
+    ) -> lmopt.Flow:
+        shown = self.options.progress
+        flow = lmopt.evaluating(program, rows, self.metric, lm=lm, params=params, progress=shown)
+        result = yield from flow
+        self.calls, self.runs = self.calls + result.usage.calls, self.runs + len(rows)
+        return result
+
+    def _raced(self, params: lmopt.Params, beat: lmopt.Evaluation | None) -> lmopt.Flow:
+        """Score on all held-out rows; see `race`."""
+        size = len(self.val)
+        step = max(16, -(-size // 8)) if beat is not None else size
+        for end in range(step, size + step, step):
+            result = yield from self._score("val", params, range(min(end, size)))
+            if beat is not None and _lost(result, beat, size):
+                break
+        return result
+
+    def _scored(
+        self, params: lmopt.Params, note: str, parent: int | None, result: lmopt.Evaluation
+    ) -> Trial:
+        run, size = len(result.rows), len(self.val)
+        out = f"; out after {run} of {size} rows" if run < size else ""
+        note += out + _failures([row.error for row in result.errors])
+        return self._book(Trial(params, result.score, note, parent, self.calls, result, run < size))
+
+    def _book(self, trial: Trial) -> Trial:
+        self._seen.setdefault(trial.params.digest, len(self.trials))
+        self.trials.append(trial)
+        if not trial.out and (trial.score or 0.0) > (self.top.score or 0.0):
+            self.best = len(self.trials) - 1
+        return trial
+
+
+def _sample(asked: tuple[lmopt.Program, Mapping[str, Any]]) -> lmopt.Flow:
+    return lmopt.running(asked[0], lmopt.select_inputs(*asked))
+
+
+def _failures(errors: list[str]) -> str:
+    return f"; {len(errors)} failed (first: {lmopt.cut(errors[0], 80)})" if errors else ""
+
+
+def _attempts(trials: Sequence[Trial], path: str, most: int = 10) -> list[dict[str, Any]]:
+    """The last texts that were tried for a step, worst first, with their scores."""
+    scores = {one.params[path].instructions: one.score for one in trials}
+    ordered = sorted(list(scores.items())[-most:], key=lambda one: one[1] or 0.0)
+    return [{"instructions": text, "score": round(score or 0.0, 3)} for text, score in ordered]
+
+
+def _lost(result: lmopt.Evaluation, beat: lmopt.Evaluation, size: int) -> bool:
+    if result.total + size - len(result.rows) <= beat.total:
+        return True
+    pairs = zip(result.rows, beat.rows, strict=False)
+    gains = [row.score - other.score for row, other in pairs]
+    return math.fsum(gains) < -3 * math.sqrt(math.fsum(gain * gain for gain in gains))
+
+
+def relayed(flow: lmopt.Flow, tell: Callable[[Trial], Trial | None]) -> lmopt.Flow:
+    """Run the flow of another search as a part of one; `tell` makes of each trial the one to emit.
+
+    >>> inner = labeled_few_shot(k=1).flow(lmopt.predict("q -> a"), [{"q": "?"}], None)
+    >>> [one.note for one in relayed(inner, lambda trial: evolve(trial, note="x"))]
+    ['x', 'x']
+    """
+
+    def change(effect: Any) -> lmopt.Flow:
+        if not isinstance(effect, Trial):
+            return (yield effect)
+        if (made := tell(effect)) is not None:
+            yield made
+        return effect
+
+    return lmopt.through(flow, change)
 
 
 # == 2. Parts ======================================================================================
@@ -326,12 +776,8 @@ def race(
     never after less than 16, whatever the number of workers.
 
     Args:
-        program: the program.
         dataset: the rows, the same ones that `beat` was scored on.
-        metric: (example, prediction) -> 0 to 1.
-        lm: what answers the requests.
         beat: the evaluation to be beaten; without it every row is evaluated.
-        workers: threads, as in `evaluate`.
 
     Returns:
         the evaluation of the rows that were run; its score is then at most that of `beat`.
@@ -344,7 +790,9 @@ def race(
     16
     """
     rows = lmopt.check_dataset(program, dataset)
-    return Board(program, rows, metric, lm=lm, workers=workers).race(program.params, beat)
+    flow = Hunt(program, (), rows, metric, lm)._raced(program.params, beat)
+    made: lmopt.Evaluation = lmopt.drive(flow, lm, workers=workers)
+    return made
 
 
 def cases(
@@ -424,58 +872,6 @@ def proposer(**options: Any) -> lmopt.Program:
     ['program', 'step', 'current', 'data', 'cases', 'attempts', 'tip']
     """
     return lmopt.predict(_PROPOSE, name="propose", **options)
-
-
-Propose = lmopt.Program | Callable[[lmopt.Record], str]
-"""Who writes instructions: a program with the inputs of `proposer()` and the output `instructions`,
-or any function from a record of those inputs to a text, a person at a keyboard included."""
-
-
-def proposals(
-    propose: Propose,
-    lm: lmopt.LM,
-    program: lmopt.Program,
-    given: Iterable[Mapping[str, Any]],
-    *,
-    workers: int | None = None,
-) -> tuple[list[str], int]:
-    """Have instructions proposed, one for each of what is given; equal requests are told apart.
-
-    Args:
-        propose: who writes them.
-        lm: what answers where that is a program.
-        program: whose step it is.
-        given: for each text the step's path as `step`, `current` instructions, and what is known.
-        workers: threads, as in `evaluate`.
-
-    Returns:
-        the texts, without white space around them, and how many LM calls they took.
-
-    Calls: those of `propose` for each.
-
-    >>> texts, calls = proposals(lambda given: "Be brief.", None, lmopt.predict("q -> a"), [{}])
-    >>> texts, calls
-    (['Be brief.'], 0)
-    """
-    about = {"program": description(program)}
-    asked = [lmopt.Record({**about, **one}) for one in given]
-    work = partial(_proposal, propose, lm)
-    threads = lmopt.workers_for(lm, workers) if isinstance(propose, lmopt.Program) else 1
-    made = list(lmopt.ordered_map(work, enumerate(asked), workers=threads))
-    return [text.strip() for text, _ in made], sum(calls for _, calls in made)
-
-
-def _proposal(propose: Propose, lm: lmopt.LM, asked: tuple[int, lmopt.Record]) -> tuple[str, int]:
-    index, given = asked
-    if not isinstance(propose, lmopt.Program):
-        return str(propose(given)), 0
-    program = lmopt.sampled(propose, index, 1 << 16)
-    made = lmopt.run(program, lm, lmopt.select_inputs(program, given))
-    return str(made["instructions"]), made.usage.calls
-
-
-def _proposal_calls(propose: Propose) -> int:
-    return propose.max_calls if isinstance(propose, lmopt.Program) else 0
 
 
 def tpe(
@@ -565,119 +961,20 @@ def pareto(scores: Sequence[Sequence[float]]) -> list[int]:
     return [len(leads[index]) if index in alive else 0 for index in range(len(scores))]
 
 
-class Board:
-    """Scores of parameters on rows, for one search: nothing is run twice."""
-
-    def __init__(
-        self,
-        program: lmopt.Program,
-        rows: Examples,
-        metric: lmopt.Metric,
-        *,
-        lm: lmopt.LM,
-        workers: int | None = None,
-    ) -> None:
-        self.program, self.rows, self.calls, self.runs = program, rows, 0, 0
-        self._evaluate = partial(lmopt.evaluate, metric=metric, lm=lm, workers=workers)
-        self._done: dict[str, dict[int, lmopt.Row]] = {}
-
-    def score(self, params: lmopt.Params, places: Iterable[int] | None = None) -> lmopt.Evaluation:
-        """Return the evaluation of parameters on some rows, by default all; run what is missing."""
-        wanted = list(range(len(self.rows)) if places is None else places)
-        done = self._done.setdefault(params.digest, {})
-        missing = list(unique(place for place in wanted if place not in done))
-        if missing:
-            rows = [self.rows[place] for place in missing]
-            result = self._evaluate(self.program, rows, params=params)
-            done.update(zip(missing, result.rows, strict=True))
-            self.calls += result.usage.calls
-            self.runs += len(missing)
-        return lmopt.Evaluation(tuple(done[place] for place in wanted))
-
-    def race(self, params: lmopt.Params, beat: lmopt.Evaluation | None) -> lmopt.Evaluation:
-        """Score on all rows; stop where full marks on the rest would not beat another evaluation,
-        or where it is clearly worse: 3 standard errors, row by row."""
-        size = len(self.rows)
-        step = max(16, -(-size // 8)) if beat is not None else size
-        for end in range(step, size + step, step):
-            result = self.score(params, range(min(end, size)))
-            if beat is not None and _lost(result, beat, size):
-                break
-        return result
-
-
-def _lost(result: lmopt.Evaluation, beat: lmopt.Evaluation, size: int) -> bool:
-    if result.total + size - len(result.rows) <= beat.total:
-        return True
-    pairs = zip(result.rows, beat.rows, strict=False)
-    gains = [row.score - other.score for row, other in pairs]
-    return math.fsum(gains) < -3 * math.sqrt(math.fsum(gain * gain for gain in gains))
-
-
-class Hunt:
-    """The trials of one search: candidates race against the best so far, each only once."""
-
-    def __init__(self, board: Board, *, learn: Board | None = None) -> None:
-        self.board, self.learn = board, learn
-        self.trials: list[Trial] = []
-        self.asked, self.best = 0, 0
-        self._seen: dict[str, int] = {}
-
-    @property
-    def calls(self) -> int:
-        """LM calls so far: of both boards, and of proposals."""
-        return self.board.calls + self.asked + (self.learn.calls if self.learn else 0)
-
-    @property
-    def top(self) -> Trial:
-        """The best trial so far."""
-        return self.trials[self.best]
-
-    def start(self) -> Trial:
-        """Score the program as it is."""
-        return self.take(self.board.program.params, "start", None)
-
-    def knows(self, params: lmopt.Params) -> bool:
-        """Whether equal parameters were tried before."""
-        return params.digest in self._seen
-
-    def take(self, params: lmopt.Params, note: str, parent: int | None) -> Trial:
-        """Score parameters against the best so far; equal ones get the score they have."""
-        beat = self.top.evaluation if self.trials else None
-        if self.knows(params):
-            known = self.trials[self._seen[params.digest]]
-            again = evolve(known, note=f"{note}; tried before", parent=parent, calls=self.calls)
-            self.trials.append(again)  # so that places are those of what the search yields
-            return again
-        result = self.board.race(params, beat)
-        return self.add(params, note, parent, result)
-
-    def add(
-        self, params: lmopt.Params, note: str, parent: int | None, result: lmopt.Evaluation
-    ) -> Trial:
-        """Book a trial."""
-        run, size = len(result.rows), len(self.board.rows)
-        out = f"; out after {run} of {size} rows" if run < size else ""
-        note += out + _failures([row.error for row in result.errors])
-        trial = Trial(params, result.score, note, parent, self.calls, result, run < size)
-        self._seen.setdefault(params.digest, len(self.trials))
-        self.trials.append(trial)
-        whole = run == size and (not self.trials[:-1] or result.score > (self.top.score or 0.0))
-        self.best = len(self.trials) - 1 if whole else self.best
-        return trial
-
-
 # == 3. Few-shot ===================================================================================
+
+
+def _check(least: int = 0, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            what, todo = f"{name} is too small", f"raise {name}"
+            raise lmopt.DataError(what, value, f"{least} or more", todo)
 
 
 def labeled_few_shot(*, k: int = 16, seed: int = 0) -> Optimizer:
     """Use labelled examples as demonstrations.
 
-    Each step gets up to `k` examples, in turns from those with different outputs.
-
-    Args:
-        k: how many, 0 or more.
-        seed: of the choice.
+    Each step gets up to `k` examples, 0 or more, in turns from those with different outputs.
 
     Calls: none.
 
@@ -686,60 +983,108 @@ def labeled_few_shot(*, k: int = 16, seed: int = 0) -> Optimizer:
     >>> labeled_few_shot(k=4)(qa, rows, lmopt.exact_match)["predict"].demos
     (Record(question='2+2?', answer='4'),)
     """
-    _check_count("k", k)
+    _check(k=k)
 
-    def search(program: lmopt.Program, examples: Examples, metric: lmopt.Metric) -> Iterator[Trial]:
-        yield Trial(program.params, note="start")
-        params = labeled_demos(program, examples, k, seed=seed)
-        yield Trial(params, note=f"up to {k} labelled examples", parent=0)
+    def search(hunt: Hunt) -> lmopt.Flow:
+        yield hunt.unscored(hunt.program.params, "start")
+        params = labeled_demos(hunt.program, hunt.train, k, seed=seed)
+        yield hunt.unscored(params, f"up to {k} labelled examples")
 
-    return Optimizer("labeled_few_shot", search, lambda program, size: Plan())
+    return optimizer("labeled_few_shot", None, search, lambda size: Plan(), parts=False, seed=seed)
 
 
-def _check_count(name: str, value: int, least: int = 0) -> None:
-    if value < least:
-        raise lmopt.DataError(f"{name} is too small", value, f"{least} or more", f"raise {name}")
+class Teaching(Options, total=False):
+    """What optimizers that bootstrap take.
+
+    Attributes:
+        max_bootstrapped: how many runs of the teacher to take, 0 or more.
+        max_labeled: how many demonstrations a step has at most, labelled ones included.
+        rounds: how many times an example is tried, each time but the first with a new rollout at
+            temperature 1; 1 or more.
+        threshold: score from which a run is taken, 0 to 1; 0 is a threshold.
+        teacher: a program with the same steps, or other parameters; by default the program.
+        teacher_lm: runs the teacher.
+    """
+
+    max_bootstrapped: int
+    max_labeled: int
+    rounds: int
+    threshold: float
+    teacher: lmopt.Program | Mapping[str, lmopt.Prompt] | None
+    teacher_lm: lmopt.LM | None
+
+
+@frozen
+class _Teaching:
+    max_bootstrapped: int = 4
+    max_labeled: int = 16
+    rounds: int = 1
+    threshold: float = 1.0
+    teacher: lmopt.Program | Mapping[str, lmopt.Prompt] | None = None
+    teacher_lm: Any = None
+
+    def __attrs_post_init__(self) -> None:
+        _check(max_bootstrapped=self.max_bootstrapped, max_labeled=self.max_labeled)
+        _check(1, rounds=self.rounds)
+
+    def guide(self, program: lmopt.Program) -> lmopt.Program:
+        """The program that shows how it is done; it must have the steps of the one that learns."""
+        if not isinstance(self.teacher, lmopt.Program):
+            return program.with_params(self.teacher or {})
+        if list(self.teacher.params) != list(program.params):
+            known, expected = list(self.teacher.params), f"the steps {', '.join(program.params)}"
+            todo = "give the steps the same names"
+            raise lmopt.ParamsError("a teacher with other steps", known, expected, todo)
+        return self.teacher
+
+    def plan(self, size: Size) -> Plan:
+        runs = self.rounds * size.train if self.max_bootstrapped else 0
+        return Plan(runs, runs * self.guide(size.program).max_calls, runs)
+
+
+def _taught(options: Mapping[str, Any], **defaults: Any) -> tuple[_Teaching, dict[str, Any]]:
+    """Part the options into those of teaching, and those of every optimizer."""
+    names = Teaching.__annotations__.keys() - Options.__annotations__.keys()
+    given = {name: value for name, value in options.items() if name in names}
+    rest = {name: value for name, value in options.items() if name not in names}
+    return _Teaching(**{**defaults, **given}), rest
 
 
 def bootstrap(
     teacher: lmopt.Program,
     examples: Examples,
-    metric: lmopt.Metric,
     *,
-    lm: lmopt.LM,
     wanted: int,
     threshold: float = 1.0,
     rounds: int = 1,
     max_labeled: int = 16,
     seed: int = 0,
-    workers: int | None = None,
-) -> Iterator[lmopt.Evaluation]:
-    """Run a teacher on examples until `wanted` runs reach the threshold; yield block after block.
+) -> lmopt.Flow:
+    """Say on which examples to run a teacher until `wanted` runs reach the threshold.
 
+    A flow that yields (parameters of the teacher, block of examples), and is sent the evaluation.
     A block is as large as the number of runs still wanted, so that none is wasted. No demonstration
     of the teacher has the inputs of an example of the block.
 
-    Calls: `teacher.max_calls` at most for each example and round.
-
     >>> qa, rows = lmopt.predict("q -> a"), tuple(lmopt.Record(q=q, a="no") for q in "abcde")
-    >>> blocks = bootstrap(qa, rows, lmopt.exact_match, lm=lmopt.stub_lm(), wanted=3)
-    >>> [len(block.rows) for block in blocks]
-    [3, 2]
+    >>> params, block = next(bootstrap(qa, rows, wanted=3))
+    >>> len(block), len(params["predict"].demos)
+    (3, 2)
     """
     left = examples
     for number in range(rounds):
         failed: Examples = ()
         while left and wanted:
             block, left = left[:wanted], left[wanted:]
-            guide = resampled(_guide(teacher, examples, block, max_labeled, seed), number)
-            result = lmopt.evaluate(teacher, block, metric, lm=lm, params=guide, workers=workers)
-            wanted -= len(passed(result, threshold))
-            failed += tuple(row.example for row in result.rows if not _passes(row, threshold))
-            yield result
+            guide = _unspoilt(teacher, examples, block, max_labeled, seed)
+            result = yield resampled(guide, number), block
+            taken = passed(result, threshold)
+            wanted -= len(taken)
+            failed += tuple(row.example for row in result.rows if row not in taken)
         left = failed
 
 
-def _guide(
+def _unspoilt(
     teacher: lmopt.Program, examples: Examples, block: Examples, k: int, seed: int
 ) -> lmopt.Params:
     """The teacher's parameters for a block, with no demonstration that gives an answer away."""
@@ -750,14 +1095,10 @@ def _guide(
         params = labeled_demos(teacher, others, k, seed=seed)
     for path, leaf in teacher.leaves.items():
         names = [one.name for one in leaf.inputs]
-        given = [_values(row, names) for row in block]
+        given = {_values(row, names) for row in block}
         demos = [demo for demo in params[path].demos if _values(demo, names) not in given]
         params = params.replace(path, demos=demos)
     return params
-
-
-def _passes(row: lmopt.Row, threshold: float) -> bool:
-    return not row.error and row.score >= threshold
 
 
 def passed(evaluation: lmopt.Evaluation, threshold: float) -> tuple[lmopt.Row, ...]:
@@ -767,37 +1108,65 @@ def passed(evaluation: lmopt.Evaluation, threshold: float) -> tuple[lmopt.Row, .
     >>> len(passed(lmopt.Evaluation(tuple(rows)), 0.0))
     2
     """
-    return tuple(row for row in evaluation.rows if _passes(row, threshold))
+    return tuple(row for row in evaluation.rows if not row.error and row.score >= threshold)
 
 
-def bootstrap_few_shot(
-    lm: lmopt.LM,
-    *,
-    max_bootstrapped: int = 4,
-    max_labeled: int = 16,
-    rounds: int = 1,
-    threshold: float = 1.0,
-    teacher: lmopt.Program | Mapping[str, lmopt.Prompt] | None = None,
-    teacher_lm: lmopt.LM | None = None,
-    seed: int = 0,
-    workers: int | None = None,
-) -> Optimizer:
+def _lessons(
+    hunt: Hunt, examples: Examples, given: _Teaching, seed: int, *, emit: bool = False
+) -> lmopt.Flow:
+    """Bootstrap; return the parameters and a note, and emit a trial after each block on demand."""
+    teacher = given.guide(hunt.program)
+    names = ("threshold", "rounds", "max_labeled")
+    options = {name: getattr(given, name) for name in names}
+    blocks = bootstrap(teacher, examples, wanted=given.max_bootstrapped, seed=seed, **options)
+    taken: tuple[lmopt.Row, ...] = ()
+    tried, errors, note = 0, list[str](), "labelled examples only"
+    block = next(blocks, None)
+    while block is not None:
+        result = yield hunt.teach(teacher, block[1], block[0], given.teacher_lm)
+        taken, tried = taken + passed(result, given.threshold), tried + len(result.rows)
+        errors += [row.error for row in result.errors]
+        note = f"{len(taken)} of {tried} runs reached the threshold{_failures(errors)}"
+        if emit:
+            yield hunt.unscored(_few_shot(hunt.program, examples, given, seed, taken), note)
+        block = _next(blocks, result)
+    params = _few_shot(hunt.program, examples, given, seed, taken)
+    if emit and not tried:
+        yield hunt.unscored(params, note)
+    return params, note
+
+
+def _next(flow: lmopt.Flow, value: Any) -> Any:
+    try:
+        return flow.send(value)
+    except StopIteration:
+        return None
+
+
+def _few_shot(
+    program: lmopt.Program,
+    examples: Examples,
+    given: _Teaching,
+    seed: int,
+    taken: tuple[lmopt.Row, ...],
+) -> lmopt.Params:
+    """The program's parameters with demonstrations from runs, filled up with labelled ones."""
+    made = [step_demos(program, row, index=index, seed=seed) for index, row in enumerate(taken)]
+    seen = {row.example for row in taken}
+    others = [example for example in examples if example not in seen]
+    params = program.params
+    for path, leaf in program.leaves.items():
+        demos = tuple(demo[path] for demo in made if path in demo)
+        more = labeled(leaf, others, max(given.max_labeled - len(demos), 0), seed=seed)
+        params = params.replace(path, demos=demos + more)
+    return params
+
+
+def bootstrap_few_shot(lm: lmopt.LM, **options: Unpack[Teaching]) -> Optimizer:
     """Run a teacher on the training set, and use what it did where it did well as demonstrations.
 
     The demonstrations of every step come from the traces of those runs; labelled examples fill them
     up. A teacher without demonstrations gets labelled ones, never of the examples it is run on.
-
-    Args:
-        lm: runs the teacher where there is no `teacher_lm`.
-        max_bootstrapped: how many runs to take, 0 or more.
-        max_labeled: how many demonstrations a step has at most, labelled ones included.
-        rounds: how many times an example is tried, each time but the first with a new rollout at
-            temperature 1; 1 or more.
-        threshold: score from which a run is taken, 0 to 1; 0 is a threshold.
-        teacher: a program with the same steps, or other parameters; by default the program.
-        teacher_lm: runs the teacher.
-        seed: of all choices.
-        workers: threads, as in `evaluate`; they do not change the result.
 
     Calls: `rounds` runs of the teacher at most for each example; it stops when it has enough.
 
@@ -811,122 +1180,21 @@ def bootstrap_few_shot(
     >>> optimize(qa, rows, lmopt.exact_match)["predict"].demos
     (Record(question='2+2?', answer='4'),)
     """
-    _check_count("max_bootstrapped", max_bootstrapped)
-    _check_count("max_labeled", max_labeled)
-    _check_count("rounds", rounds, 1)
-    teach = partial(
-        bootstrap,
-        lm=teacher_lm or lm,
-        wanted=max_bootstrapped,
-        threshold=threshold,
-        rounds=rounds,
-        max_labeled=max_labeled,
-        seed=seed,
-        workers=workers,
-    )
+    given, rest = _taught(options)
 
-    def search(program: lmopt.Program, examples: Examples, metric: lmopt.Metric) -> Iterator[Trial]:
-        guide, rows = _teacher(program, teacher), tuple(unique(examples))
-        assemble = partial(_few_shot, program, rows, max_labeled, seed)
-        yield Trial(program.params, note="start")
-        yield from _taught(teach(guide, rows, metric), threshold, assemble)
+    def search(hunt: Hunt) -> lmopt.Flow:
+        yield hunt.unscored(hunt.program.params, "start")
+        yield from _lessons(hunt, tuple(unique(hunt.train)), given, hunt.seed, emit=True)
 
-    def bound(program: lmopt.Program, size: int) -> Plan:
-        runs = rounds * size if max_bootstrapped else 0
-        return Plan(runs, runs * _teacher(program, teacher).max_calls, runs)
-
-    return Optimizer("bootstrap_few_shot", search, bound)
-
-
-def _taught(
-    blocks: Iterator[lmopt.Evaluation],
-    threshold: float,
-    assemble: Callable[[tuple[lmopt.Row, ...]], lmopt.Params],
-) -> Iterator[Trial]:
-    """A trial after each block of the teacher's runs, with what passed by then."""
-    taken: tuple[lmopt.Row, ...] = ()
-    calls, tried, errors = 0, 0, []
-    for index, result in enumerate(blocks):
-        taken += passed(result, threshold)
-        calls += result.usage.calls
-        tried += len(result.rows)
-        errors += [row.error for row in result.errors]
-        note = f"{len(taken)} of {tried} runs reached the threshold{_failures(errors)}"
-        yield Trial(assemble(taken), None, note, index, calls)
-    if not tried:
-        yield Trial(assemble(()), note="labelled examples only", parent=0)
-
-
-def _failures(errors: list[str]) -> str:
-    return f"; {len(errors)} failed (first: {lmopt.cut(errors[0], 80)})" if errors else ""
-
-
-def _teacher(
-    program: lmopt.Program, teacher: lmopt.Program | Mapping[str, lmopt.Prompt] | None
-) -> lmopt.Program:
-    """The program that shows how it is done; it must have the steps of the one that learns."""
-    if not isinstance(teacher, lmopt.Program):
-        return program.with_params(teacher or {})
-    if list(teacher.params) != list(program.params):
-        expected = f"the steps {', '.join(program.params)}"
-        todo = "give the steps the same names"
-        raise lmopt.ParamsError("a teacher with other steps", list(teacher.params), expected, todo)
-    return teacher
-
-
-def _few_shot(
-    program: lmopt.Program,
-    examples: Examples,
-    max_labeled: int,
-    seed: int,
-    taken: tuple[lmopt.Row, ...],
-) -> lmopt.Params:
-    """The program's parameters with demonstrations from runs, filled up with labelled ones."""
-    made = [step_demos(program, row, index=index, seed=seed) for index, row in enumerate(taken)]
-    seen = {row.example for row in taken}
-    others = [example for example in examples if example not in seen]
-    params = program.params
-    for path, leaf in program.leaves.items():
-        demos = tuple(demo[path] for demo in made if path in demo)
-        more = labeled(leaf, others, max(max_labeled - len(demos), 0), seed=seed)
-        params = params.replace(path, demos=demos + more)
-    return params
-
-
-def _given(valset: Iterable[Mapping[str, Any]] | None) -> Examples | None:
-    return None if valset is None else tuple(map(lmopt.Record, valset))
-
-
-def _halves(examples: Examples, valset: Examples | None, seed: int) -> tuple[Examples, Examples]:
-    """Rows to learn from, and rows to score on; never the same."""
-    return split(examples, seed=seed) if valset is None else _apart(examples, valset)
-
-
-def _apart(examples: Examples, valset: Examples) -> tuple[Examples, Examples]:
-    both = set(examples) & set(valset)
-    if both or not valset:
-        todo = "take them out of one, or leave valset out"
-        what = f"{len(both)} rows are in both trainset and valset" if both else "an empty valset"
-        raise lmopt.DataError(what, list(both)[:1], "rows of its own", todo)
-    return examples, valset
-
-
-def _half_sizes(size: int, valset: Examples | None) -> tuple[int, int]:
-    """At most how many rows `_halves` gives on either side."""
-    return ((size + 1) // 2,) * 2 if valset is None else (size, len(valset))
+    return optimizer("bootstrap_few_shot", lm, search, given.plan, parts=False, **rest)
 
 
 def random_search(
     lm: lmopt.LM,
     *,
     candidates: int = 16,
-    valset: Iterable[Mapping[str, Any]] | None = None,
     stop_at: float | None = None,
-    max_bootstrapped: int = 4,
-    max_labeled: int = 16,
-    seed: int = 0,
-    workers: int | None = None,
-    **options: Any,
+    **options: Unpack[Teaching],
 ) -> Optimizer:
     """Try random sets of demonstrations, and keep the one that scores best on held-out rows.
 
@@ -935,15 +1203,8 @@ def random_search(
     take. Equal parameters are scored once; one that cannot win any more stops early (see `race`).
 
     Args:
-        lm: runs the program, and the teacher where there is no `teacher_lm`.
         candidates: how many random sets, 0 or more.
-        valset: rows to score on, none of them in the training set; by default half of that.
         stop_at: score at which to stop, 0 to 1.
-        max_bootstrapped: how many runs a set takes at most, 0 or more.
-        max_labeled: how many demonstrations a step has at most, labelled ones included.
-        seed: of all choices.
-        workers: threads, as in `evaluate`; they do not change the result.
-        **options: rounds, threshold, teacher and teacher_lm of `bootstrap_few_shot`.
 
     Raises:
         DataError: (when it searches) fewer than two examples and no valset; rows in both sets.
@@ -960,66 +1221,43 @@ def random_search(
     >>> [trial.score for trial in optimize.trials(qa, dogs + cats, lmopt.exact_match)][:2]
     [0.0, 1.0]
     """
-    _check_count("candidates", candidates)
-    make = partial(
-        bootstrap_few_shot, lm, max_labeled=max_labeled, seed=seed, workers=workers, **options
-    )
-    make(max_bootstrapped=max_bootstrapped)  # complains of wrong options now
-    given = _given(valset)
+    _check(candidates=candidates)
+    given, rest = _taught(options)
 
-    def search(program: lmopt.Program, examples: Examples, metric: lmopt.Metric) -> Iterator[Trial]:
-        train, val = _halves(examples, given, seed)
-        hunt = Hunt(Board(program, val, metric, lm=lm, workers=workers))
-        simple = labeled_demos(program, train, max_labeled, seed=seed)
-        sets = _demo_sets(program, train, metric, make, candidates, max_bootstrapped, seed)
+    def search(hunt: Hunt) -> lmopt.Flow:
         yield hunt.start()
-        for trial in concat([[Trial(simple, note="labelled")], sets]):
+        for lesson in itertools.chain([None], _draws(hunt, given, candidates)):
             if stop_at is not None and (hunt.top.score or 0.0) >= stop_at:
                 return
-            hunt.asked += trial.calls
-            if not hunt.knows(trial.params):
-                yield hunt.take(trial.params, trial.note, hunt.best)
+            if lesson is None:
+                params = labeled_demos(hunt.program, hunt.train, given.max_labeled, seed=hunt.seed)
+                note = "labelled"
+            else:
+                params, note = yield from _lessons(hunt, *lesson)
+            if not hunt.knows(params):
+                yield hunt.trial(params, note)
 
-    def bound(program: lmopt.Program, size: int) -> Plan:
-        train, val = _half_sizes(size, given)
-        runs = (candidates + 3) * val
-        teaching = make(max_bootstrapped=max_bootstrapped).bound(program, train)
-        return sum([teaching] * (candidates + 1), Plan(runs, runs * program.max_calls, runs))
+    def bound(size: Size) -> Plan:
+        plan = size.plan((candidates + 3) * size.val)
+        return sum([given.plan(size)] * (candidates + 1), plan)
 
-    return Optimizer("random_search", search, bound)
+    return optimizer("random_search", lm, search, bound, **rest)
 
 
-def _demo_sets(
-    program: lmopt.Program,
-    train: Examples,
-    metric: lmopt.Metric,
-    make: Callable[..., Optimizer],
-    candidates: int,
-    most: int,
-    seed: int,
-) -> Iterator[Trial]:
-    """Bootstrap on the examples as they stand, then on random orders; the last trial of each."""
+def _draws(hunt: Hunt, given: _Teaching, count: int) -> Iterator[tuple[Examples, _Teaching, int]]:
+    """Lessons on the examples as they stand, then on random orders of them."""
+    most = given.max_bootstrapped
     if most:
-        yield last(make(max_bootstrapped=most).search(program, train, metric))
-    for index in range(candidates):
-        rng = lmopt.seeded(seed, "random_search", index)
-        order = tuple(rng.sample(train, len(train)))
+        yield hunt.train, given, hunt.seed
+    for index in range(count):
+        rng = lmopt.seeded(hunt.seed, "random_search", index)
+        order = tuple(rng.sample(hunt.train, len(hunt.train)))
         size = rng.randint(1, most) if most else 0
-        optimizer = make(max_bootstrapped=size, seed=rng.getrandbits(32))
-        yield last(optimizer.search(program, order, metric))
+        yield order, evolve(given, max_bootstrapped=size), rng.getrandbits(32)
 
 
 def tpe_search(
-    lm: lmopt.LM,
-    *,
-    trials: int = 16,
-    sets: int = 8,
-    max_bootstrapped: int = 4,
-    max_labeled: int = 16,
-    valset: Iterable[Mapping[str, Any]] | None = None,
-    seed: int = 0,
-    workers: int | None = None,
-    **options: Any,
+    lm: lmopt.LM, *, trials: int = 16, sets: int = 8, **options: Unpack[Teaching]
 ) -> Optimizer:
     """Choose a set of demonstrations for each step by itself, by a seeded TPE.
 
@@ -1027,15 +1265,8 @@ def tpe_search(
     bootstrapped ones, as those of `random_search`.
 
     Args:
-        lm: runs the program, and the teacher where there is no `teacher_lm`.
         trials: combinations to try, 1 or more.
         sets: bootstrapped sets to choose from, 1 or more.
-        max_bootstrapped: how many runs a set takes at most, 0 or more.
-        max_labeled: how many demonstrations a step has at most, labelled ones included.
-        valset: rows to score on, none of them in the training set; by default half of that.
-        seed: of all choices.
-        workers: threads, as in `evaluate`; they do not change the result.
-        **options: rounds, threshold, teacher and teacher_lm of `bootstrap_few_shot`.
 
     Calls: a run for each held-out row and combination, and those of bootstrapping.
 
@@ -1045,45 +1276,31 @@ def tpe_search(
     >>> tpe_search(lmopt.toy_lm(), trials=2)
     Optimizer(name='tpe_search')
     """
-    _check_count("trials", trials, 1)
-    _check_count("sets", sets, 1)
-    make = partial(
-        bootstrap_few_shot, lm, max_labeled=max_labeled, seed=seed, workers=workers, **options
-    )
-    make(max_bootstrapped=max_bootstrapped)  # complains of wrong options now
-    given = _given(valset)
+    _check(1, trials=trials, sets=sets)
+    given, rest = _taught(options)
 
-    def search(program: lmopt.Program, examples: Examples, metric: lmopt.Metric) -> Iterator[Trial]:
-        train, val = _halves(examples, given, seed)
-        hunt = Hunt(Board(program, val, metric, lm=lm, workers=workers))
-        yield hunt.start()
-        labels = labeled_demos(program, train, max_labeled, seed=seed)
-        labelled = hunt.take(labels, "labelled", 0)
-        yield labelled
-        known = [program.params, labels]
-        for trial in _demo_sets(program, train, metric, make, sets - 1, max_bootstrapped, seed):
-            hunt.asked += trial.calls
-            known.append(trial.params)
-        paths = list(program.params)
-        tried = enumerate((hunt.trials[0], labelled))
-        history = [((n,) * len(paths), one.score or 0.0) for n, one in tried]
+    def search(hunt: Hunt) -> lmopt.Flow:
+        start = yield hunt.start()
+        labels = labeled_demos(hunt.program, hunt.train, given.max_labeled, seed=hunt.seed)
+        labelled = yield hunt.trial(labels, "labelled", 0)
+        known = [start.params, labels]
+        for lesson in _draws(hunt, given, sets - 1):
+            known += [(yield from _lessons(hunt, *lesson))[0]]
+        tried = enumerate((start, labelled))
+        history = [((n,) * len(hunt.paths), one.score or 0.0) for n, one in tried]
         for number in range(trials):
-            rng = lmopt.seeded(seed, "tpe", number)
-            choice = tpe(history, [len(known)] * len(paths), rng)
-            params = program.params
-            for path, index in zip(paths, choice, strict=True):
+            rng = lmopt.seeded(hunt.seed, "tpe", number)
+            choice = tpe(history, [len(known)] * len(hunt.paths), rng)
+            params = start.params
+            for path, index in zip(hunt.paths, choice, strict=True):
                 params = params.replace(path, demos=known[index][path].demos)
-            trial = hunt.take(params, f"sets {choice}", 0)
+            trial = yield hunt.trial(params, f"sets {choice}", 0)
             history.append((choice, trial.score or 0.0))
-            yield trial
 
-    def bound(program: lmopt.Program, size: int) -> Plan:
-        train, val = _half_sizes(size, given)
-        runs = (trials + 2) * val
-        teaching = make(max_bootstrapped=max_bootstrapped).bound(program, train)
-        return sum([teaching] * sets, Plan(runs, runs * program.max_calls, runs))
+    def bound(size: Size) -> Plan:
+        return sum([given.plan(size)] * sets, size.plan((trials + 2) * size.val))
 
-    return Optimizer("tpe_search", search, bound)
+    return optimizer("tpe_search", lm, search, bound, **rest)
 
 
 def knn_few_shot(
@@ -1110,23 +1327,21 @@ def knn_few_shot(
     >>> [demo.animal for demo in demos]
     ['dog', 'cat']
     """
-    _check_count("k", k, 1)
+    _check(1, k=k)
 
-    def search(program: lmopt.Program, examples: Examples, metric: lmopt.Metric) -> Iterator[Trial]:
-        yield Trial(program.params, note="start")
-        rows = list(unique(examples))
-        texts = [
-            "\n".join(map(lmopt.as_text, lmopt.select_inputs(program, row).values()))
-            for row in rows
-        ]
-        chosen = _facilities([lmopt.unit(one) for one in embed(texts)], k)
-        params = program.params
-        for path, leaf in program.leaves.items():
+    def search(hunt: Hunt) -> lmopt.Flow:
+        yield hunt.unscored(hunt.program.params, "start")
+        rows, params = list(unique(hunt.train)), hunt.program.params
+        given = [lmopt.select_inputs(hunt.program, row).values() for row in rows]
+        texts = ["\n".join(map(lmopt.as_text, one)) for one in given]
+        vectors = yield lmopt.invoke(embed, texts)
+        chosen = _facilities([lmopt.unit(one) for one in vectors], k)
+        for path, leaf in hunt.program.leaves.items():
             demos = lmopt.fitting(leaf, [rows[place] for place in chosen])
             params = params.replace(path, demos=demos)
-        yield Trial(params, note=f"{len(chosen)} examples that stand for all", parent=0)
+        yield hunt.unscored(params, f"{len(chosen)} examples that stand for all")
 
-    return Optimizer("knn_few_shot", search, lambda program, size: Plan())
+    return optimizer("knn_few_shot", None, search, lambda size: Plan(), parts=False)
 
 
 def _facilities(vectors: Sequence[Sequence[float]], k: int) -> list[int]:
@@ -1149,30 +1364,8 @@ def _facilities(vectors: Sequence[Sequence[float]], k: int) -> list[int]:
 # rows. The proposer is an ordinary program: see `proposer`.
 
 
-def _hunt(
-    program: lmopt.Program,
-    train: Examples,
-    val: Examples,
-    metric: lmopt.Metric,
-    lm: lmopt.LM,
-    workers: int | None,
-) -> Hunt:
-    """A search that scores on one half, and looks for what goes wrong in the other."""
-    make = partial(Board, program, metric=metric, lm=lm, workers=workers)
-    return Hunt(make(val), learn=make(train))
-
-
 def copro(
-    lm: lmopt.LM,
-    *,
-    breadth: int = 10,
-    depth: int = 3,
-    shown: int = 16,
-    valset: Iterable[Mapping[str, Any]] | None = None,
-    propose: Propose | None = None,
-    prompt_lm: lmopt.LM | None = None,
-    seed: int = 0,
-    workers: int | None = None,
+    lm: lmopt.LM, *, breadth: int = 10, depth: int = 3, shown: int = 16, **options: Unpack[Options]
 ) -> Optimizer:
     """Improve instructions step by step, by coordinate ascent over proposals.
 
@@ -1180,15 +1373,9 @@ def copro(
     of the training half, and from the earlier proposals with their scores, the failed ones too.
 
     Args:
-        lm: runs the program.
         breadth: proposals in a round for each step, 1 or more.
         depth: rounds, 1 or more.
         shown: rows to look at for what goes wrong, 1 or more.
-        valset: rows to score on, none of them in the training set; by default half of that.
-        propose: who writes instructions; see `proposer`.
-        prompt_lm: answers the proposer; by default `lm`.
-        seed: of the split.
-        workers: threads, as in `evaluate`; they do not change the result.
 
     Calls: for each round and step, runs on `shown` rows, `breadth` proposals and their scoring.
 
@@ -1202,73 +1389,23 @@ def copro(
     ...     task, rows, lmopt.exact_match)]
     [0.0, 1.0]
     """
-    for name, value in {"breadth": breadth, "depth": depth, "shown": shown}.items():
-        _check_count(name, value, 1)
-    given, writer = _given(valset), propose or proposer()
+    _check(1, breadth=breadth, depth=depth, shown=shown)
 
-    def search(program: lmopt.Program, examples: Examples, metric: lmopt.Metric) -> Iterator[Trial]:
-        train, val = _halves(examples, given, seed)
-        hunt = _hunt(program, train, val, metric, lm, workers)
+    def search(hunt: Hunt) -> lmopt.Flow:
         yield hunt.start()
         for number in range(depth):
-            for path in program.params:
-                asked = [_asked(hunt, path, shown, index=index) for index in range(breadth)]
-                texts = _write(hunt, writer, prompt_lm or lm, asked, workers)
-                base = hunt.best
-                for text in texts:
+            for path in hunt.paths:
+                seen, base = (yield hunt.cases(path, shown)), hunt.best
+                for text in (yield hunt.propose(path, seen, tips=[""] * breadth)):
                     params = hunt.trials[base].params.replace(path, instructions=text)
-                    yield hunt.take(params, f"round {number + 1}, {path}", base)
+                    yield hunt.trial(params, f"round {number + 1}, {path}", base)
 
-    def bound(program: lmopt.Program, size: int) -> Plan:
-        train, val = _half_sizes(size, given)
-        rounds = depth * len(program.params)
-        runs = val * (1 + rounds * breadth) + rounds * min(shown, train)
-        return _planned(program, runs, rounds * breadth, writer)
+    def bound(size: Size) -> Plan:
+        rounds = depth * size.steps
+        runs = size.val * (1 + rounds * breadth) + rounds * min(shown, size.train)
+        return size.plan(runs, rounds * breadth)
 
-    return Optimizer("copro", search, bound)
-
-
-def _planned(program: lmopt.Program, runs: int, texts: int, writer: Propose) -> Plan:
-    return Plan(runs, runs * program.max_calls + texts * _proposal_calls(writer), runs)
-
-
-def _asked(
-    hunt: Hunt, path: str, shown: int, *, index: int = 0, tip: str = "", data: str = ""
-) -> dict[str, Any]:
-    """What a proposer is told of a step, by the best trial so far."""
-    assert hunt.learn is not None
-    params = hunt.top.params
-    rows = hunt.learn.score(params, range(min(shown, len(hunt.learn.rows)))).rows
-    return {
-        "step": path,
-        "current": params[path].instructions,
-        "cases": cases(hunt.board.program, path, rows),
-        "attempts": _attempts(hunt.trials, path),
-        "tip": tip,
-        "data": data,
-    }
-
-
-def _attempts(trials: Sequence[Trial], path: str, most: int = 10) -> list[dict[str, Any]]:
-    """The last texts that were tried for a step, worst first, with their scores."""
-    scores = {one.params[path].instructions: one.score for one in trials}
-    last_ = list(scores.items())[-most:]
-    ordered = sorted(last_, key=lambda one: one[1] or 0.0)
-    return [{"instructions": text, "score": round(score or 0.0, 3)} for text, score in ordered]
-
-
-def _write(
-    hunt: Hunt,
-    writer: Propose,
-    lm: lmopt.LM,
-    asked: Sequence[Mapping[str, Any]],
-    workers: int | None,
-) -> list[str]:
-    """Have texts proposed, those that are empty left out."""
-    program = hunt.board.program.with_params(hunt.top.params)
-    texts, calls = proposals(writer, lm, program, asked, workers=workers)
-    hunt.asked += calls
-    return [text for text in unique(texts) if text]
+    return optimizer("copro", lm, search, bound, **options)
 
 
 TIPS = (
@@ -1290,40 +1427,24 @@ def mipro(
     auto: Literal["light", "medium", "heavy"] | None = "light",
     candidates: int | None = None,
     trials: int | None = None,
-    max_bootstrapped: int = 4,
-    max_labeled: int = 4,
     minibatch: int = 35,
     full_every: int = 5,
-    valset: Iterable[Mapping[str, Any]] | None = None,
-    propose: Propose | None = None,
-    prompt_lm: lmopt.LM | None = None,
-    seed: int = 0,
-    workers: int | None = None,
-    **options: Any,
+    **options: Unpack[Teaching],
 ) -> Optimizer:
     """Search instructions and demonstrations together.
 
     Sets of demonstrations are bootstrapped, instructions are proposed from a summary of the data,
     the program's description, its failures and tips; then a seeded TPE chooses a pair for each
     step. A pair is scored on a minibatch; after every `full_every` of them the one with the highest
-    mean is scored on all held-out rows, which alone decide.
+    mean is scored on all held-out rows, which alone decide. A step has 4 demonstrations at most
+    unless `max_labeled` says otherwise; 0 with `max_bootstrapped=0` leaves demonstrations alone.
 
     Args:
-        lm: runs the program, and the teacher where there is no `teacher_lm`.
         auto: 6, 12 or 18 candidates, and at most 100, 300 or 1,000 rows to score on.
         candidates: sets of demonstrations, and about half as many texts, 2 or more; beats `auto`.
         trials: pairs to try, 1 or more; by default as in the paper's code.
-        max_bootstrapped: how many runs a set takes at most; 0 with `max_labeled=0` leaves
-            demonstrations alone.
-        max_labeled: how many demonstrations a step has at most.
         minibatch: rows for a first score, 1 or more.
         full_every: minibatches between full scores, 1 or more.
-        valset: rows to score on, none of them in the training set; by default half of that.
-        propose: who writes instructions; see `proposer`.
-        prompt_lm: answers the proposer and writes the summary; by default `lm`.
-        seed: of all choices.
-        workers: threads, as in `evaluate`; they do not change the result.
-        **options: rounds, threshold, teacher and teacher_lm of `bootstrap_few_shot`.
 
     Calls: bootstrapping, proposals, `minibatch` runs for each trial, and the full scores.
 
@@ -1333,83 +1454,45 @@ def mipro(
     >>> mipro(lmopt.toy_lm(), candidates=2, trials=3)
     Optimizer(name='mipro')
     """
-    count, most = (candidates or 6, 1000) if auto is None else _SIZES[auto]
-    count = candidates or count
-    _check_count("candidates", count, 2)
-    for name, value in {"minibatch": minibatch, "full_every": full_every}.items():
-        _check_count(name, value, 1)
-    given, writer, asking = _given(valset), propose or proposer(), prompt_lm or lm
-    fixed = not max_bootstrapped and not max_labeled
+    sized, most = (6, 1000) if auto is None else _SIZES[auto]
+    count = sized if candidates is None else candidates
+    _check(2, candidates=count)
+    _check(1, minibatch=minibatch, full_every=full_every)
+    given, rest = _taught(options, max_labeled=4)
+    fixed = not given.max_bootstrapped and not given.max_labeled
     texts = count if fixed else max(count // 2, 2)
-    make = partial(
-        bootstrap_few_shot, lm, max_labeled=max_labeled, seed=seed, workers=workers, **options
-    )
-    make(max_bootstrapped=max_bootstrapped)  # complains of wrong options now
 
-    def tries(program: lmopt.Program) -> int:
-        choices = len(program.params) * (1 if fixed else 2)
+    def tries(steps: int) -> int:
+        choices = steps * (1 if fixed else 2)
         return trials or int(max(2 * choices * math.log2(count), 1.5 * count))
 
-    def search(program: lmopt.Program, examples: Examples, metric: lmopt.Metric) -> Iterator[Trial]:
-        train, val = _halves(examples, given, seed)
-        hunt = _hunt(program, train, val[:most], metric, lm, workers)
-        yield hunt.start()
-        sets = [program.params]
+    def search(hunt: Hunt) -> lmopt.Flow:
+        hunt.val = hunt.val[:most]
+        start = yield hunt.start()
+        sets = [start.params]
         if not fixed:
-            sets.append(labeled_demos(program, train, max_labeled, seed=seed))
-            made = _demo_sets(program, train, metric, make, count - 3, max_bootstrapped, seed)
-            sets += [_booked(hunt, trial) for trial in made]
-        wording = _wording(hunt, texts, writer, asking, seed, workers)
-        yield from _pairs(
-            hunt,
-            sets,
-            wording,
-            tries(program),
-            min(minibatch, len(hunt.board.rows)),
-            full_every,
-            seed,
-        )
+            sets += [labeled_demos(hunt.program, hunt.train, given.max_labeled, seed=hunt.seed)]
+        for lesson in () if fixed else _draws(hunt, given, count - 3):
+            sets += [(yield from _lessons(hunt, *lesson))[0]]
+        examples = lmopt.jsonable(hunt.train[:20], other=repr)
+        made = yield hunt.ask(lmopt.predict(_SUMMARY, name="summary"), {"examples": examples})
+        wording = {}
+        for path in hunt.paths:
+            rng = lmopt.seeded(hunt.seed, "tips", path)
+            tips = [rng.choice(TIPS) for _ in range(texts - 1)]
+            seen = yield hunt.cases(path, 16)
+            told = yield hunt.propose(path, seen, tips=tips, data=made.summary)
+            wording[path] = [start.params[path].instructions, *told]
+        yield from _pairs(hunt, sets, wording, tries(len(wording)), minibatch, full_every)
 
-    def bound(program: lmopt.Program, size: int) -> Plan:
-        train, val = _half_sizes(size, given)
-        val, steps, many = min(val, most), len(program.params), tries(program)
-        full = -(-many // full_every)
-        runs = val + many * min(minibatch, val) + full * val + min(16, train)
-        teaching = make(max_bootstrapped=max_bootstrapped).bound(program, train)
-        sets = [] if fixed else [teaching] * (count - 2)
-        writing = Plan(calls=3)
-        return sum(sets, _planned(program, runs, steps * (texts - 1), writer)) + writing
+    def bound(size: Size) -> Plan:
+        size, many = evolve(size, val=min(size.val, most)), tries(size.steps)
+        full = 1 - (-many // full_every)
+        runs = many * min(minibatch, size.val) + full * size.val + min(16, size.train)
+        plan = size.plan(runs, size.steps * (texts - 1)) + Plan(calls=3)
+        return sum([] if fixed else [given.plan(size)] * (count - 2), plan)
 
-    return Optimizer("mipro", search, bound)
-
-
-def _booked(hunt: Hunt, trial: Trial) -> lmopt.Params:
-    """The parameters of another search, whose calls are ours."""
-    hunt.asked += trial.calls
-    return trial.params
-
-
-def _wording(
-    hunt: Hunt, count: int, writer: Propose, lm: lmopt.LM, seed: int, workers: int | None
-) -> dict[str, list[str]]:
-    """For each step, its instructions and those that are proposed, each with another tip."""
-    assert hunt.learn is not None
-    summary, spent = _summary(lm, hunt.learn.rows)
-    hunt.asked += spent
-    wording = {}
-    for path, prompt in hunt.top.params.items():
-        rng = lmopt.seeded(seed, "tips", path)
-        tips = [rng.choice(TIPS) for _ in range(count - 1)]
-        told = [_asked(hunt, path, 16, tip=tip, data=summary) for tip in tips]
-        wording[path] = [prompt.instructions, *_write(hunt, writer, lm, told, workers)]
-    return wording
-
-
-def _summary(lm: lmopt.LM, rows: Examples) -> tuple[str, int]:
-    """What the data is like, in words, and how many calls that took."""
-    program = lmopt.predict(_SUMMARY, name="summary")
-    made = lmopt.run(program, lm, {"examples": lmopt.jsonable(rows[:20], other=repr)})
-    return made["summary"], made.usage.calls
+    return optimizer("mipro", lm, search, bound, **rest)
 
 
 _SUMMARY = lmopt.Signature(
@@ -1426,30 +1509,27 @@ def _pairs(
     tries: int,
     minibatch: int,
     full_every: int,
-    seed: int,
-) -> Iterator[Trial]:
+) -> lmopt.Flow:
     """Choose an instruction and a set of demonstrations for each step, by TPE over minibatches."""
-    paths = list(wording)
-    sizes = [size for path in paths for size in (len(wording[path]), len(sets))]
-    history: list[tuple[tuple[int, ...], float]] = [((0,) * len(sizes), hunt.top.score or 0.0)]
-    means: dict[tuple[int, ...], list[float]] = {}
-    tried: set[tuple[int, ...]] = {(0,) * len(sizes)}
+    sizes = [size for texts in wording.values() for size in (len(texts), len(sets))]
+    first = (0,) * len(sizes)
+    history: list[tuple[tuple[int, ...], float]] = [(first, hunt.top.score or 0.0)]
+    scores: dict[tuple[int, ...], list[float]] = {}
+    tried = {first}
     for number in range(tries):
-        rng = lmopt.seeded(seed, "pairs", number)
+        rng = lmopt.seeded(hunt.seed, "pairs", number)
         choice = tpe(history, sizes, rng)
-        places = sorted(rng.sample(range(len(hunt.board.rows)), minibatch))
-        score = hunt.board.score(_paired(hunt, sets, wording, choice), places).score
-        history.append((choice, score))
-        means.setdefault(choice, []).append(score)
-        left = [one for one in means if one not in tried]
+        places = sorted(rng.sample(range(len(hunt.val)), min(minibatch, len(hunt.val))))
+        result = yield hunt.held(_paired(hunt, sets, wording, choice), places)
+        history.append((choice, result.score))
+        scores.setdefault(choice, []).append(result.score)
+        left = [one for one in scores if one not in tried]
         if left and (number % full_every == full_every - 1 or number == tries - 1):
-            best = max(left, key=lambda one: statistics.fmean(means[one]))
+            best = max(left, key=lambda one: math.fsum(scores[one]) / len(scores[one]))
             tried.add(best)
-            params = _paired(hunt, sets, wording, best)
             note = f"pairs {best} after {number + 1} minibatches"
-            trial = hunt.take(params, note, 0)
+            trial = yield hunt.trial(_paired(hunt, sets, wording, best), note, 0)
             history.append((best, trial.score or 0.0))
-            yield trial
 
 
 def _paired(
@@ -1458,7 +1538,7 @@ def _paired(
     wording: Mapping[str, Sequence[str]],
     choice: Sequence[int],
 ) -> lmopt.Params:
-    params = hunt.board.program.params
+    params = hunt.program.params
     for place, (path, texts) in enumerate(wording.items()):
         text, demos = texts[choice[2 * place]], sets[choice[2 * place + 1]][path].demos
         params = params.replace(path, instructions=text, demos=demos)
@@ -1474,11 +1554,7 @@ def gepa(
     merge: bool = True,
     max_merges: int = 5,
     stop: Callable[[Trial], bool] | None = None,
-    valset: Iterable[Mapping[str, Any]] | None = None,
-    propose: Propose | None = None,
-    prompt_lm: lmopt.LM | None = None,
-    seed: int = 0,
-    workers: int | None = None,
+    **options: Unpack[Options],
 ) -> Optimizer:
     """Evolve instructions by reflection on feedback, from a Pareto front of candidates.
 
@@ -1489,18 +1565,12 @@ def gepa(
     step by step, where each has changed what the other has not.
 
     Args:
-        lm: runs the program.
         max_runs: program runs in all; the search ends before one more would be too many.
         auto: how many, by the number of steps and held-out rows, where that is not given.
         minibatch: rows to reflect on, 1 or more.
         merge: whether to merge.
         max_merges: at most so often.
         stop: called with each trial; True ends the search.
-        valset: rows to score on, none of them in the training set; by default half of that.
-        propose: who writes instructions; see `proposer`.
-        prompt_lm: answers the proposer; by default `lm`.
-        seed: of all choices.
-        workers: threads, as in `evaluate`; they do not change the result.
 
     Calls: those of `max_runs` runs, and at most one proposal for every two minibatches.
 
@@ -1510,135 +1580,97 @@ def gepa(
     >>> gepa(lmopt.toy_lm(), max_runs=100)
     Optimizer(name='gepa')
     """
-    _check_count("minibatch", minibatch, 1)
-    given, writer = _given(valset), propose or proposer()
+    _check(1, minibatch=minibatch)
 
-    def budget(program: lmopt.Program, val: int) -> int:
-        steps, many = len(program.params), _SIZES[auto][0]
-        rounds = int(max(4 * steps * math.log2(many), 1.5 * many))
+    def budget(steps: int, val: int) -> int:
+        rounds = int(max(4 * steps * math.log2(_SIZES[auto][0]), 1.5 * _SIZES[auto][0]))
         return max_runs if max_runs is not None else 12 * rounds + (rounds // 3 + 2) * val
 
-    def search(program: lmopt.Program, examples: Examples, metric: lmopt.Metric) -> Iterator[Trial]:
-        train, val = _halves(examples, given, seed)
-        hunt = _hunt(program, train, val, metric, lm, workers)
-        if budget(program, len(val)) < len(val):
-            todo = "raise max_runs"
-            raise lmopt.DataError("too few runs", max_runs, f"{len(val)} or more", todo)
-        evolution = _Evolution(hunt, minibatch, budget(program, len(val)), seed)
-        write = partial(_write, hunt, writer, prompt_lm or lm, workers=workers)
-        for trial in evolution.trials(write, max_merges if merge else 0):
-            yield trial
-            if stop is not None and stop(trial):
-                return
-
-    def bound(program: lmopt.Program, size: int) -> Plan:
-        _, val = _half_sizes(size, given)
-        runs = budget(program, val)
-        return _planned(program, runs, max(runs - val, 0) // 2 + 1, writer)
-
-    return Optimizer("gepa", search, bound)
-
-
-class _Evolution:
-    """The state of `gepa`: candidates with full scores, and what they came from."""
-
-    def __init__(self, hunt: Hunt, minibatch: int, budget: int, seed: int) -> None:
-        assert hunt.learn is not None
-        self.hunt, self.learn, self.budget, self.seed = hunt, hunt.learn, budget, seed
-        self.minibatch = min(minibatch, len(self.learn.rows))
-        self.turns: list[int] = []  # of each candidate, which step is next
-        self.merged: set[str] = set()
-
-    def fits(self, runs: int) -> bool:
-        """Whether so many more runs are allowed."""
-        return self.hunt.board.runs + self.learn.runs + runs <= self.budget
-
-    def trials(self, write: Callable[..., list[str]], merges: int) -> Iterator[Trial]:
-        size, fresh, idle = len(self.hunt.board.rows), False, 0
-        yield self.join(self.hunt.board.program.params, "start", None, 0)
+    def search(hunt: Hunt) -> lmopt.Flow:
+        size, most = len(hunt.val), budget(len(hunt.paths), len(hunt.val))
+        if most < size:
+            raise lmopt.DataError("too few runs", max_runs, f"{size} or more", "raise max_runs")
+        trial = yield hunt.start()
+        merges, idle, turns = max_merges if merge else 0, 0, Counter[int]()
+        batch = min(minibatch, len(hunt.train))
         for number in itertools.count():
-            rng = lmopt.seeded(self.seed, "gepa", number)
-            if not self.fits(2 * self.minibatch + size) or idle > 50:
+            full = hunt.runs + 2 * batch + size > most
+            if full or idle > 50 or (trial and stop and stop(trial)):
                 return
-            merged = self.merge(rng) if fresh and merges else None
-            merges -= merged is not None
-            trial = merged or self.mutate(rng, number, write)
-            fresh, idle = trial is not None, 0 if trial else idle + 1
-            if trial is not None:
-                yield trial
+            rng, merged = lmopt.seeded(hunt.seed, "gepa", number), None
+            if trial and merges and number:
+                merged = yield from merging(hunt, rng)
+                merges -= merged is not None
+            trial = merged or (yield from mutating(hunt, rng, _batch(hunt, number, batch), turns))
+            idle = 0 if trial else idle + 1
 
-    def join(self, params: lmopt.Params, note: str, parent: int | None, turn: int) -> Trial:
-        self.turns.append(turn)
-        return self.hunt.add(params, note, parent, self.hunt.board.score(params))
+    def bound(size: Size) -> Plan:
+        runs = budget(size.steps, size.val)
+        return size.plan(runs, max(runs - size.val, 0) // 2 + 1)
 
-    def front(self) -> list[int]:
-        rows = [one.evaluation.rows for one in self.hunt.trials if one.evaluation]
-        return pareto([[row.score for row in one] for one in rows])
+    return optimizer("gepa", lm, search, bound, **options)
 
-    def mutate(
-        self, rng: random.Random, number: int, write: Callable[..., list[str]]
-    ) -> Trial | None:
-        """Reflect on one step of a candidate; the child joins if it does better where it failed."""
-        parent = rng.choices(range(len(self.hunt.trials)), self.front())[0]
-        params = self.hunt.trials[parent].params
-        places = self.batch(number)
-        before = self.learn.score(params, places)
-        paths = list(params)
-        path, self.turns[parent] = paths[self.turns[parent] % len(paths)], self.turns[parent] + 1
-        if all(row.score >= 1.0 for row in before.rows):
-            return None
-        told = {
-            "step": path,
-            "current": params[path].instructions,
-            "cases": cases(self.hunt.board.program, path, before.rows),
-            "attempts": _attempts(self.hunt.trials, path),
-        }
-        for text in write([told])[:1]:
-            child = params.replace(path, instructions=text)
-            if child.digest in {one.params.digest for one in self.hunt.trials}:
-                return None
-            if self.learn.score(child, places).total > before.total:
-                return self.join(child, f"new instructions of {path}", parent, self.turns[parent])
+
+def _front(hunt: Hunt) -> list[int]:
+    rows = [one.evaluation.rows for one in hunt.trials if one.evaluation]
+    return pareto([[row.score for row in one] for one in rows])
+
+
+def _batch(hunt: Hunt, number: int, size: int) -> list[int]:
+    """The next places of a stream of training rows that is shuffled anew for each pass."""
+    count, places = len(hunt.train), []
+    for place in range(number * size, (number + 1) * size):
+        order = list(range(count))
+        lmopt.seeded(hunt.seed, "epoch", place // count).shuffle(order)
+        places.append(order[place % count])
+    return places
+
+
+def mutating(
+    hunt: Hunt, rng: random.Random, places: Sequence[int], turns: Counter[int]
+) -> lmopt.Flow:
+    """Reflect on one step of a candidate of the front, as a part of `gepa`.
+
+    Its steps take turns. Returns the trial of the child, None where it does no better on these rows
+    than the candidate.
+    """
+    parent = rng.choices(range(len(hunt.trials)), _front(hunt))[0]
+    params = hunt.trials[parent].params
+    before = yield hunt.rows(params, places)
+    path = hunt.paths[turns[parent] % len(hunt.paths)]
+    turns[parent] += 1
+    if all(row.score >= 1.0 for row in before.rows):
         return None
+    seen = cases(hunt.program, path, before.rows)
+    for text in (yield hunt.propose(path, seen, params=params))[:1]:
+        child = params.replace(path, instructions=text)
+        if not hunt.knows(child) and (yield hunt.rows(child, places)).total > before.total:
+            turns[len(hunt.trials)] = turns[parent]
+            return (yield hunt.trial(child, f"new instructions of {path}", parent, race=False))
+    return None
 
-    def batch(self, number: int) -> list[int]:
-        """The next rows of a stream that is shuffled anew for each pass."""
-        size = len(self.learn.rows)
-        first_ = number * self.minibatch
-        stream = range(first_, first_ + self.minibatch)
-        return [self.shuffled(place // size)[place % size] for place in stream]
 
-    def shuffled(self, epoch: int) -> list[int]:
-        order = list(range(len(self.learn.rows)))
-        lmopt.seeded(self.seed, "epoch", epoch).shuffle(order)
-        return order
+def merging(hunt: Hunt, rng: random.Random) -> lmopt.Flow:
+    """Take from each of two candidates the steps that it alone has changed, as a part of `gepa`.
 
-    def merge(self, rng: random.Random) -> Trial | None:
-        """Take from each of two candidates the steps that it alone has changed."""
-        alive = [index for index, weight in enumerate(self.front()) if weight]
-        pairs = list(itertools.combinations(alive, 2))
-        rng.shuffle(pairs)
-        for one, other in pairs:
-            child = self.mixed(one, other)
-            if child is not None and child.digest not in self.merged:
-                self.merged.add(child.digest)
-                better = max(one, other, key=lambda index: self.hunt.trials[index].score or 0.0)
-                return self.join(child, f"merged from {one} and {other}", better, 0)
-        return None
+    Returns the trial of the child, None where there is nothing new to merge.
+    """
+    alive = [index for index, weight in enumerate(_front(hunt)) if weight]
+    pairs = list(itertools.combinations(alive, 2))
+    rng.shuffle(pairs)
+    for one, other in pairs:
+        low, high = sorted((one, other), key=lambda index: hunt.trials[index].score or 0.0)
+        child = _mixed(*(hunt.trials[index].params for index in (0, low, high)))
+        if child is not None and not hunt.knows(child):
+            better = max(one, other, key=lambda index: hunt.trials[index].score or 0.0)
+            return (yield hunt.trial(child, f"merged from {one} and {other}", better, race=False))
+    return None
 
-    def mixed(self, one: int, other: int) -> lmopt.Params | None:
-        start = self.hunt.trials[0].params
-        a, b = self.hunt.trials[one], self.hunt.trials[other]
-        low, high = (a, b) if (a.score or 0.0) <= (b.score or 0.0) else (b, a)
-        changed = {path: prompt for path, prompt in low.params.items() if prompt != start[path]}
-        taken = {
-            path: prompt for path, prompt in changed.items() if high.params[path] == start[path]
-        }
-        if not taken or len(taken) == len(start):
-            return None
-        child = lmopt.Params({**high.params, **taken})
-        known = {trial.params.digest for trial in self.hunt.trials}
-        return None if child.digest in known else child
+
+def _mixed(start: lmopt.Params, low: lmopt.Params, high: lmopt.Params) -> lmopt.Params | None:
+    changed = [path for path, prompt in low.items() if prompt != start[path]]
+    taken = {path: low[path] for path in changed if high[path] == start[path]}
+    return lmopt.Params({**high, **taken}) if taken and len(taken) < len(start) else None
 
 
 def simba(
@@ -1649,11 +1681,7 @@ def simba(
     minibatch: int = 32,
     max_demos: int = 4,
     temperature: float = 0.2,
-    valset: Iterable[Mapping[str, Any]] | None = None,
-    propose: Propose | None = None,
-    prompt_lm: lmopt.LM | None = None,
-    seed: int = 0,
-    workers: int | None = None,
+    **options: Unpack[Options],
 ) -> Optimizer:
     """Learn from the rows on which runs differ most, by a demonstration or by new instructions.
 
@@ -1663,17 +1691,11 @@ def simba(
     The best of these on the minibatch is scored on the held-out rows and joins the pool.
 
     Args:
-        lm: runs the program.
         steps: how many, 1 or more.
         candidates: runs of a row, and programs made in a step, 1 or more.
         minibatch: rows of a step, 1 or more.
         max_demos: demonstrations of a step of the program; with 0 only instructions are written.
         temperature: of the choice from the pool, more than 0.
-        valset: rows to score on, none of them in the training set; by default half of that.
-        propose: who writes instructions; see `proposer`.
-        prompt_lm: answers the proposer; by default `lm`.
-        seed: of all choices.
-        workers: threads, as in `evaluate`; they do not change the result.
 
     Calls: for each step 2 * `candidates` * `minibatch` runs, proposals, and a scoring.
 
@@ -1683,83 +1705,39 @@ def simba(
     >>> simba(lmopt.toy_lm(), steps=1)
     Optimizer(name='simba')
     """
-    for name, value in {"steps": steps, "candidates": candidates, "minibatch": minibatch}.items():
-        _check_count(name, value, 1)
-    _check_count("max_demos", max_demos)
-    given, writer = _given(valset), propose or proposer()
+    _check(1, steps=steps, candidates=candidates, minibatch=minibatch)
+    _check(max_demos=max_demos)
 
-    def search(program: lmopt.Program, examples: Examples, metric: lmopt.Metric) -> Iterator[Trial]:
-        train, val = _halves(examples, given, seed)
-        hunt = _hunt(program, train, val, metric, lm, workers)
+    def search(hunt: Hunt) -> lmopt.Flow:
         yield hunt.start()
-        write = partial(_write, hunt, writer, prompt_lm or lm, workers=workers)
         for number in range(steps):
-            rng = lmopt.seeded(seed, "simba", number)
-            places = sorted(rng.sample(range(len(train)), min(minibatch, len(train))))
-            pick = partial(_softmax, hunt, temperature, rng)
-            buckets = _buckets(_sampled_runs(hunt, pick, places, candidates, number))
-            teach = partial(_lessons, hunt, pick, max_demos, rng, write)
-            made = list(concat(map(teach, buckets[:candidates])))
+            rng = lmopt.seeded(hunt.seed, "simba", number)
+            places = sorted(rng.sample(range(len(hunt.train)), min(minibatch, len(hunt.train))))
+            pool = [hunt.trials[_drawn(hunt, temperature, rng)].params for _ in range(candidates)]
+            asked = [resampled(p, number * candidates + place) for place, p in enumerate(pool)]
+            runs = yield [hunt.rows(one, places) for one in asked]
+            made: list[tuple[lmopt.Params, str, int]] = []
+            for bucket in _buckets(runs)[:candidates]:
+                parent = _drawn(hunt, temperature, rng)
+                made += yield from _learned(hunt, bucket, parent, max_demos, rng)
+            scores = yield [hunt.rows(params, places) for params, _, _ in made]
             if made:
-                params, note, parent = max(made, key=partial(_score_of_lesson, hunt, places))
-                yield hunt.take(params, f"step {number + 1}, {note}", parent)
+                best = max(range(len(made)), key=lambda place: scores[place].score)
+                params, what, parent = made[best]
+                yield hunt.trial(params, f"step {number + 1}, {what}", parent)
 
-    def bound(program: lmopt.Program, size: int) -> Plan:
-        train, val = _half_sizes(size, given)
-        runs = val + steps * (2 * candidates * min(minibatch, train) + val)
-        return _planned(program, runs, steps * candidates, writer)
+    def bound(size: Size) -> Plan:
+        runs = 2 * candidates * min(minibatch, size.train) + size.val
+        return size.plan(size.val + steps * runs, steps * candidates)
 
-    return Optimizer("simba", search, bound)
+    return optimizer("simba", lm, search, bound, **options)
 
 
-def _softmax(hunt: Hunt, temperature: float, rng: random.Random) -> int:
+def _drawn(hunt: Hunt, temperature: float, rng: random.Random) -> int:
     """Draw a trial, better ones more often."""
     scores = [one.score or 0.0 for one in hunt.trials]
     weights = [math.exp((score - max(scores)) / temperature) for score in scores]
     return rng.choices(range(len(scores)), weights)[0]
-
-
-def _sampled_runs(
-    hunt: Hunt, pick: Callable[[], int], places: Sequence[int], count: int, number: int
-) -> list[lmopt.Evaluation]:
-    """Runs of programs of the pool on a minibatch, each with a rollout of its own."""
-    assert hunt.learn is not None
-    chosen = [hunt.trials[pick()].params for _ in range(count)]
-    rollouts = [resampled(one, number * count + place) for place, one in enumerate(chosen)]
-    return [hunt.learn.score(one, places) for one in rollouts]
-
-
-_Lesson = tuple[lmopt.Params, str, int]  # parameters, what is new in them, the trial they are from
-
-
-def _lessons(
-    hunt: Hunt,
-    pick: Callable[[], int],
-    max_demos: int,
-    rng: random.Random,
-    write: Callable[..., list[str]],
-    runs: Sequence[lmopt.Row],
-) -> list[_Lesson]:
-    """What a program of the pool learns from the runs of one row, the best of which comes first."""
-    parent, program = pick(), hunt.board.program
-    params = hunt.trials[parent].params
-    if max_demos and rng.random() < 0.5:
-        return [(_with_demo(program, params, runs[0], max_demos, rng), "a demonstration", parent)]
-    path = rng.choice(list(params))
-    told = {
-        "step": path,
-        "current": params[path].instructions,
-        "cases": cases(program, path, [runs[-1], runs[0]]),
-        "tip": "The cases are a bad and a good run of one input.",
-    }
-    return [
-        (params.replace(path, instructions=text), "instructions", parent) for text in write([told])
-    ]
-
-
-def _score_of_lesson(hunt: Hunt, places: Sequence[int], lesson: _Lesson) -> float:
-    assert hunt.learn is not None
-    return hunt.learn.score(lesson[0], places).score
 
 
 def _buckets(runs: Sequence[lmopt.Evaluation]) -> list[list[lmopt.Row]]:
@@ -1771,11 +1749,25 @@ def _buckets(runs: Sequence[lmopt.Evaluation]) -> list[list[lmopt.Row]]:
     return sorted(rows, key=lambda same: (same[-1].score - same[0].score, -same[0].score))
 
 
+def _learned(
+    hunt: Hunt, runs: Sequence[lmopt.Row], parent: int, max_demos: int, rng: random.Random
+) -> lmopt.Flow:
+    """What a program of the pool learns from the runs of one row, the best of which comes first."""
+    params = hunt.trials[parent].params
+    if max_demos and rng.random() < 0.5:
+        return [(_with_demo(hunt, params, runs[0], max_demos, rng), "a demonstration", parent)]
+    path = rng.choice(hunt.paths)
+    seen = cases(hunt.program, path, [runs[-1], runs[0]])
+    tips = ["The cases are a bad and a good run of one input."]
+    texts = yield hunt.propose(path, seen, tips=tips, params=params)
+    return [(params.replace(path, instructions=text), "instructions", parent) for text in texts]
+
+
 def _with_demo(
-    program: lmopt.Program, params: lmopt.Params, row: lmopt.Row, most: int, rng: random.Random
+    hunt: Hunt, params: lmopt.Params, row: lmopt.Row, most: int, rng: random.Random
 ) -> lmopt.Params:
     """The parameters with a run as one more demonstration of each step; old ones make room."""
-    for path, demo in step_demos(program, row).items():
+    for path, demo in step_demos(hunt.program, row).items():
         old = list(params[path].demos)
         while len(old) >= most:
             old.pop(rng.randrange(len(old)))
@@ -1789,14 +1781,7 @@ def infer_rules(
     candidates: int = 10,
     rules: int = 10,
     shown: int = 40,
-    max_bootstrapped: int = 4,
-    max_labeled: int = 16,
-    valset: Iterable[Mapping[str, Any]] | None = None,
-    propose: Propose | None = None,
-    prompt_lm: lmopt.LM | None = None,
-    seed: int = 0,
-    workers: int | None = None,
-    **options: Any,
+    **options: Unpack[Teaching],
 ) -> Optimizer:
     """Have rules inferred from labelled examples, and keep those that score best.
 
@@ -1804,18 +1789,9 @@ def infer_rules(
     from another draw of the training half.
 
     Args:
-        lm: runs the program, and the teacher where there is no `teacher_lm`.
         candidates: how many sets of rules, 1 or more.
         rules: how many rules to ask for.
         shown: examples to infer them from, 1 or more.
-        max_bootstrapped: how many runs to take as demonstrations at most.
-        max_labeled: how many demonstrations a step has at most.
-        valset: rows to score on, none of them in the training set; by default half of that.
-        propose: who writes instructions; see `proposer`.
-        prompt_lm: answers the proposer; by default `lm`.
-        seed: of all choices.
-        workers: threads, as in `evaluate`; they do not change the result.
-        **options: rounds, threshold, teacher and teacher_lm of `bootstrap_few_shot`.
 
     Calls: bootstrapping, a proposal for each candidate and step, and the scoring.
 
@@ -1824,48 +1800,29 @@ def infer_rules(
     >>> infer_rules(lmopt.toy_lm(), candidates=2)
     Optimizer(name='infer_rules')
     """
-    for name, value in {"candidates": candidates, "shown": shown}.items():
-        _check_count(name, value, 1)
-    given, writer = _given(valset), propose or proposer()
-    teach = bootstrap_few_shot(
-        lm,
-        max_bootstrapped=max_bootstrapped,
-        max_labeled=max_labeled,
-        seed=seed,
-        workers=workers,
-        **options,
-    )
+    _check(1, candidates=candidates, shown=shown)
+    given, rest = _taught(options)
+    tips = [f"Keep the instructions; add {rules} short rules that the cases show."]
 
-    def search(program: lmopt.Program, examples: Examples, metric: lmopt.Metric) -> Iterator[Trial]:
-        train, val = _halves(examples, given, seed)
-        hunt = _hunt(program, train, val, metric, lm, workers)
+    def search(hunt: Hunt) -> lmopt.Flow:
         yield hunt.start()
-        taught = last(teach.search(program, train, metric))
-        hunt.asked += taught.calls
-        yield hunt.take(taught.params, "demonstrations", 0)
+        base, _ = yield from _lessons(hunt, hunt.train, given, hunt.seed)
+        yield hunt.trial(base, "demonstrations", 0)
         for number in range(candidates):
-            rng = lmopt.seeded(seed, "rules", number)
-            known = _labelled_cases(program, rng.sample(train, min(shown, len(train))))
-            params = taught.params
-            for path, prompt in params.items():
-                told = {
-                    "step": path,
-                    "current": prompt.instructions,
-                    "cases": known,
-                    "tip": f"Keep the instructions; add {rules} short rules that the cases show.",
-                }
-                texts = _write(hunt, writer, prompt_lm or lm, [told], workers)
-                params = params.replace(path, instructions=(texts or [prompt.instructions])[0])
-            yield hunt.take(params, f"rules {number + 1}", 1)
+            rng = lmopt.seeded(hunt.seed, "rules", number)
+            seen = _labelled_cases(
+                hunt.program, rng.sample(hunt.train, min(shown, len(hunt.train)))
+            )
+            params = base
+            for path in hunt.paths:
+                for text in (yield hunt.propose(path, seen, tips=tips, params=base)):
+                    params = params.replace(path, instructions=text)
+            yield hunt.trial(params, f"rules {number + 1}", 1)
 
-    def bound(program: lmopt.Program, size: int) -> Plan:
-        train, val = _half_sizes(size, given)
-        texts = candidates * len(program.params)
-        return _planned(program, (candidates + 2) * val, texts, writer) + teach.bound(
-            program, train
-        )
+    def bound(size: Size) -> Plan:
+        return size.plan((candidates + 2) * size.val, candidates * size.steps) + given.plan(size)
 
-    return Optimizer("infer_rules", search, bound)
+    return optimizer("infer_rules", lm, search, bound, **rest)
 
 
 def _labelled_cases(program: lmopt.Program, rows: Iterable[lmopt.Record]) -> list[Any]:
@@ -1889,27 +1846,17 @@ def avatar(
     upper: float = 1.0,
     lower: float = 0.0,
     shown: int = 10,
-    valset: Iterable[Mapping[str, Any]] | None = None,
-    propose: Propose | None = None,
-    prompt_lm: lmopt.LM | None = None,
-    seed: int = 0,
-    workers: int | None = None,
+    **options: Unpack[Options],
 ) -> Optimizer:
     """Rewrite instructions from a contrast of runs that went well and runs that went badly.
 
     Made for agents, whose trajectories are among what is shown; good for any program.
 
     Args:
-        lm: runs the program.
         rounds: how many, 1 or more; it ends before where no run goes badly.
         upper: score from which a run went well, 0 to 1.
         lower: score up to which it went badly, 0 to 1.
         shown: runs of either kind at most, 1 or more.
-        valset: rows to score on, none of them in the training set; by default half of that.
-        propose: who writes instructions; see `proposer`.
-        prompt_lm: answers the proposer; by default `lm`.
-        seed: of the split.
-        workers: threads, as in `evaluate`; they do not change the result.
 
     Calls: for each round, runs on the training half, a proposal for each step, and a scoring.
 
@@ -1919,42 +1866,28 @@ def avatar(
     >>> avatar(lmopt.toy_lm(), rounds=1)
     Optimizer(name='avatar')
     """
-    for name, value in {"rounds": rounds, "shown": shown}.items():
-        _check_count(name, value, 1)
-    given, writer = _given(valset), propose or proposer()
+    _check(1, rounds=rounds, shown=shown)
 
-    def search(program: lmopt.Program, examples: Examples, metric: lmopt.Metric) -> Iterator[Trial]:
-        train, val = _halves(examples, given, seed)
-        hunt = _hunt(program, train, val, metric, lm, workers)
-        assert hunt.learn is not None
+    def search(hunt: Hunt) -> lmopt.Flow:
         yield hunt.start()
         for number in range(rounds):
             base, params = hunt.best, hunt.top.params
-            rows = hunt.learn.score(params).rows
+            rows = (yield hunt.rows(params)).rows
             bad = [row for row in rows if row.score <= lower][:shown]
             good = [row for row in rows if row.score >= upper][:shown]
             if not bad:
                 return
-            for path in params:
-                told = {
-                    "step": path,
-                    "current": params[path].instructions,
-                    "cases": cases(program, path, [*bad, *good], 2 * shown),
-                    "attempts": _attempts(hunt.trials, path),
-                    "tip": f"The first {len(bad)} cases went badly, the others well.",
-                }
-                texts = _write(hunt, writer, prompt_lm or lm, [told], workers)
-                params = params.replace(
-                    path, instructions=(texts or [params[path].instructions])[0]
-                )
-            yield hunt.take(params, f"round {number + 1}", base)
+            tips = [f"The first {len(bad)} cases went badly, the others well."]
+            for path in hunt.paths:
+                seen = cases(hunt.program, path, [*bad, *good], 2 * shown)
+                for text in (yield hunt.propose(path, seen, tips=tips)):
+                    params = params.replace(path, instructions=text)
+            yield hunt.trial(params, f"round {number + 1}", base)
 
-    def bound(program: lmopt.Program, size: int) -> Plan:
-        train, val = _half_sizes(size, given)
-        runs = val + rounds * (val + train)
-        return _planned(program, runs, rounds * len(program.params), writer)
+    def bound(size: Size) -> Plan:
+        return size.plan(size.val + rounds * (size.val + size.train), rounds * size.steps)
 
-    return Optimizer("avatar", search, bound)
+    return optimizer("avatar", lm, search, bound, **options)
 
 
 # == 5. Settings ===================================================================================
@@ -1965,22 +1898,17 @@ def tune(
     space: Mapping[str, Sequence[Any]],
     *,
     trials: int = 20,
-    valset: Iterable[Mapping[str, Any]] | None = None,
-    seed: int = 0,
-    workers: int | None = None,
+    **options: Unpack[Options],
 ) -> Optimizer:
     """Choose settings by trying them: all combinations where they are few, else by TPE.
 
-    Every step gets the same.
+    Every step gets the same. Without a `valset` it scores on all of the training set, for nothing
+    is learned of it.
 
     Args:
-        lm: runs the program.
         space: choices by name: a sampling setting, `adapter` (chat, json, xml or plain), `model`,
             or `demos`, the number of demonstrations to keep.
         trials: how many combinations to try at most, 1 or more.
-        valset: rows to score on; by default all of the training set, for nothing is learned of it.
-        seed: of the choices.
-        workers: threads, as in `evaluate`; they do not change the result.
 
     Raises:
         DataError: there is nothing to choose from.
@@ -1995,33 +1923,28 @@ def tune(
     names, choices = list(space), [list(one) for one in space.values()]
     if not names or not all(choices):
         raise lmopt.DataError("nothing to choose from", dict(space), "name=[...]", "add choices")
-    _check_count("trials", trials, 1)
-    for name in names:
+    _check(1, trials=trials)
+    for name, options_ in zip(names, choices, strict=True):
         if name not in ("model", "demos"):
-            lmopt.Prompt(settings={name: choices[names.index(name)][0]})  # complains now
-    given, grid = _given(valset), math.prod(map(len, choices))
+            lmopt.Prompt(settings={name: options_[0]})  # complains now
+    grid = math.prod(map(len, choices))
 
-    def search(program: lmopt.Program, examples: Examples, metric: lmopt.Metric) -> Iterator[Trial]:
-        rows = examples if given is None else given
-        hunt = Hunt(Board(program, rows, metric, lm=lm, workers=workers))
-        yield hunt.start()
-        sizes = [len(one) for one in choices]
+    def search(hunt: Hunt) -> lmopt.Flow:
+        start = yield hunt.start()
         history: list[tuple[Sequence[int], float]] = []
-        every = itertools.product(*map(range, sizes))
+        every = itertools.product(*(range(len(one)) for one in choices))
         for number in range(min(grid, trials)):
-            rng = lmopt.seeded(seed, "tune", number)
-            choice = next(every) if grid <= trials else tpe(history, sizes, rng)
+            rng = lmopt.seeded(hunt.seed, "tune", number)
+            choice = next(every) if grid <= trials else tpe(history, [*map(len, choices)], rng)
             chosen = {n: c[i] for n, c, i in zip(names, choices, choice, strict=True)}
-            params = _tuned(program.params, chosen)
-            trial = hunt.take(params, ", ".join(f"{n}={v}" for n, v in chosen.items()), 0)
+            note = ", ".join(f"{n}={v}" for n, v in chosen.items())
+            trial = yield hunt.trial(_tuned(start.params, chosen), note, 0)
             history.append((choice, trial.score or 0.0))
-            yield trial
 
-    def bound(program: lmopt.Program, size: int) -> Plan:
-        runs = (1 + min(grid, trials)) * (size if given is None else len(given))
-        return Plan(runs, runs * program.max_calls, runs)
+    def bound(size: Size) -> Plan:
+        return size.plan((1 + min(grid, trials)) * size.val)
 
-    return Optimizer("tune", search, bound)
+    return optimizer("tune", lm, search, bound, parts=False, **options)
 
 
 def _tuned(params: lmopt.Params, chosen: Mapping[str, Any]) -> lmopt.Params:
@@ -2035,6 +1958,25 @@ def _tuned(params: lmopt.Params, chosen: Mapping[str, Any]) -> lmopt.Params:
 
 
 # == 6. Combinators ================================================================================
+
+
+def _inner(hunt: Hunt, optimizer: Optimizer, params: lmopt.Params | None = None) -> lmopt.Flow:
+    """The flow of an optimizer inside another one, which may change what that may change."""
+    top = hunt.options.within
+    allowed = only(top, optimizer) if top and not optimizer.options.within else optimizer
+    return allowed.flow(hunt.program.with_params(params or {}), hunt.train, hunt.metric)
+
+
+def _best(hunt: Hunt, optimizer: Optimizer) -> lmopt.Flow:
+    """Run an optimizer on the training half; return its best trial."""
+    best, spent = Trial(hunt.program.params), hunt.calls
+
+    def tell(trial: Trial) -> None:
+        nonlocal best
+        best, hunt.calls = _better(best, trial), spent + trial.calls
+
+    yield from relayed(_inner(hunt, optimizer), tell)
+    return best
 
 
 def chain(*optimizers: Optimizer) -> Optimizer:
@@ -2053,49 +1995,50 @@ def chain(*optimizers: Optimizer) -> Optimizer:
     1
     """
 
-    def search(program: lmopt.Program, examples: Examples, metric: lmopt.Metric) -> Iterator[Trial]:
-        done, best, spent = [Trial(program.params, note="start")], 0, 0
+    def search(hunt: Hunt) -> lmopt.Flow:
         if not optimizers:
-            yield done[0]
-        for number, optimizer in enumerate(optimizers):
-            ready, places = program.with_params(done[best].params), [best]
-            for index, trial in enumerate(optimizer.search(ready, examples, metric)):
-                calls = spent + trial.calls
-                if index == 0 and number and (trial.score is None or done[best].score is not None):
-                    continue  # it starts with the best so far
-                parent = best if number and index == 0 else trial.parent
-                parent = None if parent is None else places[parent] if index else parent
-                made = evolve(trial, parent=parent, calls=calls)
-                if number == index == 0:
-                    done = [made]
-                else:
-                    done.append(made)
-                    places[index:] = [len(done) - 1]
-                yield made
-                best = len(done) - 1 if _better(done[best], made) is made else best
-            spent = calls
+            yield hunt.unscored(hunt.program.params, "start")
+        best: int | None = None
+        for one in optimizers:
+            best = yield from _link(hunt, one, best)
 
-    def bound(program: lmopt.Program, size: int) -> Plan:
-        return sum((one.bound(program, size) for one in optimizers), Plan())
+    def bound(size: Size) -> Plan:
+        return sum((one.bounded(size.program, size.train) for one in optimizers), Plan())
 
-    return Optimizer("chain", search, bound)
+    return optimizer(
+        "chain", next((one.lm for one in optimizers), None), search, bound, parts=False
+    )
 
 
-def best_of(
-    *optimizers: Optimizer,
-    lm: lmopt.LM,
-    valset: Iterable[Mapping[str, Any]] | None = None,
-    seed: int = 0,
-    workers: int | None = None,
-) -> Optimizer:
+def _link(hunt: Hunt, optimizer: Optimizer, best: int | None) -> lmopt.Flow:
+    """Run one optimizer from the best trial so far; return the place of the best one after it."""
+    spent, places = hunt.calls, list[int]()
+    start = None if best is None else hunt.trials[best]
+
+    def tell(trial: Trial) -> Trial | None:
+        nonlocal best
+        hunt.calls = spent + trial.calls
+        if start and not places and (trial.score is None or start.score is not None):
+            places.append(best or 0)  # it starts with the best so far
+            return None
+        parent = best if trial.parent is None else places[trial.parent]
+        made = evolve(trial, parent=parent, calls=hunt.calls)
+        places.append(len(hunt.trials))
+        hunt.trials.append(made)
+        if best is None or _better(hunt.trials[best], made) is made:
+            best = places[-1]
+        return made
+
+    yield from relayed(_inner(hunt, optimizer, start.params if start else None), tell)
+    return best
+
+
+def best_of(*optimizers: Optimizer, lm: lmopt.LM, **options: Unpack[Options]) -> Optimizer:
     """Run several optimizers from the same start, and keep what scores best on held-out rows.
 
     Args:
         *optimizers: each gets the training half.
         lm: runs the program to score what they return.
-        valset: rows to score on, none of them in the training set; by default half of that.
-        seed: of the split.
-        workers: threads, as in `evaluate`; they do not change the result.
 
     Calls: those of all, and a scoring for each.
 
@@ -2103,26 +2046,18 @@ def best_of(
     >>> both.plan(lmopt.predict("q -> a"), [{"q": "?", "a": "!"}] * 8).runs
     12
     """
-    given = _given(valset)
 
-    def search(program: lmopt.Program, examples: Examples, metric: lmopt.Metric) -> Iterator[Trial]:
-        train, val = _halves(examples, given, seed)
-        hunt = Hunt(Board(program, val, metric, lm=lm, workers=workers))
+    def search(hunt: Hunt) -> lmopt.Flow:
         yield hunt.start()
-        for optimizer in optimizers:
-            best = Trial(program.params)
-            for trial in optimizer.search(program, train, metric):
-                best, spent = _better(best, trial), trial.calls
-            hunt.asked += spent
-            yield hunt.take(best.params, optimizer.name, 0)
+        for one in optimizers:
+            best = yield from _best(hunt, one)
+            yield hunt.trial(best.params, one.name, 0)
 
-    def bound(program: lmopt.Program, size: int) -> Plan:
-        train, val = _half_sizes(size, given)
-        runs = (1 + len(optimizers)) * val
-        mine = Plan(runs, runs * program.max_calls, runs)
-        return sum((one.bound(program, train) for one in optimizers), mine)
+    def bound(size: Size) -> Plan:
+        plan = size.plan((1 + len(optimizers)) * size.val)
+        return sum((one.bounded(size.program, size.train) for one in optimizers), plan)
 
-    return Optimizer("best_of", search, bound)
+    return optimizer("best_of", lm, search, bound, **options)
 
 
 def only(path: str, optimizer: Optimizer) -> Optimizer:
@@ -2143,42 +2078,11 @@ def only(path: str, optimizer: Optimizer) -> Optimizer:
     >>> [len(prompt.demos) for prompt in params.values()]
     [0, 1]
     """
-
-    def search(program: lmopt.Program, examples: Examples, metric: lmopt.Metric) -> Iterator[Trial]:
-        part = _frozen(program, path)
-        for trial in optimizer.search(part, examples, metric):
-            yield evolve(trial, params=lmopt.Params({**program.params, **trial.params}))
-
-    def bound(program: lmopt.Program, size: int) -> Plan:
-        return optimizer.bound(_frozen(program, path), size)
-
-    return Optimizer("only", search, bound)
+    return evolve(optimizer, options=evolve(optimizer.options, within=path))
 
 
-def _frozen(program: lmopt.Program, path: str) -> lmopt.Program:
-    """The program with no prompts but those of a path or below it."""
-    kept = {one for one in program.params if one == path or one.startswith(f"{path}.")}
-    if not kept:
-        known = f"one of {', '.join(program.params)}"
-        raise lmopt.ParamsError("no such path", path, known, "correct the path")
-    return _frozen_steps(program, program.root, kept)
-
-
-def _frozen_steps(program: lmopt.Program, path: str, kept: set[str]) -> lmopt.Program:
-    if program.prompt is not None:
-        fixed = evolve(program, prompt=None, begin=partial(_begin_fixed, program))
-        return program if path in kept else fixed
-    steps = {
-        name: _frozen_steps(step, f"{path}.{name}" if path else name, kept)
-        for name, step in program.steps.items()
-    }
-    return evolve(program, steps=steps)
-
-
-def _begin_fixed(
-    fixed: lmopt.Program, program: lmopt.Program, path: str, inputs: lmopt.Record
-) -> lmopt.Flow:
-    return fixed.begin(fixed, path, inputs)
+class _Enough(Exception):
+    """The search has gone on as long as it may."""
 
 
 def limit(
@@ -2201,26 +2105,32 @@ def limit(
     """
     if trials is None and calls is None:
         raise lmopt.DataError("no limit", None, "trials= or calls=", "pass one")
-    _check_count("trials", 1 if trials is None else trials, 1)
+    _check(1, trials=1 if trials is None else trials)
 
-    def search(program: lmopt.Program, examples: Examples, metric: lmopt.Metric) -> Iterator[Trial]:
-        found = optimizer.search(program, examples, metric)
-        for trial in found if trials is None else take(trials, found):
-            yield trial
-            if calls is not None and trial.calls >= calls:
-                return
+    def search(hunt: Hunt) -> lmopt.Flow:
+        count = 0
 
-    return Optimizer(f"limit({optimizer.name})", search, optimizer.bound)
+        def change(effect: Any) -> lmopt.Flow:
+            nonlocal count
+            outcome = yield effect
+            if isinstance(effect, Trial):
+                count += 1
+                if count == trials or (calls is not None and effect.calls >= calls):
+                    raise _Enough
+            return outcome
+
+        with suppress(_Enough):
+            yield from lmopt.through(_inner(hunt, optimizer), change)
+
+    def bound(size: Size) -> Plan:
+        return optimizer.bounded(size.program, size.train)
+
+    name = f"limit({optimizer.name})"
+    return evolve(optimizer, name=name, search=search, bound=bound, parts=False)
 
 
 def if_better(
-    optimizer: Optimizer,
-    *,
-    lm: lmopt.LM,
-    level: float = 0.05,
-    valset: Iterable[Mapping[str, Any]] | None = None,
-    seed: int = 0,
-    workers: int | None = None,
+    optimizer: Optimizer, *, lm: lmopt.LM, level: float = 0.05, **options: Unpack[Options]
 ) -> Optimizer:
     """Keep the start unless a paired test on held-out rows says that the result is better.
 
@@ -2228,9 +2138,6 @@ def if_better(
         optimizer: gets the training half.
         lm: runs both on the held-out rows.
         level: how probable a difference may be by chance, between 0 and 1.
-        valset: rows to test on, none of them in the training set; by default half of that.
-        seed: of the split.
-        workers: threads, as in `evaluate`; they do not change the result.
 
     Calls: those of the optimizer, and two scorings.
 
@@ -2240,29 +2147,22 @@ def if_better(
     ...     lmopt.exact_match)]
     ['start', 'labeled_few_shot is better: p = 7.74e-06']
     """
-    given = _given(valset)
 
-    def search(program: lmopt.Program, examples: Examples, metric: lmopt.Metric) -> Iterator[Trial]:
-        train, val = _halves(examples, given, seed)
-        board = Board(program, val, metric, lm=lm, workers=workers)
-        before = board.score(program.params)
-        yield Trial(program.params, before.score, "start", None, board.calls, before)
-        best, spent = Trial(program.params), 0
-        for trial in optimizer.search(program, train, metric):
-            best, spent = _better(best, trial), trial.calls
-        after = board.score(best.params)
-        found = lmopt.compare(before, after)
+    def search(hunt: Hunt) -> lmopt.Flow:
+        before = yield hunt.start()
+        best = yield from _best(hunt, optimizer)
+        after = yield hunt.held(best.params)
+        found = lmopt.compare(before.evaluation, after)
         sure = found.difference > 0 and found.p_value < level
         verdict = "is better" if sure else "is not surely better"
         note = f"{optimizer.name} {verdict}: p = {found.p_value:.3g}"
-        kept, shown = (best.params, after) if sure else (program.params, before)
-        yield Trial(kept, shown.score, note, 0, board.calls + spent, shown)
+        kept, shown = (best.params, after) if sure else (before.params, before.evaluation)
+        yield Trial(kept, shown.score, note, 0, hunt.calls, shown)
 
-    def bound(program: lmopt.Program, size: int) -> Plan:
-        train, val = _half_sizes(size, given)
-        return Plan(2 * val, 2 * val * program.max_calls, 2 * val) + optimizer.bound(program, train)
+    def bound(size: Size) -> Plan:
+        return size.plan(2 * size.val) + optimizer.bounded(size.program, size.train)
 
-    return Optimizer("if_better", search, bound)
+    return Optimizer("if_better", lm, search, bound, options=_Options(**options))
 
 
 # == 7. Report =====================================================================================
@@ -2294,11 +2194,8 @@ def summary(trials: Iterable[Trial]) -> str:
 
 
 def _place_of_best(trials: Sequence[Trial]) -> int:
-    best = 0
-    for place, one in enumerate(trials):
-        if place and _better(trials[best], one) is one:
-            best = place
-    return best
+    best = winner(trials) if trials else None
+    return next((place for place, one in enumerate(trials) if one is best), 0)
 
 
 def report(trials: Iterable[Trial], *, title: str = "Optimization") -> str:

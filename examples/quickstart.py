@@ -9,15 +9,11 @@ and LM it does your own job:
 
 import argparse
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import attrs
 
 import lmopt
 from lmopt import evaluate, exact_match
-from lmopt_optimizers import Optimizer, Trial, bootstrap_few_shot, random_search, split, spread
+from lmopt_optimizers import Trial, bootstrap_few_shot, random_search, split, spread, winner
 
 TICKETS = Path(__file__).with_name("tickets.jsonl")
 TASK = """ticket -> team: Literal['billing', 'refunds', 'shipping', 'returns', 'account',
@@ -38,17 +34,6 @@ def options(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--candidates", type=int, default=8, help="sets of them to try")
     parser.add_argument("--out", default="params.json", help="where the parameters go")
     return parser.parse_args(args)
-
-
-def watched(optimizer: Optimizer) -> Optimizer:
-    """Print each trial of an optimizer as it is done."""
-
-    def search(*task: Any) -> Iterator[Trial]:
-        for trial in optimizer.search(*task):
-            print(f"  {trial.score:.3f} after {trial.calls} calls: {trial.note}", flush=True)
-            yield trial
-
-    return attrs.evolve(optimizer, search=search)
 
 
 def main(given: argparse.Namespace, lm: lmopt.LM) -> lmopt.Comparison:
@@ -77,12 +62,14 @@ def main(given: argparse.Namespace, lm: lmopt.LM) -> lmopt.Comparison:
 
     search = random_search(lm, candidates=given.candidates, max_labeled=given.demos)
     print(f"random_search, with at most {search.plan(program, learn).calls} LM calls:")
+    trials = [Trial(program.params)]
     try:
-        best = watched(search)(program, learn, exact_match)
-    except lmopt.LmoptError as error:  # keep what is paid for
-        lmopt.save(error.best or program.params, given.out)
-        raise
-    lmopt.save(best, given.out)
+        for trial in search.trials(program, learn, exact_match):
+            print(f"  {trial.score:.3f} after {trial.calls} calls: {trial.note}", flush=True)
+            trials.append(trial)
+    finally:  # whatever happens, what is paid for is kept
+        lmopt.save(winner(trials).params, given.out)
+    best = winner(trials).params
     after = evaluate(program, held_out, exact_match, lm=lm, params=best)
     print(f"random_search:      {after}")
     gain = lmopt.compare(before, after)

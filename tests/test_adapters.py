@@ -3,6 +3,7 @@
 import itertools
 import pickle
 import time
+from collections import Counter
 from typing import Any, Literal
 
 import pytest
@@ -140,23 +141,21 @@ def test_replies_as_models_write_them_for_each_adapter(adapter, reply, expected)
         assert tuple(adapter.parse(task, Response(reply)).values()) == expected
 
 
-def test_xml_with_too_many_or_too_few_items_is_an_error():
+@adapters
+def test_a_row_with_too_many_or_too_few_items_is_an_error(adapter):
     task = sig("-> pair: tuple[int, str]")
-    items = ["<item>1</item>", "<item>a</item>", "<item>b</item>"]
-    assert lmopt.xml.parse(task, Response(f"<pair>{''.join(items[:2])}</pair>")).pair == (1, "a")
-    for wrong in (items[:1], items, []):
+    form = {"chat": "[[ ## pair ## ]]\n%s", "plain": "Pair: %s", "json": '{"pair": %s}',
+            "xml": "<pair>%s</pair>"}[adapter.name]  # fmt: skip
+    assert adapter.parse(task, Response(form % '[1, "a"]')).pair == (1, "a")
+    for wrong in ("[1]", '[1, "a", "b"]', ""):
         with pytest.raises(ParseError):
-            lmopt.xml.parse(task, Response(f"<pair>{''.join(wrong)}</pair>"))
+            adapter.parse(task, Response(form % wrong))
 
 
-def test_xml_takes_json_in_place_of_elements():
+def test_xml_holds_lists_and_objects_as_json():
     task = sig("-> tags: list[str], who: Person", types={"Person": Person})
-    reply = '<tags>["a", "b"]</tags><who>{"name": "Ann"}</who>'
-    assert lmopt.xml.parse(task, Response(reply)) == {"tags": ["a", "b"], "who": Person("Ann")}
-    empty = lmopt.xml.parse(
-        sig("-> tags: list[str], d: dict[str, int]"), Response("<tags></tags><d> </d>")
-    )
-    assert empty == {"tags": [], "d": {}}
+    reply = '<tags>["a &lt; b", "b"]</tags><who>{"name": "Ann"}</who>'
+    assert lmopt.xml.parse(task, Response(reply)) == {"tags": ["a < b", "b"], "who": Person("Ann")}
 
 
 def test_equal_types_that_read_differently_are_never_mixed_up():
@@ -335,13 +334,17 @@ def test_a_wrong_history_is_an_error_of_yours():
 
 def streamed(adapter, task, pieces):
     """The joined text of each field, of a reply that arrives in pieces."""
-    reading, found = adapter.stream(task), {}
-    reading.send(None)
-    for piece in [*pieces, None]:
-        for name, text in reading.send(piece):
-            assert text
-            found[name] = found.get(name, "") + text
-    return found
+    chunks, found, partials = [], {}, {}
+    request = lmopt.Request((), signature=task, adapter=adapter)
+    reader = lmopt._Reader(request, chunks.append, Counter())
+    for piece in pieces:
+        reader(piece)
+    reader.end(Response("".join(pieces)))
+    for chunk in chunks:
+        assert chunk.text
+        found[chunk.field] = found.get(chunk.field, "") + chunk.text
+        partials.setdefault(chunk.field, []).append(chunk.value)
+    return found, partials
 
 
 def pieces_of(text, cuts):
@@ -358,9 +361,9 @@ def test_a_streamed_reply_has_the_text_of_its_fields_however_it_is_cut(adapter, 
     task, _, outputs = drawn
     reply = render_outputs(adapter, task, outputs)
     found = adapter.parse(task, Response(reply))
-    whole = streamed(adapter, task, [reply])
-    assert streamed(adapter, task, list(reply)) == whole
-    assert streamed(adapter, task, pieces_of(reply, cuts)) == whole
+    whole, _ = streamed(adapter, task, [reply])
+    each, values = streamed(adapter, task, list(reply))
+    assert each == whole and streamed(adapter, task, pieces_of(reply, cuts))[0] == whole
     assert list(whole) == [one.name for one in task.outputs if one.name in whole]
     for one in task.outputs:
         text = whole.get(one.name, "")
@@ -368,6 +371,24 @@ def test_a_streamed_reply_has_the_text_of_its_fields_however_it_is_cut(adapter, 
             assert text == found[one.name].strip()
         elif one.type in (int, float, bool):
             assert lmopt.read(one.type, text) == found[one.name]
+        if values.get(one.name, [None])[-1] is not None:
+            final = lmopt.jsonable(outputs[one.name])
+            assert values[one.name][-1] == final
+            assert all(begins(value, final) for value in values[one.name])
+
+
+def begins(part, whole):
+    """Whether JSON data is the beginning of other data, as far as one can have come in reading."""
+    if isinstance(whole, str):
+        return isinstance(part, str) and whole.startswith(part)
+    if isinstance(part, dict) and isinstance(whole, dict):
+        part, whole = list(part.items()), list(whole.items())
+        names = [name for name, _ in part] == [name for name, _ in whole][: len(part)]
+        return names and begins([value for _, value in part], [value for _, value in whole])
+    if isinstance(part, list) and isinstance(whole, list):
+        *done, last = part or [None]
+        return part == [] or (done == whole[: len(done)] and begins(last, whole[len(done)]))
+    return part == whole
 
 
 @adapters
@@ -384,9 +405,9 @@ def test_any_text_streams_the_same_however_it_is_cut(adapter, drawn, text, cut, 
         f'{{"{name}": "{text}"}}',
         good[:cut] + text + good[cut:],
     ):
-        whole = streamed(adapter, task, [reply])
-        assert streamed(adapter, task, list(reply)) == whole
-        assert streamed(adapter, task, pieces_of(reply, cuts)) == whole
+        whole, _ = streamed(adapter, task, [reply])
+        assert streamed(adapter, task, list(reply))[0] == whole
+        assert streamed(adapter, task, pieces_of(reply, cuts))[0] == whole
 
 
 STREAMED = [
@@ -420,4 +441,4 @@ STREAMED = [
 @pytest.mark.parametrize(("adapter", "reply", "fields"), STREAMED)
 def test_what_is_streamed(adapter, reply, fields):
     for pieces in ([reply], list(reply), [reply[:9], reply[9:]]):
-        assert streamed(adapter, sig("q -> a, b"), pieces) == fields
+        assert streamed(adapter, sig("q -> a, b"), pieces)[0] == fields

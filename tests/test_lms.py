@@ -922,7 +922,7 @@ def test_a_cancelled_call_leaves_no_connection_behind():
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert asyncio.all_tasks() == {asyncio.current_task()}
-            assert all(not idle.clients for idle in lm.end._idle.values())
+            assert not any(clients for clients, _ in lm.end._idle.values())
 
         asyncio.run(main())
         release.set()

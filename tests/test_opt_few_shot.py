@@ -3,7 +3,7 @@
 import pytest
 
 import lmopt
-from lmopt import Prompt, Record, exact_match, mock_lm, predict, program, stub_lm, toy_lm
+from lmopt import Prompt, Record, evaluate, exact_match, mock_lm, predict, program, stub_lm, toy_lm
 from lmopt_optimizers import bootstrap, bootstrap_few_shot, labeled_few_shot, random_search, split
 
 qa = predict("question -> answer")
@@ -189,11 +189,13 @@ def test_every_step_of_a_program_gets_demonstrations_of_its_own():
 
 
 def test_blocks_are_public():
-    blocks = list(
-        bootstrap(
-            qa, tuple(map(Record, ROWS)), exact_match, lm=mock_lm(adds), wanted=6, max_labeled=0
-        )
-    )
+    rows, blocks = tuple(map(Record, ROWS)), []
+    flow = bootstrap(qa, rows, wanted=6, max_labeled=0)
+    block = next(flow)
+    with pytest.raises(StopIteration):
+        while True:
+            blocks.append(evaluate(qa, block[1], exact_match, lm=mock_lm(adds), params=block[0]))
+            block = flow.send(blocks[-1])
     assert [len(block.rows) for block in blocks] == [6, 3, 1, 1]
     assert sum(row.score for block in blocks for row in block.rows) == 6
 

@@ -2,12 +2,10 @@
 
 import itertools
 import statistics
-from functools import partial
 
 import pytest
 
 import lmopt
-import lmopt_optimizers
 from lmopt import (
     DataError,
     ParamsError,
@@ -21,9 +19,7 @@ from lmopt import (
     transcript,
 )
 from lmopt_optimizers import (
-    Board,
     Hunt,
-    Optimizer,
     Plan,
     Trial,
     avatar,
@@ -39,10 +35,11 @@ from lmopt_optimizers import (
     knn_few_shot,
     labeled_few_shot,
     limit,
+    merging,
     mipro,
     only,
+    optimizer,
     pareto,
-    proposals,
     proposer,
     random_search,
     simba,
@@ -119,22 +116,30 @@ def test_cases_are_worst_first_with_the_feedback_of_the_step():
     assert cases(TASK, "predict", failing)[0]["feedback"].startswith("ParseError")
 
 
+def hunt_of(rows, metric=exact_match, lm=None, task=TASK, **options):
+    return Hunt(task, tuple(rows), tuple(rows), metric, lm or toy_lm(), **options)
+
+
+def wanted(lm, *wants):
+    """What comes of what a search wants."""
+    return [lmopt.drive(want.flow(), lm) for want in wants]
+
+
 def test_what_the_proposer_is_told(golden):
-    hunt = Hunt(Board(TASK, tuple(ROWS[:3]), exact_match, lm=toy_lm()))
-    hunt.start()
     sent = []
-    told = {
-        "step": "predict",
-        "current": "Say what it is about.",
-        "cases": cases(TASK, "predict", hunt.top.evaluation.rows),
-        "attempts": [{"instructions": "Be brief.", "score": 0.25}],
-        "tip": "Be simple and clear.",
-        "data": "Short sentences.",
-    }
-    texts, calls = proposals(
-        proposer(), lambda r: sent.append(r) or toy_lm()(r), TASK, [told, told]
-    )
-    assert calls == 2 and [request.rollout for request in sent] == [0, 1]
+
+    def lm(request):
+        sent.extend([request] if request.step == "propose" else [])
+        return toy_lm()(request)
+
+    hunt = hunt_of(ROWS[:3], lm=lm)
+    wanted(lm, hunt.start())
+    tried = TASK.params.replace("predict", instructions="Be brief.")
+    hunt.trials.append(Trial(tried, 0.25))
+    (seen,) = wanted(lm, hunt.cases("predict", 3))
+    want = hunt.propose("predict", seen, tips=["Be simple and clear."] * 2, data="Short sentences.")
+    (texts,) = wanted(lm, want)
+    assert [request.rollout for request in sent] == [0, 1] and hunt.calls == 8
     assert 'If the text mentions "horse' in texts[0]
     golden("proposer.txt", transcript(sent[0].messages) + "\n")
 
@@ -155,17 +160,54 @@ def test_a_description_names_steps_and_instructions():
     assert "Say what it is about." in description(TASK)
 
 
-def test_a_board_runs_nothing_twice_and_a_hunt_takes_nothing_twice():
+def test_a_hunt_runs_nothing_twice_and_tries_nothing_twice():
     calls = []
-    board = Board(TASK, tuple(ROWS[:9]), exact_match, lm=lambda r: calls.append(1) or toy_lm()(r))
-    board.score(TASK.params, [0, 1])
-    board.score(TASK.params, [1, 2, 1])
-    assert len(calls) == board.calls == board.runs == 3
-    hunt = Hunt(board)
-    hunt.start()
-    again = hunt.take(TASK.params, "same", 0)
+
+    def lm(request):
+        calls.append(1)
+        return toy_lm()(request)
+
+    hunt = hunt_of(ROWS[:9], lm=lm)
+    wanted(lm, hunt.held(TASK.params, [0, 1]), hunt.held(TASK.params, [1, 2, 1]))
+    assert len(calls) == hunt.calls == hunt.runs == 3
+    wanted(lm, hunt.start())
+    (again,) = wanted(lm, hunt.trial(TASK.params, "same", 0))
     assert len(calls) == 9 and again.note == "same; tried before" and hunt.trials[1] is again
     assert hunt.best == 0 and again.score == hunt.top.score
+    wanted(lm, hunt.rows(TASK.params, [0]))
+    assert len(calls) == 10  # a row to learn from is another row
+
+
+def test_a_search_is_stepped_by_hand_with_no_lm():
+    hunt = hunt_of(ROWS[:4])
+    flow = copro(None, breadth=2, depth=1, shown=3).search(hunt)
+    want = next(flow)
+    assert want.name == "start" and want.given == {}
+    hunt.trials.append(Trial(TASK.params, 0.5, "start"))
+    want = flow.send(hunt.trials[0])
+    assert (want.name, want.given) == ("cases", {"path": "predict", "shown": 3})
+    want = flow.send([{"inputs": {}, "expected": {}}])
+    assert want.name == "propose" and want.given["tips"] == ["", ""]
+    want = flow.send(["One.", "Two."])
+    assert want.name == "trial" and want.given["params"]["predict"].instructions == "One."
+    assert (want.given["note"], want.given["parent"]) == ("round 1, predict", 0)
+    want = flow.send(Trial(want.given["params"], 0.25))
+    assert want.given["params"]["predict"].instructions == "Two."
+    with pytest.raises(StopIteration):
+        flow.send(Trial(want.given["params"], 0.75))
+
+
+def test_several_things_may_be_wanted_at_once():
+    def search(hunt):
+        yield hunt.start()
+        texts = [f"Text {n}." for n in range(3)]
+        tried = [hunt.program.params.replace("predict", instructions=text) for text in texts]
+        made = yield [hunt.trial(params, params["predict"].instructions) for params in tried]
+        assert [one.note for one in made] == texts
+
+    both = optimizer("both", toy_lm(), search, lambda size: size.plan(4 * size.val))
+    trials = list(both.trials(TASK, ROWS, exact_match))
+    assert [one.note for one in trials] == ["start", "Text 0.", "Text 1.", "Text 2."]
 
 
 @pytest.mark.parametrize("name", ["copro", "mipro", "gepa", "simba", "infer_rules", "avatar"])
@@ -193,10 +235,11 @@ def test_a_race_ends_when_it_is_lost_or_clearly_lost():
         hit = good or ("worse" in request.messages[0].text and int(request.inputs.n) % 2)
         return lmopt.scripted_lm([{"y": "x" if hit else "y"}])(request)
 
-    hunt = Hunt(Board(task, rows, exact_match, lm=lm))
-    assert hunt.start().score == 1.0
+    hunt = hunt_of(rows, lm=lm, task=task)
+    assert wanted(lm, hunt.start())[0].score == 1.0
     for text in ("bad", "worse"):
-        trial = hunt.take(task.params.replace("predict", instructions=text), text, 0)
+        params = task.params.replace("predict", instructions=text)
+        (trial,) = wanted(lm, hunt.trial(params, text, 0))
         assert len(trial.evaluation.rows) == 20 and "; out after 20 of 160 rows" in trial.note
         assert trial.out
     assert hunt.top.note == "start"
@@ -331,15 +374,18 @@ def test_gepa_merges_what_two_candidates_have_changed_each():
         name = "kind" if example["size"] == "small" else "size"
         return example[name] == prediction[name]
 
-    make = partial(Board, task, rows, half, lm=toy_lm())
-    evolution = lmopt_optimizers._Evolution(Hunt(make(), learn=make()), 3, 10**6, 0)
-    start = evolution.join(task.params, "start", None, 0).params
-    evolution.join(start.replace("a", instructions=right[0]), "a", 0, 0)
-    evolution.join(start.replace("b", instructions=right[1]), "b", 0, 0)
-    child = evolution.merge(seeded(0, "x"))
+    hunt = hunt_of(rows, half, task=task)
+    (start,) = wanted(hunt.lm, hunt.start())
+    for path, text in zip("ab", right, strict=True):
+        changed = start.params.replace(path, instructions=text)
+        wanted(hunt.lm, hunt.trial(changed, path, 0, race=False))
+    want = next(merging(hunt, seeded(0, "x")))
+    (child,) = wanted(hunt.lm, want)
     assert child.note == "merged from 1 and 2" and child.score == 1.0
     assert [one.instructions for one in child.params.values()] == right
-    assert evolution.merge(seeded(0, "x")) is None  # there is nothing new to merge
+    with pytest.raises(StopIteration) as ended:  # there is nothing new to merge
+        next(merging(hunt, seeded(0, "x")))
+    assert ended.value.value is None
 
 
 def prompt(name):
@@ -469,13 +515,12 @@ def test_limit_stops_after_trials_or_calls():
 def test_if_better_keeps_the_start_where_the_gain_may_be_chance():
     good = if_better(labeled_few_shot(k=12), lm=toy_lm())
     assert good(TASK, ROWS, exact_match) != TASK.params
-    nothing = Optimizer(
-        "nothing",
-        lambda program, rows, metric: iter(
-            [Trial(program.params), Trial(program.params.replace("predict", instructions="x"))]
-        ),
-        lambda program, size: Plan(),
-    )
+
+    def search(hunt):
+        yield hunt.unscored(hunt.program.params, "start")
+        yield hunt.unscored(hunt.program.params.replace("predict", instructions="x"), "other")
+
+    nothing = optimizer("nothing", toy_lm(), search, lambda size: Plan(), parts=False)
     assert if_better(nothing, lm=toy_lm())(TASK, ROWS, exact_match) == TASK.params
 
 
