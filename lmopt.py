@@ -29,8 +29,7 @@ Sections: 1 Errors · 2 Records · 3 Types · 4 Signatures · 5 Messages · 6 Ad
 8 Drivers · 9 Modules · 10 LMs · 11 Middleware · 12 Evaluation · 13 Storage
 
 Arguments that mean the same everywhere:
-    task: what `signature` takes; with it `instructions`, instead of those it has, and `types`, your
-        own ones by the names they have in its text.
+    task: what `signature` takes; `instructions` and `types` are those of `signature` too.
     lm: what answers the requests: a function from `Request` to `Response`, plain or `async def`.
     inputs: exactly the input fields of the program; one that is missing or unknown is a DataError.
     params: prompts instead of the program's own.
@@ -38,6 +37,7 @@ Arguments that mean the same everywhere:
     settings: sampling options of the steps that are made: temperature, max_tokens, top_p, stop,
         rollout, extra.
     name: of the program; its path where it runs alone.
+    program: of a module that runs another one, whose prompts then stand under its name.
     workers: threads; by default what the LM declares as `concurrency`, else this thread only.
     executor: any `concurrent.futures.Executor` to run on instead of threads; one with other
         processes needs a program, an LM, a metric and rows that pickle.
@@ -136,16 +136,16 @@ __all__ = [
     # 7. Programs
     "Prompt", "Params", "Program", "program", "Run", "Call", "Sleep", "invoke", "preview",
     # 8. Drivers
-    "Chunk", "run", "arun", "stream", "astream", "replay", "run_many", "gathered",
-    "through", "running", "drive", "adrive", "emit", "aemit",
+    "Chunk", "run", "arun", "stream", "astream", "replay", "run_many", "gathered", "through",
+    "running", "drive", "adrive", "emit", "aemit",
     # 9. Modules
     "predict", "chain_of_thought", "pipeline", "react", "Turn", "program_of_thought", "code_act",
     "recursive", "Result", "Cell", "subprocess_python", "best_of_n", "refine", "vote", "majority",
     "multi_chain_comparison", "sampled", "ensemble", "parallel", "each", "retrieve", "knn_demos",
     "surviving", "fitting", "unit",
     # 10. LMs
-    "scripted_lm", "mock_lm", "stub_lm", "toy_lm", "openai_lm", "anthropic_lm",
-    "Embedder", "embedder", "connect",
+    "scripted_lm", "mock_lm", "stub_lm", "toy_lm", "openai_lm", "anthropic_lm", "Embedder",
+    "embedder", "connect",
     # 11. Middleware
     "Layer", "Middleware", "middleware", "identity", "retry", "throttle", "timeout", "cache",
     "record", "ReplayLM", "replay_lm", "budget", "fallback", "log",
@@ -272,31 +272,24 @@ def stops(error: Exception) -> bool:
     >>> stops(Unauthorized("no key")), stops(ParseError("no answer")), stops(ZeroDivisionError())
     (True, False, False)
     """
-    return isinstance(error, LmoptError) and not isinstance(
-        error, (ParseError, ContextWindowExceeded)
-    )
+    passing = (ParseError, ContextWindowExceeded)
+    return isinstance(error, LmoptError) and not isinstance(error, passing)
 
 
 # == 2. Records ====================================================================================
 
+_Turn = Callable[[Any], Any] | None
 
-def jsonable(
-    value: Any,
-    *,
-    other: Callable[[Any], Any] | None = None,
-    media: Callable[[Any], Any] | None = None,
-) -> Any:
+
+def jsonable(value: Any, *, other: _Turn = None, media: _Turn = None) -> Any:
     """Return a value as plain JSON data: dicts, lists, strings, numbers, booleans and None.
 
     Of an attrs object, the attributes that take part in equality are written.
 
     Args:
         value: any value of the types that signatures understand.
-        other: called with a value that is none of them; without it that is an error.
+        other: called with a value that is none of them; without it that is a DataError.
         media: called with each image, audio or file; without it they are written out.
-
-    Raises:
-        DataError: the value has no JSON form.
 
     >>> jsonable(Record(tags={"b", "a"}, who=Usage(calls=1)))["tags"]
     ['a', 'b']
@@ -317,15 +310,24 @@ def jsonable(
     if isinstance(value, (list, tuple)):
         return [turn(item) for item in value]
     if isinstance(value, (set, frozenset)):
-        return sorted((turn(item) for item in value), key=canonical)
+        return sorted(map(turn, value), key=canonical)
     if other is not None:
         return other(value)
-    raise DataError(f"a {kind.__name__} has no JSON form", value, "plain data", "convert it first")
+    what = f"a {kind.__name__} has no JSON form"
+    raise DataError(what, value, "plain data", "convert it first")
 
 
 def _attrs_dict(value: Any) -> dict[str, Any]:
     known = [a for a in attrs.fields(type(value)) if a.eq]
     return {a.alias or a.name: getattr(value, a.name) for a in known}
+
+
+def _data_dict(value: Any) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
+
+
+def _has(name: str) -> Callable[[Any], bool]:
+    return lambda kind: hasattr(kind, name)
 
 
 # What kind of value it is, and the simpler value that stands for it in JSON.
@@ -335,22 +337,19 @@ _SIMPLER: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
     (lambda kind: issubclass(kind, Decimal), str),
     (lambda kind: issubclass(kind, Media), lambda one: {one.kind: one.url, "name": one.name}),
     (attrs.has, _attrs_dict),
-    (
-        lambda kind: hasattr(kind, "__dataclass_fields__"),
-        lambda value: {name: getattr(value, name) for name in value.__dataclass_fields__},
-    ),
-    (lambda kind: hasattr(kind, "model_dump"), lambda value: value.model_dump(mode="json")),
-    (lambda kind: hasattr(kind, "_asdict"), lambda value: value._asdict()),
+    (_has("__dataclass_fields__"), _data_dict),
+    (_has("model_dump"), lambda value: value.model_dump(mode="json")),
+    (_has("_asdict"), lambda value: value._asdict()),
 )
 
 
-def canonical(value: Any, *, other: Callable[[Any], Any] | None = None) -> str:
+def canonical(value: Any, *, other: _Turn = None) -> str:
     """Return the one JSON text of a value: sorted keys, no spaces, the same on every machine.
 
     >>> canonical({"b": 1, "a": [True, None]})
     '{"a":[true,null],"b":1}'
     """
-    return _canonical(jsonable(value, other=other))
+    return _encodable(_SORTED.encode(jsonable(value, other=other)))
 
 
 def as_text(value: Any) -> str:
@@ -362,6 +361,9 @@ def as_text(value: Any) -> str:
     return value if isinstance(value, str) else _dump(jsonable(value, other=repr))
 
 
+_SORTED = jsonlib.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
 def _dump(data: Any, **layout: Any) -> str:
     return _encodable(jsonlib.dumps(data, ensure_ascii=False, **layout))
 
@@ -369,13 +371,6 @@ def _dump(data: Any, **layout: Any) -> str:
 def _encodable(text: str) -> str:
     # A lone surrogate cannot be encoded; its backslash escape is what JSON would write for it.
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-_SORTED = jsonlib.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-
-
-def _canonical(data: Any) -> str:
-    return _encodable(_SORTED.encode(data))
 
 
 def _named(kind: str, mapping: Any) -> dict[str, Any]:
@@ -427,9 +422,9 @@ class _Frozen(Mapping[str, V]):
         return f"{type(self).__name__}({fields})"
 
     def __setattr__(self, name: str, value: object) -> None:
-        kind = type(self).__name__
+        what = f"a {type(self).__name__} never changes"
         todo = f"make a new one: record | {{{name!r}: value}}"
-        raise AttributeError(explain(f"a {kind} never changes", name, "no assignment", todo))
+        raise AttributeError(explain(what, name, "no assignment", todo))
 
     def __delattr__(self, name: str) -> None:
         setattr(self, name, None)
@@ -455,12 +450,10 @@ class Record(_Frozen[Any]):
         # Pickle and copy look for special names on an object that has no _data yet.
         if name.startswith("_") and (name == "_data" or name not in self._data):
             raise AttributeError(name)
-        try:
+        if name in self._data:
             return self._data[name]
-        except KeyError:
-            known = ", ".join(self._data) or "none"
-            problem = explain("no such field", name, f"one of: {known}", "correct the name")
-            raise AttributeError(problem) from None
+        known = f"one of: {', '.join(self._data) or 'none'}"
+        raise AttributeError(explain("no such field", name, known, "correct the name"))
 
     def __or__(self, other: Mapping[str, Any]) -> Record:
         return Record({**self._data, **other})
@@ -474,17 +467,12 @@ class Record(_Frozen[Any]):
 
     @classmethod
     def from_json(cls, text: str) -> Record:
-        """Return a record from the text of a JSON object.
-
-        Raises:
-            DataError: the text is not one JSON object.
-        """
+        """Return a record from the text of a JSON object; DataError where it is none."""
         try:
             data = jsonlib.loads(text)
         except ValueError as error:
-            raise DataError(
-                "this is no JSON", text, "one JSON object", f"correct it: {error}"
-            ) from error
+            todo = f"correct it: {error}"
+            raise DataError("this is no JSON", text, "one JSON object", todo) from error
         if not isinstance(data, dict):
             raise DataError("no JSON object", text, "{...}", "wrap the value in an object")
         return cls(data)
@@ -530,8 +518,7 @@ class Usage:
     cost: float = 0.0
 
     def __add__(self, other: Usage) -> Usage:
-        mine, theirs = attrs.astuple(self), attrs.astuple(other)
-        return Usage(*(a + b for a, b in zip(mine, theirs, strict=True)))
+        return Usage(*map(sum, zip(attrs.astuple(self), attrs.astuple(other), strict=True)))
 
 
 def _owned(data: dict[str, Any]) -> Record:
@@ -596,10 +583,6 @@ def usage(trace: Iterable[Event]) -> Usage:
 def seeded(seed: int, *purpose: object) -> random.Random:
     """Return the random generator of one purpose, so that no order of threads can matter.
 
-    Args:
-        seed: any integer, 0 included.
-        purpose: what the choices are for, and an index where there are several.
-
     >>> seeded(0, "shuffle", 1).random() == seeded(0, "shuffle", 1).random()
     True
     """
@@ -610,10 +593,8 @@ def factory(make: Callable[P, T]) -> Callable[P, T]:
     """Have what a function makes pickle as how it was made: by that function and its arguments.
 
     So what it makes may hold closures, and still be sent to other processes. For functions at the
-    top level of a module that return a program, an LM, a middleware, a metric or an adapter.
-
-    Raises:
-        DataError: (when it is pickled) an argument is a function that has no name in a module.
+    top level of a module that return a program, a middleware, a metric or an adapter. An argument
+    that is a function without a name in a module is a DataError when it is pickled.
 
     >>> @factory
     ... def twice(program: Program) -> Program:
@@ -625,10 +606,10 @@ def factory(make: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(make)
     def remembering(*args: P.args, **kwargs: P.kwargs) -> T:
         # What can be read once only is kept, to be read again.
-        given = [tuple(one) if isinstance(one, Iterator) else one for one in args]
+        given = tuple(tuple(one) if isinstance(one, Iterator) else one for one in args)
         named = {n: tuple(v) if isinstance(v, Iterator) else v for n, v in kwargs.items()}
         made: Any = make(*given, **named)  # type: ignore[arg-type]
-        remade: T = evolve(made, made=(remembering, tuple(given), named))
+        remade: T = evolve(made, made=(remembering, given, named))
         return remade
 
     return remembering
@@ -645,16 +626,16 @@ class Made:
 
     def _again(self) -> partial[Any]:
         """What makes an equal record in another process."""
-        if not isinstance(self.made, tuple):  # nothing, or why not
+        todo = "make it there, or in a function of a module decorated with @factory"
+        if not isinstance(self.made, tuple):
             what = self.made or "nothing tells how this was made, so that it cannot be sent"
-            todo = "make it there, or in a function of a module decorated with @factory"
             raise DataError(what, self, "what a factory made", todo)
         make, args, kwargs = self.made
         for name, value in inspect.signature(make).bind(*args, **kwargs).arguments.items():
             for one in value if isinstance(value, (list, tuple)) else [value]:
                 if "<" in getattr(one, "__qualname__", ""):  # <lambda>, or in the <locals> of one
-                    todo = "define it with `def` at the top level of a module"
                     what = f"the argument {name!r} of {make.__name__} cannot be sent elsewhere"
+                    todo = "define it with `def` at the top level of a module"
                     raise DataError(what, one, "a function with a name", todo)
         return partial(make, *args, **kwargs)
 
@@ -1919,7 +1900,7 @@ class Request:
     @property
     def key(self) -> str:
         """The SHA-256 of all that can change the answer, in canonical JSON."""
-        return hashlib.sha256(_canonical(self.said()).encode()).hexdigest()
+        return hashlib.sha256(_encodable(_SORTED.encode(self.said())).encode()).hexdigest()
 
     def said(self) -> dict[str, Any]:
         """Return all that can change the answer, as JSON data."""
@@ -2934,19 +2915,27 @@ def through(flow: Flow, change: Callable[[Any], Flow]) -> Flow:
         flow.close()
 
 
+def running(program: Program, inputs: Record) -> Flow:
+    """Return the flow of leaf effects of one run, its inputs not checked.
+
+    >>> next(running(predict("q -> a"), Record(q="?"))).step
+    'predict'
+    """
+    return _interpret(program, inputs, program.root, "", [])
+
+
 def _interpret(
     program: Program, inputs: Record, path: str, parent: str, events: list[Event]
 ) -> Flow:
     """Run a program: yield leaf effects, append what happened to `events`, return a prediction."""
     start, body = len(events), _advance(program, inputs, path, events)
-    outputs = yield from _logged(body, events, path, "step", parent, inputs)
+    outputs = yield from _logged(body, events, path, "step", parent, inputs=inputs)
     return Prediction(outputs, trace=events[start:])
 
 
 def _advance(program: Program, inputs: Record, path: str, events: list[Event]) -> Flow:
     """Step a body to its end; an effect that fails is raised at its `yield`."""
-    flow = _begin(program, path, inputs)
-    outputs = yield from through(flow, partial(_reduce, path, events))
+    outputs = yield from through(_begin(program, path, inputs), partial(_reduce, path, events))
     if type(outputs) is Record or isinstance(outputs, Mapping):
         return _record(outputs)
     todo = "return a prediction or a dict"
@@ -2961,8 +2950,8 @@ def _reduce(path: str, events: list[Event], effect: Any) -> Flow:
         name = _join(path, effect.name or effect.program.name)
         return _interpret(effect.program, effect.inputs, name, path, events)
     if isinstance(effect, Call):
-        given = Record(args=effect.args, kwargs=effect.kwargs)
-        return _logged(_once(effect), events, _join(path, effect.name), "call", path, given)
+        given, name = Record(args=effect.args, kwargs=effect.kwargs), _join(path, effect.name)
+        return _logged(_once(effect), events, name, "call", path, inputs=given)
     if isinstance(effect, (tuple, list)):
         return _together(path, events, effect)
     if inspect.isgenerator(effect):  # a part of the body, which catches its own errors
@@ -2975,9 +2964,7 @@ def _reduce(path: str, events: list[Event], effect: Any) -> Flow:
 
 def _asked(effect: Any) -> Request | None:
     """The request that an effect sends, to the LM of the run or to another one."""
-    if isinstance(effect, Request):
-        return effect
-    return effect.request if isinstance(effect, Call) else None
+    return effect if isinstance(effect, Request) else getattr(effect, "request", None)
 
 
 def _once(effect: Any) -> Flow:
@@ -2985,35 +2972,27 @@ def _once(effect: Any) -> Flow:
 
 
 def _logged(
-    flow: Flow,
-    events: list[Event],
-    path: str,
-    kind: Literal["step", "lm", "call"],
-    parent: str,
-    inputs: Record | None = None,
-    request: Request | None = None,
+    flow: Flow, events: list[Event], path: str, kind: Any, parent: str, **facts: Any
 ) -> Flow:
     """Run a flow to its end, and append the event of it, whether it succeeds or fails."""
-    began, outcome, failure = time.perf_counter(), None, ""
+    began, failure = time.perf_counter(), ""
     try:
         outcome = yield from flow
+        facts["response" if kind == "lm" else "outputs"] = outcome
+        return outcome
     except Exception as error:
         failure = describe(error)
         raise
     finally:
-        seconds = time.perf_counter() - began
-        outputs, response = (None, outcome) if request else (outcome, None)
-        made = Event(path, kind, inputs, outputs, request, response, failure, parent, seconds)
-        events.append(made)
-    return outcome
+        facts["seconds"] = time.perf_counter() - began
+        events.append(Event(path, kind, error=failure, parent=parent, **facts))
 
 
 def _together(path: str, events: list[Event], effects: Sequence[Any]) -> Flow:
     """Have several effects performed at once; results and events in the order of the effects."""
     traces: list[list[Event]] = [[] for _ in effects]
-    outcomes = yield tuple(
-        _caught(_reduce(path, *one)) for one in zip(traces, effects, strict=True)
-    )
+    pairs = zip(traces, effects, strict=True)
+    outcomes = yield tuple(_caught(_reduce(path, *one)) for one in pairs)
     events.extend(concat(traces))
     for _, error in outcomes:
         if error is not None:
@@ -3076,7 +3055,12 @@ class _Many:
 
 
 def gathered(flow: Callable[[Any], Flow], items: Iterable[Any], lm: Any) -> Flow:
-    """Drive a flow for each item, as a part of another flow; returns the results in a list."""
+    """Drive a flow for each item, as a part of another flow; returns the results in a list.
+
+    >>> ask = lambda text: (yield Request([Message("user", text)]))
+    >>> [one.text for one in drive(gathered(ask, "ab", stub_lm()), None)]
+    ['text', 'text']
+    """
     results: list[Any] = []
     yield _Many(flow, items, lm, results.append)
     return results
@@ -3103,15 +3087,11 @@ def _layered(flow: Flow, lm: Any) -> Flow:
 
 
 def _pass(layer: Any, effect: Any) -> Flow:
-    if isinstance(effect, Request):
-        return (yield from layer.flow(effect))
-    return (yield effect)
+    return (yield from layer.flow(effect)) if isinstance(effect, Request) else (yield effect)
 
 
 def _innermost(lm: Any) -> Any:
-    while hasattr(lm, "inner"):
-        lm = lm.inner
-    return lm
+    return _innermost(lm.inner) if hasattr(lm, "inner") else lm
 
 
 def _response(value: Any) -> Response:
@@ -3161,12 +3141,10 @@ class _Here:
             return value
         import asyncio
 
-        if _in_a_loop():
-            if inspect.iscoroutine(value):
-                value.close()
-            todo = "run the program with `await arun(...)`"
+        if asyncio._get_running_loop() is not None:
+            getattr(value, "close", bool)()  # it will never be awaited
             what = "an asynchronous function in a synchronous run in an event loop"
-            raise DataError(what, name, "a plain one", todo)
+            raise DataError(what, name, "a plain one", "run the program with `await arun(...)`")
         if not hasattr(self.local, "loop"):
             self.local.loop = asyncio.Runner(loop_factory=asyncio.new_event_loop)
             self.loops.append(self.local.loop)
@@ -3177,15 +3155,6 @@ class _Here:
         while self.loops:
             with suppress(RuntimeError):
                 self.loops.pop().close()
-
-
-def _in_a_loop() -> bool:
-    import asyncio
-
-    try:
-        return bool(asyncio.get_running_loop())
-    except RuntimeError:
-        return False
 
 
 async def _awaited(value: Awaitable[T]) -> T:
@@ -3216,17 +3185,15 @@ def _tuple_here(effect: tuple[Flow, ...], here: _Here) -> tuple[Any, ...]:
 
 def _many_here(effect: _Many, here: _Here) -> None:
     """Drive the flows on an executor, in lock-step, on threads or in this one."""
-    inside = _Here(effect.lm)
-    workers = workers_for(effect.lm, here.workers)
-    if here.executor is not None:
-        work = partial(_alone_there, effect.flow, effect.lm)
-        results = ordered_map(work, effect.items, workers=workers, executor=here.executor)
-    elif hasattr(inside.lm, "batch"):
+    inside, workers = _Here(effect.lm), workers_for(effect.lm, here.workers)
+    work: Callable[[Any], Any] = partial(_alone_there, effect.flow, effect.lm)
+    if here.executor is None:
+        work = lambda item: inside.finish(_layered(effect.flow(item), effect.lm))  # noqa: E731
+    if here.executor is None and hasattr(inside.lm, "batch"):
         flows = (_layered(effect.flow(item), effect.lm) for item in effect.items)
-        results = _succeeded(_lockstep(flows, inside))
+        results: Any = _succeeded(_lockstep(flows, inside))
     else:
-        finish = lambda item: inside.finish(_layered(effect.flow(item), effect.lm))  # noqa: E731
-        results = ordered_map(finish, effect.items, workers=workers)
+        results = ordered_map(work, effect.items, workers=workers, executor=here.executor)
     with closing(inside), closing(results):
         try:
             effect.told(results)
@@ -3241,81 +3208,6 @@ def _alone_there(flow: Callable[[T], Flow], lm: Any, item: T) -> Any:
     return _Here(lm).drive(flow(item))
 
 
-def drive(flow: Flow, lm: Any, *, workers: int | None = 1, executor: Executor | None = None) -> Any:
-    """Perform the effects of a flow in this thread, until it returns: a body, or any part of one.
-
-    >>> ask = lambda text: (yield Request([Message("user", text)]))
-    >>> [one.text for one in drive(gathered(ask, "ab", stub_lm()), None)]
-    ['text', 'text']
-    """
-    return _Here(lm, workers, executor).drive(flow)
-
-
-def emit(
-    flow: Flow,
-    kind: type[T],
-    lm: Any,
-    *,
-    workers: int | None = 1,
-    executor: Executor | None = None,
-) -> Iterator[T]:
-    """Do what `drive` does, lazily; yield the effects of a class, which are their own outcome."""
-    here = _Here(lm, workers, executor)
-    flow = _layered(flow, lm)
-    try:
-        going, effect = _resume(flow)
-        while going:
-            outcome: Outcome = effect, None
-            if isinstance(effect, kind):
-                yield effect
-            else:
-                outcome = _attempt(here.perform, effect)
-            going, effect = _resume(flow, *outcome)
-    finally:
-        flow.close()
-        here.close()
-
-
-def run(
-    program: Program,
-    lm: LM,
-    inputs: Mapping[str, Any],
-    *,
-    params: Mapping[str, Prompt] | None = None,
-    workers: int = 1,
-) -> Prediction:
-    """Run a program once, in this thread; `workers` threads are for effects it yields together.
-
-    Raises:
-        DataError: a field is missing or unknown.
-        Exception: what the program, its tools or the LM raise.
-
-    Calls: what the program makes, `program.max_calls` at most.
-
-    >>> run(predict("question -> answer"), stub_lm(), {"question": "2+2?"}).answer
-    'text'
-    """
-    made: Prediction = drive(_begun(program, inputs, params), lm, workers=workers)
-    return made
-
-
-def _begun(
-    program: Program, inputs: Mapping[str, Any], params: Mapping[str, Prompt] | None = None
-) -> Flow:
-    """The flow of leaf effects of one run; what is wrong with its inputs is raised now."""
-    ready = program if params is None else program.with_params(params)
-    return running(ready, check_inputs(ready, inputs))
-
-
-def running(program: Program, inputs: Record) -> Flow:
-    """Return the flow of leaf effects of one run, its inputs not checked.
-
-    >>> next(running(predict("q -> a"), Record(q="?"))).step
-    'predict'
-    """
-    return _interpret(program, inputs, program.root, "", [])
-
-
 # -- in an event loop --
 
 
@@ -3323,21 +3215,19 @@ class _There:
     """Performs effects in the running event loop, requests up to a limit at once."""
 
     def __init__(
-        self,
-        lm: Any,
-        workers: int | None = None,
-        executor: Executor | None = None,
-        known: dict[int, _There] | None = None,
+        self, lm: Any, workers: int | None = None, executor: Executor | None = None
     ) -> None:
         import asyncio
 
         self.full, self.lm, self.workers, self.executor = lm, _innermost(lm), workers, executor
         self.limit = asyncio.Semaphore(workers_for(lm, workers))
-        self.known = {} if known is None else known  # one for each LM, so that limits hold
+        self.known: dict[int, _There] = {}  # one for each LM, so that limits hold
 
     def asking(self, lm: Any) -> _There:
         """What performs effects with another LM."""
-        return self.known.setdefault(id(lm), _There(lm, self.workers, None, self.known))
+        other = self.known.setdefault(id(lm), _There(lm, self.workers))
+        other.known = self.known
+        return other
 
     async def drive(self, flow: Flow) -> Any:
         """Run a flow to its end."""
@@ -3348,18 +3238,17 @@ class _There:
         try:
             going, effect = _resume(flow)
             while going:
-                try:
-                    value, error = await self.perform(effect), None
-                except Exception as failure:
-                    value, error = None, failure
-                going, effect = _resume(flow, value, error)
+                going, effect = _resume(flow, *await self.attempt(effect))
             return effect
         finally:
             flow.close()
 
-    async def perform(self, effect: Any) -> Any:
+    async def attempt(self, effect: Any) -> Outcome:
         """Perform one leaf effect."""
-        return await _HOW[type(effect)][1](effect, self)
+        try:
+            return await _HOW[type(effect)][1](effect, self), None
+        except Exception as error:
+            return None, error
 
 
 async def _acall(function: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -3380,10 +3269,6 @@ async def _acall(function: Any, /, *args: Any, **kwargs: Any) -> Any:
 async def _ask_there(request: Request, there: _There) -> Response:
     async with there.limit:
         return _response(await _acall(there.lm, request))
-
-
-async def _call_there(effect: Call, there: _There) -> Any:
-    return await _acall(effect.function, *effect.args, **effect.kwargs)
 
 
 async def _sleep_there(effect: Sleep, there: _There) -> None:
@@ -3424,29 +3309,223 @@ async def _many_there(effect: _Many, there: _There) -> None:
     import asyncio
 
     inside, workers = there.asking(effect.lm), workers_for(effect.lm, there.workers)
-    arrived: deque[Any] = deque()
+    arrived, waiting = deque[Any](), deque[Any]()
     # A bar takes what has arrived, and ends where nothing has.
     bar = iter((effect.watch or iter)(iter(lambda: arrived.popleft() if arrived else None, None)))
-    waiting: deque[Any] = deque()
+
+    async def take(most: int) -> None:
+        while len(waiting) > most:
+            arrived.append(await waiting.popleft())
+            effect.tell(next(bar))
+
     try:
         for item in effect.items:
             if there.executor is None:
-                begun: Any = asyncio.ensure_future(inside.drive(effect.flow(item)))
+                waiting.append(asyncio.ensure_future(inside.drive(effect.flow(item))))
             else:
                 work = partial(_alone_there, effect.flow, effect.lm)
-                begun = asyncio.wrap_future(there.executor.submit(work, item))
-            waiting.append(begun)
-            while len(waiting) >= _AHEAD * max(workers, 16):
-                arrived.append(await waiting.popleft())
-                effect.tell(next(bar))
-        while waiting:
-            arrived.append(await waiting.popleft())
-            effect.tell(next(bar))
+                waiting.append(asyncio.wrap_future(there.executor.submit(work, item)))
+            await take(_AHEAD * max(workers, 16))
+        await take(0)
         next(bar, None)
     finally:
         for one in waiting:
             one.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
+
+
+# -- in lock-step --
+
+_Blocked = list[tuple[Any, _Here]]  # requests, times and futures that flows wait for, and their LM
+
+
+def _succeeded(outcomes: Iterable[Outcome]) -> Iterator[Any]:
+    for value, error in outcomes:
+        if error is not None:
+            raise error
+        yield value
+
+
+def _lockstep(flows: Iterable[Flow], here: _Here) -> list[Outcome]:
+    """Advance flows together, their requests in batches; return the outcome of each, in order."""
+    merged = _Merged(flows, here)
+    try:
+        while blocked := merged.blocked():
+            merged.resume(_round(blocked))
+        return merged.ended
+    finally:
+        merged.close()
+
+
+class _Merged:
+    """Flows that advance together, each to what it waits for."""
+
+    def __init__(self, flows: Iterable[Flow], here: _Here) -> None:
+        self.flows, self.here, self.now = list(flows), here, time.monotonic()
+        self.ended: list[Any] = [None] * len(self.flows)
+        self.waits: dict[int, Any] = {}  # by place: what it waits for, or a _Merged and its effect
+        for place in range(len(self.flows)):
+            self.step(place, (None, None))
+
+    def blocked(self) -> _Blocked:
+        """All that the flows wait for."""
+        return list(concat(self.of(one) for one in self.waits.values()))
+
+    def of(self, wait: Any) -> _Blocked:
+        return wait[0].blocked() if isinstance(wait[0], _Merged) else [wait]
+
+    def resume(self, outcomes: Sequence[Outcome | None]) -> None:
+        """Go on with what came of all that `blocked` gave; None where nothing has yet."""
+        self.now, left = time.monotonic(), iter(outcomes)  # who begins to sleep now wakes together
+        for place, wait in list(self.waits.items()):
+            came = [next(left) for _ in self.of(wait)]
+            if isinstance(wait[0], _Merged):
+                wait[0].resume(came)
+                self.join(place, *wait)
+            elif came[0] is not None:
+                self.step(place, came[0])
+
+    def join(self, place: int, parts: _Merged, effect: Any) -> None:
+        """Go on where all parts of an effect have ended, or one has failed."""
+        failed = next((one for one in parts.ended if one and one[1]), None)
+        if failed or not parts.waits:
+            parts.close()
+            values = [value for value, _ in parts.ended] if not failed else []
+            self.step(place, failed or _attempt(partial(_put_together, effect), values))
+
+    def step(self, place: int, outcome: Outcome) -> None:
+        """Take a flow to the next thing that it waits for."""
+        self.waits.pop(place, None)
+        kind = "at once"
+        while kind == "at once":
+            try:
+                going, effect = _resume(self.flows[place], *outcome)
+            except Exception as error:
+                self.ended[place] = None, error
+                return
+            kind = _HOW[type(effect)][2] if going else "ended"
+            if kind == "asks" and not hasattr(self.here.lm, "batch"):
+                kind = "at once"
+            if kind == "at once":
+                outcome = _attempt(self.here.perform, effect)
+        self.wait(place, kind, effect)
+
+    def wait(self, place: int, kind: str, effect: Any) -> None:
+        if kind == "ended":
+            self.ended[place] = effect, None
+        elif kind == "asks":
+            self.waits[place] = effect, self.here
+        elif kind == "waits":
+            until = self.now + effect.seconds if isinstance(effect, Sleep) else effect.future
+            self.waits[place] = until, self.here
+        else:
+            self.waits[place] = parts = _parts(effect, self.here), effect
+            self.join(place, *parts)
+
+    def close(self) -> None:
+        """End all flows."""
+        for wait in self.waits.values():
+            if isinstance(wait[0], _Merged):
+                wait[0].close()
+        for flow in self.flows:
+            flow.close()
+
+
+def _parts(effect: Any, here: _Here) -> _Merged:
+    """The flows in an effect."""
+    if isinstance(effect, _Many):
+        flows = [_layered(effect.flow(item), effect.lm) for item in effect.items]
+        return _Merged(flows, _Here(effect.lm))
+    return _Merged(effect if isinstance(effect, tuple) else [effect.flow], here)
+
+
+def _put_together(effect: Any, values: list[Any]) -> Any:
+    """What a flow is sent of what the flows in its effect returned."""
+    if isinstance(effect, _Many):
+        return effect.told(values)
+    return tuple(values) if isinstance(effect, tuple) else values[0]
+
+
+def _round(blocked: _Blocked) -> list[Outcome | None]:
+    """Send what is asked, as one batch for each LM; where nothing is, wait for the first."""
+    outcomes: list[Outcome | None] = [None] * len(blocked)
+    asked = [place for place, (wanted, _) in enumerate(blocked) if isinstance(wanted, Request)]
+    for places in groupby(lambda place: id(blocked[place][1].lm), asked).values():
+        answers = _batch(blocked[places[0]][1].lm, [blocked[place][0] for place in places])
+        for place, answer in zip(places, answers, strict=True):
+            failed = (None, answer) if isinstance(answer, Exception) else None
+            outcomes[place] = failed or _attempt(_response, answer)
+    if not asked:
+        _rest([wanted for wanted, _ in blocked])
+    for place, (wanted, _) in enumerate(blocked):
+        if not isinstance(wanted, Request) and _over(wanted):
+            outcomes[place] = None, None
+    return outcomes
+
+
+def _batch(lm: Any, requests: list[Request]) -> list[Any]:
+    answers = list(lm.batch(requests))
+    if len(answers) == len(requests):
+        return answers
+    expected, todo = f"{len(requests)} answers", "return a response or an error for each request"
+    raise DataError("a batch of another size", len(answers), expected, todo)
+
+
+def _over(wanted: Any) -> bool:
+    return wanted <= time.monotonic() if isinstance(wanted, float) else bool(wanted.done())
+
+
+def _rest(wanted: list[Any]) -> None:
+    """Sleep until the first that sleeps, or until another thread has what one waits for."""
+    from concurrent.futures import FIRST_COMPLETED, wait
+
+    due = min((one for one in wanted if isinstance(one, float)), default=None)
+    futures = [one for one in wanted if not isinstance(one, float)]
+    left = None if due is None else max(due - time.monotonic(), 0.0)
+    if futures:
+        wait(futures, left, return_when=FIRST_COMPLETED)
+    elif left:
+        time.sleep(left)
+
+
+def _ask_here(request: Request, here: _Here) -> Response:
+    return _response(here.ready(here.lm(request), "the LM"))
+
+
+def _call_here(effect: Call, here: _Here) -> Any:
+    return here.ready(effect.function(*effect.args, **effect.kwargs), effect.name)
+
+
+async def _call_there(effect: Call, there: _There) -> Any:
+    return await _acall(effect.function, *effect.args, **effect.kwargs)
+
+
+def _sleep_here(effect: Sleep, here: _Here) -> None:
+    time.sleep(effect.seconds)
+
+
+# How each effect is performed: in this thread, in an event loop, in lock-step, and in a replay.
+_HOW: dict[type, tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any], str, str]] = {
+    Request: (_ask_here, _ask_there, "asks", "answered"),
+    Call: (_call_here, _call_there, "at once", "answered"),
+    Sleep: (_sleep_here, _sleep_there, "waits", "skipped"),
+    tuple: (_tuple_here, _tuple_there, "splits", ""),
+    _Wait: (_wait_here, _wait_there, "waits", ""),
+    _Within: (_within_here, _within_there, "splits", ""),  # a batch takes the time it takes
+    _Many: (_many_here, _many_there, "splits", ""),
+}
+
+
+# -- one run, or any flow --
+
+
+def drive(flow: Flow, lm: Any, *, workers: int | None = 1, executor: Executor | None = None) -> Any:
+    """Perform the effects of a flow in this thread, until it returns: a body, or any part of one.
+
+    >>> drive(_once(invoke(max, 1, 2)), stub_lm())
+    2
+    """
+    return _Here(lm, workers, executor).drive(flow)
 
 
 async def adrive(
@@ -3456,52 +3535,76 @@ async def adrive(
     return await _There(lm, workers, executor).drive(flow)
 
 
-async def aemit(
-    flow: Flow,
-    kind: type[T],
-    lm: Any,
-    *,
-    workers: int | None = None,
-    executor: Executor | None = None,
-) -> AsyncIterator[T]:
-    """Do what `emit` does, in the running event loop."""
-    there = _There(lm, workers, executor)
-    flow = _layered(flow, lm)
+def emit(flow: Flow, kind: type[T], lm: Any, **options: Any) -> Iterator[T]:
+    """Do what `drive` does, lazily; yield the effects of a class, which are their own outcome.
+
+    >>> list(emit(through(_once(1), _once), int, stub_lm()))
+    [1]
+    """
+    here, flow = _Here(lm, **options), _layered(flow, lm)
     try:
         going, effect = _resume(flow)
         while going:
-            value, error = effect, None
+            outcome: Outcome = effect, None
             if isinstance(effect, kind):
                 yield effect
             else:
-                try:
-                    value = await there.perform(effect)
-                except Exception as failure:
-                    value, error = None, failure
-            going, effect = _resume(flow, value, error)
+                outcome = _attempt(here.perform, effect)
+            going, effect = _resume(flow, *outcome)
+    finally:
+        flow.close()
+        here.close()
+
+
+async def aemit(flow: Flow, kind: type[T], lm: Any, **options: Any) -> AsyncIterator[T]:
+    """Do what `emit` does, in the running event loop."""
+    there, flow = _There(lm, **options), _layered(flow, lm)
+    try:
+        going, effect = _resume(flow)
+        while going:
+            outcome: Outcome = effect, None
+            if isinstance(effect, kind):
+                yield effect
+            else:
+                outcome = await there.attempt(effect)
+            going, effect = _resume(flow, *outcome)
     finally:
         flow.close()
 
 
-async def arun(
-    program: Program,
-    lm: Any,
-    inputs: Mapping[str, Any],
-    *,
-    params: Mapping[str, Prompt] | None = None,
+Inputs = Mapping[str, Any]
+_Params = Mapping[str, Prompt] | None
+
+
+def _begun(program: Program, inputs: Inputs, params: _Params = None) -> Flow:
+    """The flow of leaf effects of one run; what is wrong with its inputs is raised now."""
+    ready = program if params is None else program.with_params(params)
+    return running(ready, check_inputs(ready, inputs))
+
+
+def run(
+    program: Program, lm: LM, inputs: Inputs, *, params: _Params = None, workers: int = 1
 ) -> Prediction:
-    """Run a program once, in the running event loop.
+    """Run a program once, in this thread; `workers` threads are for effects it yields together.
+
+    Raises whatever the program, its tools or the LM raise.
+
+    Calls: what the program makes, `program.max_calls` at most.
+
+    >>> run(predict("question -> answer"), stub_lm(), {"question": "2+2?"}).answer
+    'text'
+    """
+    made: Prediction = drive(_begun(program, inputs, params), lm, workers=workers)
+    return made
+
+
+async def arun(program: Program, lm: Any, inputs: Inputs, *, params: _Params = None) -> Prediction:
+    """Do what `run` does, in the running event loop.
 
     An LM or a tool is awaited where it is an `async def` or has an `acall`; any other one is called
     in a thread, so that the loop goes on. Effects that the program yields together are performed
     together, LM requests up to the LM's `concurrency` at once. A run that is cancelled leaves no
     task and no connection behind.
-
-    Raises:
-        DataError: a field is missing or unknown.
-        Exception: what the program, its tools or the LM raise.
-
-    Calls: what the program makes, `program.max_calls` at most.
 
     >>> import asyncio
     >>> asyncio.run(arun(predict("question -> answer"), stub_lm(), {"question": "2+2?"})).answer
@@ -3509,172 +3612,6 @@ async def arun(
     """
     made: Prediction = await adrive(_begun(program, inputs, params), lm)
     return made
-
-
-# -- in lock-step --
-
-
-@attrs.define(eq=False)
-class _Task:
-    """A flow in lock-step: one of the first, or a part of what its parent waits for."""
-
-    flow: Flow
-    here: _Here  # with the LM of its requests
-    place: int
-    parent: _Task | None = None
-    effect: Any = None  # that its parts perform
-    parts: list[Any] = field(factory=list)
-    missing: int = 0
-
-
-def _succeeded(outcomes: Generator[Outcome, None, None]) -> Generator[Any, None, None]:
-    with closing(outcomes):
-        for value, error in outcomes:
-            if error is not None:
-                raise error
-            yield value
-
-
-def _lockstep(flows: Iterable[Flow], here: _Here) -> Generator[Outcome, None, None]:
-    """Advance flows together, their requests in batches; yield the outcome of each, in order."""
-    state = _Lockstep([_Task(flow, here, place) for place, flow in enumerate(flows)])
-    try:
-        for place in range(len(state.tasks)):
-            while place not in state.ended:
-                state.advance()
-            yield state.ended.pop(place)
-    finally:
-        for task in state.tasks:
-            task.flow.close()
-
-
-class _Lockstep:
-    """Which flows can go on with what, which ask, and which wait."""
-
-    def __init__(self, tasks: list[_Task]) -> None:
-        self.tasks, self.now = tasks, 0.0
-        self.ended: dict[int, Outcome] = {}
-        self.ready: deque[tuple[_Task, Outcome]] = deque((task, (None, None)) for task in tasks)
-        self.asking: list[tuple[_Task, Request]] = []
-        self.waiting: list[tuple[_Task, Any]] = []  # for a time, or for a future
-
-    def advance(self) -> None:
-        """Take every flow to its next request; then ask, or wait where none asks."""
-        self.now = time.monotonic()  # of the round: who begins to sleep in one wakes together
-        while self.ready:
-            self.step(*self.ready.popleft())
-        if not self.asking:
-            self.rest()
-        asked, self.asking = self.asking, []
-        for together in groupby(lambda one: id(one[0].here.lm), asked).values():
-            self.ask(*zip(*together, strict=True))
-        over = [one for one in self.waiting if _over(one[1])]
-        self.waiting = [one for one in self.waiting if one not in over]
-        self.ready.extend((task, (None, None)) for task, _ in over)
-
-    def step(self, task: _Task, outcome: Outcome) -> None:
-        if task.parent is not None and task.parent.missing < 0:  # another part of it failed
-            return task.flow.close()
-        try:
-            going, effect = _resume(task.flow, *outcome)
-        except Exception as error:
-            return self.end(task, None, error)
-        if not going:
-            return self.end(task, effect, None)
-        kind = _HOW[type(effect)][2]
-        if kind == "asks" and hasattr(task.here.lm, "batch"):
-            self.asking.append((task, effect))
-        elif kind == "waits":
-            until = self.now + effect.seconds if isinstance(effect, Sleep) else effect.future
-            self.waiting.append((task, until))
-        elif kind == "splits":
-            self.split(task, effect)
-        else:
-            self.ready.append((task, _attempt(task.here.perform, effect)))
-
-    def split(self, task: _Task, effect: Any) -> None:
-        """Have the flows in an effect advance by themselves, until all have ended."""
-        here, flows = task.here, effect if isinstance(effect, tuple) else ()
-        if isinstance(effect, _Within):  # a batch takes the time it takes
-            flows = (effect.flow,)
-        elif isinstance(effect, _Many):
-            here = _Here(effect.lm)
-            flows = tuple(_layered(effect.flow(item), effect.lm) for item in effect.items)
-        task.effect, task.parts, task.missing = effect, [None] * len(flows), len(flows)
-        parts = [_Task(flow, here, place, task) for place, flow in enumerate(flows)]
-        self.ready.extend((part, (None, None)) for part in parts)
-        if not parts:
-            self.ready.append((task, ((), None)))
-
-    def end(self, task: _Task, value: Any, error: Exception | None) -> None:
-        parent = task.parent
-        if parent is None:
-            self.ended[task.place] = value, error
-            return
-        parent.parts[task.place] = value
-        parent.missing = -1 if error else parent.missing - 1
-        if error:
-            self.ready.append((parent, (None, error)))
-        elif not parent.missing:
-            self.ready.append((parent, _attempt(_put_together, parent)))
-
-    def ask(self, tasks: tuple[_Task, ...], requests: tuple[Request, ...]) -> None:
-        """Send what is asked as one batch; an answer that is an exception is raised there."""
-        answers = list(tasks[0].here.lm.batch(list(requests)))
-        if len(answers) != len(requests):
-            expected = f"{len(requests)} answers"
-            todo = "return a response or an exception for each request"
-            raise DataError("a batch of another size", len(answers), expected, todo)
-        for task, answer in zip(tasks, answers, strict=True):
-            failed = (None, answer) if isinstance(answer, Exception) else None
-            self.ready.append((task, failed or _attempt(_response, answer)))
-
-    def rest(self) -> None:
-        """Sleep until the first that sleeps, or until another thread has what one waits for."""
-        due = min((one for _, one in self.waiting if isinstance(one, float)), default=None)
-        futures = [one for _, one in self.waiting if not isinstance(one, float)]
-        left = None if due is None else max(due - time.monotonic(), 0.0)
-        if futures:
-            from concurrent.futures import FIRST_COMPLETED, wait
-
-            wait(futures, left, return_when=FIRST_COMPLETED)
-        elif left:
-            time.sleep(left)
-
-
-def _over(wanted: Any) -> bool:
-    return wanted <= time.monotonic() if isinstance(wanted, float) else bool(wanted.done())
-
-
-def _put_together(task: _Task) -> Any:
-    """What the flow of a task is sent of what its parts returned."""
-    if isinstance(task.effect, _Many):
-        return task.effect.told(task.parts)
-    return task.parts[0] if isinstance(task.effect, _Within) else tuple(task.parts)
-
-
-# How each effect is performed: in this thread, in an event loop, in lock-step, and in a replay.
-_HOW: dict[type, tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any], str, str]] = {
-    Request: (
-        lambda effect, here: _response(here.ready(here.lm(effect), "the LM")),
-        _ask_there,
-        "asks",
-        "answered",
-    ),
-    Call: (
-        lambda effect, here: here.ready(
-            effect.function(*effect.args, **effect.kwargs), effect.name
-        ),
-        _call_there,
-        "at once",
-        "answered",
-    ),
-    Sleep: (lambda effect, here: time.sleep(effect.seconds), _sleep_there, "waits", "skipped"),
-    tuple: (_tuple_here, _tuple_there, "splits", ""),
-    _Wait: (_wait_here, _wait_there, "waits", ""),
-    _Within: (_within_here, _within_there, "splits", ""),
-    _Many: (_many_here, _many_there, "splits", ""),
-}
 
 
 # -- text as it arrives --
@@ -3701,11 +3638,7 @@ class Chunk:
 
 
 def stream(
-    program: Program,
-    lm: LM,
-    inputs: Mapping[str, Any],
-    *,
-    params: Mapping[str, Prompt] | None = None,
+    program: Program, lm: LM, inputs: Inputs, *, params: _Params = None
 ) -> Generator[Chunk | Prediction, None, None]:
     """Run a program in a thread of its own, and yield the text of its fields as it arrives.
 
@@ -3713,14 +3646,7 @@ def stream(
     pieces of a text are the field; those of a list or an object are what the model wrote. Who stops
     early closes the generator, and with it the connection.
 
-    Yields:
-        a `Chunk` for each piece of text; at the end the `Prediction`.
-
-    Raises:
-        DataError: a field is missing or unknown.
-        Exception: what the program, its tools or the LM raise.
-
-    Calls: what the program makes, `program.max_calls` at most.
+    Yields a `Chunk` for each piece of text; at the end the `Prediction`. Otherwise as `run`.
 
     >>> for item in stream(predict("question -> answer"), stub_lm(), {"question": "2+2?"}):
     ...     print(item)
@@ -3754,11 +3680,7 @@ def _streamed(flow: Flow, lm: LM) -> Generator[Chunk | Prediction, None, None]:
 
 
 async def astream(
-    program: Program,
-    lm: Any,
-    inputs: Mapping[str, Any],
-    *,
-    params: Mapping[str, Prompt] | None = None,
+    program: Program, lm: Any, inputs: Inputs, *, params: _Params = None
 ) -> AsyncIterator[Chunk | Prediction]:
     """Do what `stream` does, in the running event loop.
 
@@ -3865,11 +3787,7 @@ def _unread(text: str, more: bool) -> dict[str, Part]:
 
 
 def replay(
-    program: Program,
-    trace: Iterable[Event],
-    lm: LM | None = None,
-    *,
-    upto: int | None = None,
+    program: Program, trace: Iterable[Event], lm: LM | None = None, *, upto: int | None = None
 ) -> Prediction:
     """Run a program again from the trace of a run: no LM is asked, no tool is called, no time lost.
 
@@ -3897,7 +3815,7 @@ def replay(
         raise DataError("this is no trace of a run", events[-1:], "a step at its end", todo)
     left = deque(one for one in events[:upto] if one.kind != "step")
     flow = _deep(_begun(program, events[-1].inputs), partial(_replayed, left))
-    made: Prediction = _Here(_no_lm if lm is None else lm).drive(flow)
+    made: Prediction = drive(flow, _no_lm if lm is None else lm)
     if left:
         what, todo = "the program ended before its trace", "replay the program that made the trace"
         raise ReplayMiss(what, f"{left[0].kind} at {left[0].path}", "no further event", todo)
@@ -3916,28 +3834,22 @@ def _replayed(left: deque[Event], effect: Any) -> Flow:
     if _HOW[type(effect)][3] == "skipped":
         return None
     event = left.popleft()
-    done, wanted = _did(event), _wants(effect)
+    call = event.request or Call(_no_lm, event.inputs["args"], event.inputs["kwargs"])
+    done, wanted = _wants(call), _wants(effect)
     if done != wanted:
+        pairs = enumerate(zip(done, wanted, strict=False))
+        start = max(next((n for n, (a, b) in pairs if a != b), 0) - 40, 0)
         what, todo = "the program does something else than its trace", "see the first difference"
-        where = next(
-            (n for n, pair in enumerate(zip(done, wanted, strict=False)) if pair[0] != pair[1]), 0
-        )
-        shown = done[max(where - 40, 0) :], wanted[max(where - 40, 0) :]
-        raise ReplayMiss(what, shown[1], repr(cut(shown[0])), todo)
+        raise ReplayMiss(what, wanted[start:], repr(cut(done[start:])), todo)
     if event.error:
         raise _raised_again(event.error)
     return event.response if event.kind == "lm" else event.outputs
 
 
-def _did(event: Event) -> str:
-    return _wants(event.request or Call(_no_lm, event.inputs["args"], event.inputs["kwargs"]))
-
-
-def _wants(effect: Request | Call) -> str:
+def _wants(effect: Any) -> str:
     """What is asked or called, as text; objects of which JSON knows nothing by their class only."""
     if request := _asked(effect):
         return canonical(request)
-    assert isinstance(effect, Call)  # a request was all else it could be
     return canonical([effect.args, effect.kwargs], other=lambda value: type(value).__name__)
 
 
@@ -3960,7 +3872,7 @@ def _raised_again(text: str) -> Exception:
 def run_many(
     program: Program,
     lm: LM,
-    inputs_list: Iterable[Mapping[str, Any]],
+    inputs_list: Iterable[Inputs],
     *,
     workers: int | None = None,
     executor: Executor | None = None,
@@ -3989,10 +3901,7 @@ def run_many(
 def workers_for(lm: Any, workers: int | None) -> int:
     """Return how many runs go on at once: as asked, else as the LM declares, else one.
 
-    An `async def` that declares nothing is asked 16 times at once.
-
-    Raises:
-        DataError: less than one.
+    An `async def` that declares nothing is asked 16 times at once. Less than one is a DataError.
 
     >>> workers_for(stub_lm(), None)
     1
@@ -4025,7 +3934,7 @@ def ordered_map(
     if executor is None and workers == 1:
         yield from map(function, items)
         return
-    pool = executor or _Threads(workers)
+    pool: Any = executor or _Threads(workers)
     waiting: deque[Future[V]] = deque()
     patient = True
     try:
@@ -4042,18 +3951,16 @@ def ordered_map(
         for future in waiting:
             future.cancel()
         if executor is None:
-            pool.shutdown(wait=patient, cancel_futures=True)
+            pool.shutdown(wait=patient)
 
 
 class _Threads:
     """Threads that end with the process, where `ThreadPoolExecutor` would have it wait for them."""
 
     def __init__(self, workers: int) -> None:
-        self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        self._threads = [
-            threading.Thread(target=_serve, args=(self._work,), name="lmopt", daemon=True)
-            for _ in range(workers)
-        ]
+        self._work: SimpleQueue[Any] = SimpleQueue()
+        start = partial(threading.Thread, target=_serve, args=(self._work,), name="lmopt")
+        self._threads = [start(daemon=True) for _ in range(workers)]
         for thread in self._threads:
             thread.start()
 
@@ -4064,7 +3971,7 @@ class _Threads:
         self._work.put((future, partial(function, *args, **kwargs)))
         return future
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+    def shutdown(self, wait: bool = True) -> None:
         for _ in self._threads:
             self._work.put(None)
         for thread in self._threads if wait else ():
@@ -4079,7 +3986,7 @@ def _alone(function: Callable[..., V], /, *args: Any, **kwargs: Any) -> Future[V
     return called
 
 
-def _serve(work: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> None:
+def _serve(work: SimpleQueue[Any]) -> None:
     while (job := work.get()) is not None:
         future, function = job
         if future.set_running_or_notify_cancel():
