@@ -278,6 +278,9 @@ def stops(error: Exception) -> bool:
 
 # == 2. Records ====================================================================================
 
+Fields = Mapping[str, Any]
+Dataset = Iterable[Fields]
+Path_ = str | os.PathLike[str]
 _Turn = Callable[[Any], Any] | None
 
 
@@ -455,7 +458,7 @@ class Record(_Frozen[Any]):
         known = f"one of: {', '.join(self._data) or 'none'}"
         raise AttributeError(explain("no such field", name, known, "correct the name"))
 
-    def __or__(self, other: Mapping[str, Any]) -> Record:
+    def __or__(self, other: Fields) -> Record:
         return Record({**self._data, **other})
 
     def __dir__(self) -> list[str]:
@@ -532,11 +535,11 @@ def _tuple(values: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def _record(value: Mapping[str, Any]) -> Record:
+def _record(value: Fields) -> Record:
     return value if type(value) is Record else Record(value)
 
 
-def _records(values: Iterable[Mapping[str, Any]]) -> tuple[Record, ...]:
+def _records(values: Dataset) -> tuple[Record, ...]:
     return tuple(map(_record, values))
 
 
@@ -1237,7 +1240,7 @@ def _attributes(tp: Any) -> tuple[_Attribute, ...] | None:
     return None
 
 
-def _attrs_class(tp: Any, hints: Mapping[str, Any]) -> Iterator[_Attribute]:
+def _attrs_class(tp: Any, hints: Fields) -> Iterator[_Attribute]:
     for a in attrs.fields(tp):
         if a.init:
             limits = [str(a.metadata.get("desc", "")), *_limits(a.validator)]
@@ -1266,7 +1269,7 @@ def _limits(validator: Any) -> list[str]:
     return (inspect.getdoc(validator) or "").split("\n")[:1]
 
 
-def _data_class(tp: Any, hints: Mapping[str, Any]) -> Iterator[_Attribute]:
+def _data_class(tp: Any, hints: Fields) -> Iterator[_Attribute]:
     from dataclasses import MISSING, fields
 
     for a in fields(tp):
@@ -1275,19 +1278,20 @@ def _data_class(tp: Any, hints: Mapping[str, Any]) -> Iterator[_Attribute]:
             yield _Attribute(a.name, hints[a.name], required, str(a.metadata.get("desc", "")))
 
 
-def _typed_dict(tp: Any, hints: Mapping[str, Any]) -> Iterator[_Attribute]:
+def _typed_dict(tp: Any, hints: Fields) -> Iterator[_Attribute]:
     for name, kind in hints.items():
-        outer = typing.get_origin(kind) in (typing.Required, typing.NotRequired)
+        origin: Any = typing.get_origin(kind)
+        outer = origin is typing.Required or origin is typing.NotRequired
         inner = typing.get_args(kind)[0] if outer else kind
         yield _Attribute(name, inner, name in tp.__required_keys__)
 
 
-def _named_tuple(tp: Any, hints: Mapping[str, Any]) -> Iterator[_Attribute]:
+def _named_tuple(tp: Any, hints: Fields) -> Iterator[_Attribute]:
     for name in tp._fields:
         yield _Attribute(name, hints.get(name, Any), name not in tp._field_defaults)
 
 
-def _pydantic_model(tp: Any, hints: Mapping[str, Any]) -> Iterator[_Attribute]:
+def _pydantic_model(tp: Any, hints: Fields) -> Iterator[_Attribute]:
     for name, info in tp.model_fields.items():
         desc = ", ".join([info.description or "", *map(repr, info.metadata)]).strip(", ")
         yield _Attribute(name, info.annotation, info.is_required(), desc)
@@ -1413,11 +1417,15 @@ class Signature:
         return evolve(self, **dict(zip(("inputs", "outputs"), map(concat, sides), strict=True)))
 
 
+Task = str | Signature | Callable[..., Any]
+"""What `signature` takes."""
+
+
 def signature(
-    task: str | Signature | Callable[..., Any],
+    task: Task,
     *,
     instructions: str | None = None,
-    types: Mapping[str, Any] | None = None,
+    types: Fields | None = None,
 ) -> Signature:
     """Make a signature from a text, from an annotated function, or from a signature.
 
@@ -1457,7 +1465,7 @@ def _request_outputs(made: Signature) -> str:
     return f"{start} the fields {wanted}."
 
 
-def _parse_signature(text: str, types: Mapping[str, Any]) -> Signature:
+def _parse_signature(text: str, types: Fields) -> Signature:
     quoted = re.compile(r"'[^']*'|\"[^\"]*\"")
     bare = quoted.sub(lambda match: "_" * len(match[0]), text)  # an arrow in a Literal is none
     if bare.count("->") != 1:
@@ -1468,7 +1476,7 @@ def _parse_signature(text: str, types: Mapping[str, Any]) -> Signature:
     return Signature(_parse_side(inputs, types), _parse_side(outputs, types))
 
 
-def _parse_side(text: str, types: Mapping[str, Any]) -> list[Field]:
+def _parse_side(text: str, types: Fields) -> list[Field]:
     """Read one side as what it looks like: the parameters of a Python function."""
     try:
         parsed = ast.parse(f"def side({text}): ...").body[0]
@@ -1485,7 +1493,7 @@ def _parse_side(text: str, types: Mapping[str, Any]) -> list[Field]:
     ]
 
 
-def _resolve(node: ast.expr, text: str, types: Mapping[str, Any]) -> Any:
+def _resolve(node: ast.expr, text: str, types: Fields) -> Any:
     """Evaluate an annotation by hand: names, brackets, `|`, and constants; nothing is executed."""
     match node:
         case ast.Name(id=name):
@@ -1509,7 +1517,7 @@ def _resolve(node: ast.expr, text: str, types: Mapping[str, Any]) -> Any:
     raise SignatureError("a wrong type", place, "names and brackets", f"see {text!r}")
 
 
-def _named_type(name: str, text: str, types: Mapping[str, Any]) -> Any:
+def _named_type(name: str, text: str, types: Fields) -> Any:
     if name in types:
         return types[name]
     ours = (History, Image, Audio, File, date, datetime, clock, Decimal)
@@ -1524,7 +1532,7 @@ def _named_type(name: str, text: str, types: Mapping[str, Any]) -> Any:
     raise SignatureError("unknown type name", name, f"a known type in {text!r}", todo)
 
 
-def _inspect_function(function: Callable[..., Any], types: Mapping[str, Any]) -> Signature:
+def _inspect_function(function: Callable[..., Any], types: Fields) -> Signature:
     name = getattr(function, "__name__", "")
     try:
         hints = typing.get_type_hints(function, localns=dict(types))
@@ -1538,7 +1546,7 @@ def _inspect_function(function: Callable[..., Any], types: Mapping[str, Any]) ->
     return Signature(inputs, outputs, inspect.getdoc(function) or "")
 
 
-def _parameters(function: Callable[..., Any], hints: Mapping[str, Any]) -> list[Field]:
+def _parameters(function: Callable[..., Any], hints: Fields) -> list[Field]:
     fields = []
     for one in inspect.signature(function).parameters.values():
         if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.POSITIONAL_ONLY):
@@ -1598,7 +1606,7 @@ class Media:
         return cls(f"data:{media_type};base64,{text}", name)
 
     @classmethod
-    def from_path(cls: type[M], path: str | os.PathLike[str], *, media_type: str = "") -> M:
+    def from_path(cls: type[M], path: Path_, *, media_type: str = "") -> M:
         """Read a file; its media type is guessed by its name.
 
         Raises:
@@ -1724,7 +1732,7 @@ class Tool:
 
     name: str
     desc: str
-    schema: Mapping[str, Any]
+    schema: Fields
     fields: tuple[Field, ...] = field(eq=False, repr=False)
     function: Callable[..., Any] = field(eq=False, repr=False)
 
@@ -1775,7 +1783,7 @@ class Tool:
         """Call the function with these arguments, checked."""
         return self.function(**self.checked(arguments))
 
-    def checked(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def checked(self, arguments: Fields) -> dict[str, Any]:
         """Return the arguments as values of the parameters' types.
 
         Raises:
@@ -1816,7 +1824,7 @@ def _call_mcp(call: Callable[[str, dict[str, Any]], Any], name: str, /, **argume
     return call(name, arguments)
 
 
-def _schema_type(schema: Mapping[str, Any]) -> Any:
+def _schema_type(schema: Fields) -> Any:
     """The type that a JSON schema describes; Any for what has no name here."""
     if "enum" in schema:
         return Literal[tuple(schema["enum"])]
@@ -1886,7 +1894,7 @@ class Request:
     max_tokens: int | None = None
     top_p: float | None = None
     stop: tuple[str, ...] = field(default=(), converter=_tuple)
-    schema: Mapping[str, Any] | None = None
+    schema: Fields | None = None
     tools: tuple[Any, ...] = field(default=(), converter=_tuple)
     tool_choice: Any = None
     rollout: int = 0
@@ -1986,9 +1994,7 @@ class Adapter(Made):
     """
 
     name: str
-    render: Callable[[Signature, Prompt, Mapping[str, Any]], tuple[Message, ...]] = field(
-        repr=False
-    )
+    render: Callable[[Signature, Prompt, Fields], tuple[Message, ...]] = field(repr=False)
     parse: Callable[[Signature, Response], Any] = field(repr=False)
     schema: Callable[[Signature], dict[str, Any]] | None = field(default=None, repr=False)
     calls: int = 1
@@ -1998,7 +2004,7 @@ class Adapter(Made):
     made: Any = _made()
 
 
-def render_outputs(adapter: Adapter, task: Signature, values: Mapping[str, Any]) -> str:
+def render_outputs(adapter: Adapter, task: Signature, values: Fields) -> str:
     """Return the reply that a model would write for these outputs: what `parse` reads back.
 
     >>> print(render_outputs(chat, signature("question -> answer"), {"answer": "4"}))
@@ -2029,7 +2035,7 @@ class _Format:
     nice: bool = False  # labels are what a person would write
     note: str = ", as JSON"  # behind the type of an output that is a list or an object
     structure: Callable[[_Format, Signature], str]
-    reply: Callable[[_Format, Signature, Mapping[str, Any]], str]
+    reply: Callable[[_Format, Signature, Fields], str]
     fields: Callable[[_Format, Signature, str, bool], dict[str, Part]]
     read: Callable[[Any, Any], Any]  # (type, data of a part) -> value
 
@@ -2079,14 +2085,14 @@ def _unescaped(form: _Format, labels: Iterable[str], text: str) -> str:
     return _pattern(rf"^([ \t]*+)\\(\\*{form.look})", labels).sub(r"\1\2", text)
 
 
-def _written(fields: Sequence[Field], values: Mapping[str, Any]) -> dict[str, str]:
+def _written(fields: Sequence[Field], values: Fields) -> dict[str, str]:
     return {one.name: write(one.type, values[one.name]) for one in fields if one.name in values}
 
 
 _UNKNOWN = "(unknown)"
 
 
-def _reply(form: _Format, task: Signature, values: Mapping[str, Any]) -> str:
+def _reply(form: _Format, task: Signature, values: Fields) -> str:
     texts = dict.fromkeys([one.name for one in task.outputs], _UNKNOWN)
     marked = _mark(form, task.outputs, texts | _written(task.outputs, values))
     return form.joint.join([*marked, form.end] if form.end else marked)
@@ -2185,7 +2191,7 @@ def _turn(form: _Format, task: Signature, values: Record, note: str = "") -> Ite
 def _content(
     form: _Format,
     fields: Sequence[Field],
-    values: Mapping[str, Any],
+    values: Fields,
     *,
     before: str = "",
     after: str = "",
@@ -2240,9 +2246,7 @@ def _frame(form: _Format, task: _Itself, prompt: _Itself) -> tuple[tuple[Message
     return (system, *turns), form.ending.format(fields=listed, labels=labels), plain
 
 
-def _render(
-    form: _Format, task: Signature, prompt: Prompt, inputs: Mapping[str, Any]
-) -> tuple[Message, ...]:
+def _render(form: _Format, task: Signature, prompt: Prompt, inputs: Fields) -> tuple[Message, ...]:
     prefix, ending, plain = _frame(form, _Itself(task), _Itself(prompt))
     if plain:
         return (*prefix, Message("user", _content(form, task.inputs, inputs, after=ending)))
@@ -2277,7 +2281,7 @@ def _parse(form: _Format, task: Signature, response: Response) -> Record:
     return _owned({one.name: _parse_field(form, one, closed, response) for one in task.outputs})
 
 
-def _parse_field(form: _Format, one: Field, found: Mapping[str, Any], response: Response) -> Any:
+def _parse_field(form: _Format, one: Field, found: Fields, response: Response) -> Any:
     facts = {"field": one.name, "response": response}
     if one.name not in found:
         what = f"the field `{one.name}` is missing"
@@ -2379,7 +2383,7 @@ def _json_structure(form: _Format, task: Signature) -> str:
     return "\n\n".join([*start, form.start, f"{{{fields}}}"])
 
 
-def _json_reply(form: _Format, task: Signature, values: Mapping[str, Any]) -> str:
+def _json_reply(form: _Format, task: Signature, values: Fields) -> str:
     return _dump({f.name: jsonable(values.get(f.name, _UNKNOWN)) for f in task.outputs})
 
 
@@ -2479,7 +2483,7 @@ Flow = Generator[Any, Any, Any]
 SETTINGS = ("temperature", "max_tokens", "top_p", "stop", "rollout", "extra", "adapter")
 
 
-def _settings(mapping: Mapping[str, Any]) -> Record:
+def _settings(mapping: Fields) -> Record:
     chosen = mapping.get("adapter", "chat")
     if chosen not in ADAPTERS:
         raise ParamsError("unknown adapter", chosen, f"one of {', '.join(ADAPTERS)}", "correct it")
@@ -2672,7 +2676,7 @@ def _typed_value(tp: Any, value: Any) -> Any:
         return value
 
 
-def check_inputs(program: Program, inputs: Mapping[str, Any]) -> Record:
+def check_inputs(program: Program, inputs: Fields) -> Record:
     """Return the inputs as a record in the program's order, with its defaults filled in.
 
     Raises:
@@ -2689,7 +2693,7 @@ def check_inputs(program: Program, inputs: Mapping[str, Any]) -> Record:
     return select_inputs(program, inputs)
 
 
-def select_inputs(program: Program, example: Mapping[str, Any]) -> Record:
+def select_inputs(program: Program, example: Fields) -> Record:
     """Return those fields of an example that are the program's inputs, defaults filled in.
 
     Raises:
@@ -2725,7 +2729,7 @@ class Call:
 
     function: Callable[..., Any]
     args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(factory=dict)
+    kwargs: Fields = field(factory=dict)
     name: str = field(default=attrs.Factory(lambda self: _name_of(self.function), takes_self=True))
 
     @property
@@ -3572,18 +3576,17 @@ async def aemit(flow: Flow, kind: type[T], lm: Any, **options: Any) -> AsyncIter
         flow.close()
 
 
-Inputs = Mapping[str, Any]
 _Params = Mapping[str, Prompt] | None
 
 
-def _begun(program: Program, inputs: Inputs, params: _Params = None) -> Flow:
+def _begun(program: Program, inputs: Fields, params: _Params = None) -> Flow:
     """The flow of leaf effects of one run; what is wrong with its inputs is raised now."""
     ready = program if params is None else program.with_params(params)
     return running(ready, check_inputs(ready, inputs))
 
 
 def run(
-    program: Program, lm: LM, inputs: Inputs, *, params: _Params = None, workers: int = 1
+    program: Program, lm: LM, inputs: Fields, *, params: _Params = None, workers: int = 1
 ) -> Prediction:
     """Run a program once, in this thread; `workers` threads are for effects it yields together.
 
@@ -3598,7 +3601,7 @@ def run(
     return made
 
 
-async def arun(program: Program, lm: Any, inputs: Inputs, *, params: _Params = None) -> Prediction:
+async def arun(program: Program, lm: Any, inputs: Fields, *, params: _Params = None) -> Prediction:
     """Do what `run` does, in the running event loop.
 
     An LM or a tool is awaited where it is an `async def` or has an `acall`; any other one is called
@@ -3638,7 +3641,7 @@ class Chunk:
 
 
 def stream(
-    program: Program, lm: LM, inputs: Inputs, *, params: _Params = None
+    program: Program, lm: LM, inputs: Fields, *, params: _Params = None
 ) -> Generator[Chunk | Prediction, None, None]:
     """Run a program in a thread of its own, and yield the text of its fields as it arrives.
 
@@ -3680,7 +3683,7 @@ def _streamed(flow: Flow, lm: LM) -> Generator[Chunk | Prediction, None, None]:
 
 
 async def astream(
-    program: Program, lm: Any, inputs: Inputs, *, params: _Params = None
+    program: Program, lm: Any, inputs: Fields, *, params: _Params = None
 ) -> AsyncIterator[Chunk | Prediction]:
     """Do what `stream` does, in the running event loop.
 
@@ -3872,7 +3875,7 @@ def _raised_again(text: str) -> Exception:
 def run_many(
     program: Program,
     lm: LM,
-    inputs_list: Iterable[Inputs],
+    inputs_list: Iterable[Fields],
     *,
     workers: int | None = None,
     executor: Executor | None = None,
@@ -4003,10 +4006,10 @@ def _serve(work: SimpleQueue[Any]) -> None:
 
 @factory
 def predict(
-    task: str | Signature | Callable[..., Any],
+    task: Task,
     *,
     instructions: str | None = None,
-    types: Mapping[str, Any] | None = None,
+    types: Fields | None = None,
     adapter: Adapter = chat,
     retries: int = 2,
     tools: Iterable[Tool] = (),
@@ -4052,14 +4055,22 @@ def predict(
                     raise
                 request = evolve(request, messages=request.messages + _ask_again(response, error))
 
-    return program(
-        inputs=made.inputs,
-        outputs=[one.name for one in made.outputs],
-        max_calls=(retries + 1) * adapter.calls,
-        name=name,
-        signature=made,
-        prompt=Prompt(made.instructions, texts=texts, settings=settings),
-    )(body)
+    prompt = Prompt(made.instructions, texts=texts, settings=settings)
+    calls = (retries + 1) * adapter.calls
+    return _module(body, made, name, calls, signature=made, prompt=prompt)
+
+
+def _module(
+    body: Callable[..., Flow],
+    task: Signature,
+    name: str,
+    max_calls: int,
+    steps: Mapping[str, Program] = pytypes.MappingProxyType({}),
+    **changes: Any,
+) -> Program:
+    """A program with the inputs and outputs of a task."""
+    known = {"inputs": task.inputs, "outputs": [one.name for one in task.outputs], **changes}
+    return program(steps, name=name, max_calls=max_calls, **known)(body)
 
 
 def _request(
@@ -4103,12 +4114,16 @@ def _ask_again(response: Response, error: ParseError) -> tuple[Message, Message]
     return Message("assistant", response.text.strip() or "(empty)"), Message("user", problem)
 
 
+def _task(task: Task, options: dict[str, Any]) -> tuple[Signature, dict[str, Any]]:
+    """The signature of a task, and the options that are for `predict` and not for `signature`."""
+    own = {name: value for name, value in options.items() if name in ("instructions", "types")}
+    return signature(task, **own), {n: v for n, v in options.items() if n not in own}
+
+
 @factory
 def chain_of_thought(
-    task: str | Signature | Callable[..., Any],
+    task: Task,
     *,
-    instructions: str | None = None,
-    types: Mapping[str, Any] | None = None,
     name: str = "chain_of_thought",
     **options: Any,
 ) -> Program:
@@ -4121,7 +4136,7 @@ def chain_of_thought(
     >>> [f.name for f in chain_of_thought("question -> answer").signature.outputs]
     ['reasoning', 'answer']
     """
-    made = signature(task, instructions=instructions, types=types)
+    made, options = _task(task, options)
     thought = Field("reasoning", desc="the steps that lead to the answer")
     return predict(made.prepend(thought), name=name, **options)
 
@@ -4195,7 +4210,7 @@ _TRAJECTORY = Field("trajectory", list[Turn], "the steps so far")
 
 def _agent(
     steps: Steps,
-    given: Mapping[str, Any],
+    given: Fields,
     past: str,
     most: int,
     turn: Callable[[Any, int], Flow],
@@ -4228,9 +4243,7 @@ def _agent(
     return {**ended, past: tuple(done)}
 
 
-def _remembering(
-    steps: Steps, name: str, given: Mapping[str, Any], past: str, shown: list[Any]
-) -> Flow:
+def _remembering(steps: Steps, name: str, given: Fields, past: str, shown: list[Any]) -> Flow:
     """Run a step on what happened; where that is too long, forget the oldest of it."""
     while True:
         try:
@@ -4243,16 +4256,13 @@ def _remembering(
 
 @factory
 def react(
-    task: str | Signature | Callable[..., Any],
+    task: Task,
     tools: Iterable[Callable[..., Any] | Tool],
     *,
     max_steps: int = 20,
     native: bool = False,
-    instructions: str | None = None,
-    types: Mapping[str, Any] | None = None,
-    adapter: Adapter = chat,
     name: str = "react",
-    **settings: Any,
+    **options: Any,
 ) -> Program:
     """Make the agent that thinks, calls a tool and observes, until it can answer.
 
@@ -4288,14 +4298,12 @@ def react(
     >>> agent(lm, question="How many people live in Paris?").answer
     2100000
     """
-    made = signature(task, instructions=instructions, types=types)
+    made, options = _task(task, options)
     known = _tools(tools, reserved="finish")
     _at_least_one("max_steps", max_steps)
     seen = made.append(_TRAJECTORY, to="inputs")
-    acting = (
-        _act_natively(seen, known, settings) if native else _act(seen, known, adapter, settings)
-    )
-    answer = chain_of_thought(seen, adapter=adapter, name="answer", **settings)
+    acting = (_act_natively if native else _act)(seen, known, options)
+    answer = chain_of_thought(seen, name="answer", **options)
 
     def turn(step: Any, left: int) -> Flow:
         calls = step["calls"] if native else (ToolCall("", step.tool, step.arguments),)
@@ -4307,13 +4315,8 @@ def react(
         failed = partial(Turn, "", "", {})
         return (yield from _agent(steps, inputs, "trajectory", max_steps, turn, failed))
 
-    return program(
-        {"act": acting, "answer": answer},
-        inputs=made.inputs,
-        outputs=[*answer.outputs, "trajectory"],
-        max_calls=2 * max_steps + answer.max_calls,
-        name=name,
-    )(body)
+    calls, steps = 2 * max_steps + answer.max_calls, {"act": acting, "answer": answer}
+    return _module(body, made, name, calls, steps, outputs=[*answer.outputs, "trajectory"])
 
 
 def _tools(
@@ -4329,7 +4332,7 @@ def _tools(
     return Record({one.name: one for one in made})
 
 
-def _act(seen: Signature, tools: Record, adapter: Adapter, settings: Mapping[str, Any]) -> Program:
+def _act(seen: Signature, tools: Record, options: Fields) -> Program:
     """The step that names one tool in a reply."""
     called = Field("tool", desc="the name of the tool to call, or finish")
     given = Field("arguments", dict[str, Any], "of the tool, by name")
@@ -4339,10 +4342,14 @@ def _act(seen: Signature, tools: Record, adapter: Adapter, settings: Mapping[str
         f"{_listed(seen)}, call finish, with no arguments."
     )
     made = Signature(seen.inputs, (_THOUGHT, called, given), told)
-    return predict(made, tools=tools.values(), adapter=adapter, retries=0, name="act", **settings)
+    return _acting(made, tools, options)
 
 
-def _act_natively(seen: Signature, tools: Record, settings: Mapping[str, Any]) -> Program:
+def _acting(task: Signature, tools: Record, options: Fields) -> Program:
+    return predict(task, **{**options, "tools": tools.values(), "retries": 0, "name": "act"})
+
+
+def _act_natively(seen: Signature, tools: Record, options: Fields) -> Program:
     """The step that calls tools as the provider does."""
     told = (
         f"{seen.instructions}\n\nCall tools until you know all that is needed for {_listed(seen)}. "
@@ -4364,11 +4371,9 @@ def _act_natively(seen: Signature, tools: Record, settings: Mapping[str, Any]) -
         return {"thought": response.text or response.reasoning, "calls": response.tool_calls}
 
     texts = {f"tool.{one.name}": one.desc for one in tools.values()}
+    settings = {name: value for name, value in options.items() if name in SETTINGS}
     prompt = Prompt(told, texts=texts, settings=settings)
-    outputs = ("thought", "calls")
-    return program(
-        inputs=made.inputs, outputs=outputs, max_calls=1, name="act", signature=made, prompt=prompt
-    )(body)
+    return _module(body, made, "act", 1, signature=made, prompt=prompt)
 
 
 def _called(tools: Record, thought: str, call: ToolCall) -> Flow:
@@ -4377,7 +4382,7 @@ def _called(tools: Record, thought: str, call: ToolCall) -> Flow:
     return Turn(thought, call.name, call.arguments, observation)
 
 
-def _observed(tools: Record, name: str, arguments: Mapping[str, Any]) -> Flow:
+def _observed(tools: Record, name: str, arguments: Fields) -> Flow:
     if name not in tools:
         return f"There is no tool {name!r}; there are {', '.join(tools)}."
     try:
@@ -4412,7 +4417,7 @@ class Result:
     error: str = ""
     state: Any = None
     calls: tuple[Any, ...] = ()
-    answer: Mapping[str, Any] | None = None
+    answer: Fields | None = None
 
 
 Interpreter = Callable[[str, Any], Result]
@@ -4438,7 +4443,7 @@ def _ran(code: str, result: Result) -> Cell:
     return Cell(code, "\n".join(shown) or "(no output: print what you want to see)")
 
 
-def _state(variables: Mapping[str, Any], functions: Iterable[str]) -> dict[str, Any]:
+def _state(variables: Fields, functions: Iterable[str]) -> dict[str, Any]:
     given = {name: jsonable(value) for name, value in variables.items()}
     return {"variables": given, "functions": list(functions), "cells": [], "answers": []}
 
@@ -4458,9 +4463,7 @@ def _run_code(
         asked = {**asked, "answers": [*asked["answers"], *answers]}
 
 
-def _answered(
-    outside: Callable[..., Flow], name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Flow:
+def _answered(outside: Callable[..., Flow], name: str, args: Sequence[Any], kwargs: Fields) -> Flow:
     try:
         return {"value": jsonable((yield from outside(name, args, kwargs)), other=repr)}
     except Exception as error:
@@ -4469,7 +4472,7 @@ def _answered(
         return {"error": describe(error)}
 
 
-def _outside(tools: Record, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Flow:
+def _outside(tools: Record, name: str, args: Sequence[Any], kwargs: Fields) -> Flow:
     """Call a tool for code; what goes wrong is raised there."""
     if name not in tools:
         known = f"one of {', '.join(tools) or '(none)'}"
@@ -4484,12 +4487,10 @@ def _outside(tools: Record, name: str, args: Sequence[Any], kwargs: Mapping[str,
 
 @factory
 def program_of_thought(
-    task: str | Signature | Callable[..., Any],
+    task: Task,
     interpreter: Interpreter,
     *,
     max_tries: int = 3,
-    instructions: str | None = None,
-    types: Mapping[str, Any] | None = None,
     name: str = "program_of_thought",
     **options: Any,
 ) -> Program:
@@ -4516,7 +4517,7 @@ def program_of_thought(
     >>> program_of_thought("question -> answer: int", fake)(lm, question="2+2?").answer
     4
     """
-    made = signature(task, instructions=instructions, types=types)
+    made, options = _task(task, options)
     _at_least_one("max_tries", max_tries)
     told = (
         f"{made.instructions}\n\nWrite Python code that prints all that is needed for "
@@ -4542,9 +4543,7 @@ def program_of_thought(
 
     calls = max_tries * writing.max_calls + answer.max_calls
     steps = {"code": writing, "answer": answer}
-    return program(steps, inputs=made.inputs, outputs=answer.outputs, max_calls=calls, name=name)(
-        body
-    )
+    return _module(body, made, name, calls, steps, outputs=answer.outputs)
 
 
 _no_tools = partial(_outside, Record())
@@ -4552,13 +4551,11 @@ _no_tools = partial(_outside, Record())
 
 @factory
 def code_act(
-    task: str | Signature | Callable[..., Any],
+    task: Task,
     tools: Iterable[Callable[..., Any] | Tool],
     interpreter: Interpreter,
     *,
     max_steps: int = 5,
-    instructions: str | None = None,
-    types: Mapping[str, Any] | None = None,
     name: str = "code_act",
     **options: Any,
 ) -> Program:
@@ -4590,7 +4587,7 @@ def code_act(
     >>> code_act("question -> answer: int", [], fake)(lm, question="2+2?").answer
     4
     """
-    made = signature(task, instructions=instructions, types=types)
+    made, options = _task(task, options)
     known = _tools(tools, reserved="", needed=False)
     _at_least_one("max_steps", max_steps)
     told = (
@@ -4601,8 +4598,7 @@ def code_act(
     finished = Field("finished", bool, "whether nothing is left to do after this code")
     seen = made.append(_HISTORY, to="inputs")
     acting = Signature(seen.inputs, (_THOUGHT, _CODE, finished), told)
-    act = predict(acting, tools=known.values(), **{**options, "retries": 0, "name": "act"})
-    answer = chain_of_thought(seen, name="answer", **options)
+    act, answer = _acting(acting, known, options), chain_of_thought(seen, name="answer", **options)
 
     def body(steps: Steps, /, **inputs: Any) -> Flow:
         state = _state(inputs, known)
@@ -4615,29 +4611,21 @@ def code_act(
 
         return (yield from _agent(steps, inputs, "history", max_steps, turn, partial(Cell, "")))
 
-    return program(
-        {"act": act, "answer": answer},
-        inputs=made.inputs,
-        outputs=[*answer.outputs, "history"],
-        max_calls=2 * max_steps + answer.max_calls,
-        name=name,
-    )(body)
+    calls, steps = 2 * max_steps + answer.max_calls, {"act": act, "answer": answer}
+    return _module(body, made, name, calls, steps, outputs=[*answer.outputs, "history"])
 
 
 @factory
 def recursive(
-    task: str | Signature | Callable[..., Any],
+    task: Task,
     interpreter: Interpreter,
     *,
     tools: Iterable[Callable[..., Any] | Tool] = (),
     max_steps: int = 20,
     max_queries: int = 50,
     preview_chars: int = 500,
-    instructions: str | None = None,
-    types: Mapping[str, Any] | None = None,
-    adapter: Adapter = chat,
     name: str = "recursive",
-    **settings: Any,
+    **options: Any,
 ) -> Program:
     """Make a recursive language model: it explores its inputs by code, and asks itself about parts.
 
@@ -4667,7 +4655,7 @@ def recursive(
     >>> recursive("text -> count: int", fake)(lm, text="banana").count
     3
     """
-    made = signature(task, instructions=instructions, types=types)
+    made, options = _task(task, options)
     known = _tools(tools, reserved="query", needed=False)
     _tools(known.values(), reserved="submit", needed=False)
     _at_least_one("max_steps", max_steps)
@@ -4684,15 +4672,13 @@ def recursive(
     acting = Signature((about, _HISTORY), (_THOUGHT, _CODE), told)
     asked = Signature((Field("prompt"),), (Field("reply"),), "Do what the prompt says.")
     reading = Signature((about, _HISTORY), made.outputs, made.instructions)
-    options = {"adapter": adapter, **settings}
-    act = predict(acting, tools=known.values(), retries=0, name="act", **options)
-    query = predict(asked, adapter=plain, retries=0, name="query", **settings)
-    answer = predict(reading, name="answer", **options)
+    act, answer = _acting(acting, known, options), predict(reading, name="answer", **options)
+    query = predict(asked, **{**options, "adapter": plain, "retries": 0, "name": "query"})
 
     def body(steps: Steps, /, **inputs: Any) -> Flow:
         state, queries = _state(inputs, [*known, "query"]), max_queries
 
-        def outside(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Flow:
+        def outside(name: str, args: Sequence[Any], kwargs: Fields) -> Flow:
             nonlocal queries
             if name != "query":
                 return (yield from _outside(known, name, args, kwargs))
@@ -4716,23 +4702,19 @@ def recursive(
         given = {"variables": _variables(made, inputs, preview_chars)}
         return (yield from _agent(steps, given, "history", max_steps, turn, partial(Cell, "")))
 
-    return program(
-        {"act": act, "query": query, "answer": answer},
-        inputs=made.inputs,
-        outputs=[*answer.outputs, "history"],
-        max_calls=2 * max_steps + max_queries + answer.max_calls,
-        name=name,
-    )(body)
+    calls = 2 * max_steps + max_queries + answer.max_calls
+    steps = {"act": act, "query": query, "answer": answer}
+    return _module(body, made, name, calls, steps, outputs=[*answer.outputs, "history"])
 
 
-def _check_query(args: Sequence[Any], kwargs: Mapping[str, Any], left: int) -> None:
+def _check_query(args: Sequence[Any], kwargs: Fields, left: int) -> None:
     if kwargs or not args or not all(isinstance(one, str) for one in args):
         raise DataError("wrong arguments of query", [*args, kwargs], "texts", "pass prompts")
     if len(args) > left:
         raise DataError("too many queries", len(args), f"{left} more at most", "do with less")
 
 
-def _variables(task: Signature, inputs: Mapping[str, Any], most: int) -> str:
+def _variables(task: Signature, inputs: Fields, most: int) -> str:
     texts = {one: write(one.type, inputs[one.name]) for one in task.inputs}
     return "\n".join(
         f"{one.name} ({one.words}), {len(text)} characters: {cut(text, most)}"
@@ -4953,7 +4935,7 @@ def subprocess_python(
 
 
 def _in_subprocess(
-    command: tuple[str, ...], job: Mapping[str, Any], timeout: float, code: str, state: Any
+    command: tuple[str, ...], job: Fields, timeout: float, code: str, state: Any
 ) -> Result:
     import subprocess
     import tempfile
@@ -5086,7 +5068,7 @@ def best_of_n(
 def _attempts(
     steps: Steps,
     name: str,
-    inputs: Mapping[str, Any],
+    inputs: Fields,
     n: int,
     reward: Reward,
     threshold: float,
@@ -5318,11 +5300,9 @@ def _attempted(run: Run) -> Flow:
 
 @factory
 def multi_chain_comparison(
-    task: str | Signature | Callable[..., Any],
+    task: Task,
     *,
     m: int = 3,
-    instructions: str | None = None,
-    types: Mapping[str, Any] | None = None,
     name: str = "multi_chain_comparison",
     **options: Any,
 ) -> Program:
@@ -5345,7 +5325,7 @@ def multi_chain_comparison(
     >>> multi_chain_comparison("question -> answer: int", m=2)(lm, question="2+2?").answer
     4
     """
-    made = signature(task, instructions=instructions, types=types)
+    made, options = _task(task, options)
     _at_least_one("m", m)
     others = Field("attempts", list[Any], "answers of others, some of which may be wrong")
     told = f"{made.instructions}\n\nWeigh the attempts against each other, then answer."
@@ -5359,13 +5339,9 @@ def multi_chain_comparison(
         shown = [jsonable(dict(one)) for one in tried]
         return (yield Run(steps["compare"], {**inputs, "attempts": shown}, "compare"))
 
-    return program(
-        {"attempt": attempt, "compare": comparing},
-        inputs=made.inputs,
-        outputs=comparing.outputs,
-        max_calls=m * attempt.max_calls + comparing.max_calls,
-        name=name,
-    )(body)
+    calls = m * attempt.max_calls + comparing.max_calls
+    steps = {"attempt": attempt, "compare": comparing}
+    return _module(body, made, name, calls, steps, outputs=comparing.outputs)
 
 
 # -- combinators: programs side by side, over lists, with what they need --
@@ -5519,7 +5495,7 @@ def retrieve(
     return program(inputs=[asked], outputs=["passages"], max_calls=0, name=name)(body)
 
 
-def fitting(leaf: Program, examples: Iterable[Mapping[str, Any]]) -> tuple[Record, ...]:
+def fitting(leaf: Program, examples: Dataset) -> tuple[Record, ...]:
     """Return those fields of examples that are a step's, as demonstrations of it.
 
     Left out is what has none of the step's outputs, or none of its inputs where it has some.
@@ -5541,7 +5517,7 @@ def fitting(leaf: Program, examples: Iterable[Mapping[str, Any]]) -> tuple[Recor
 
 def knn_demos(
     program: Program,
-    examples: Iterable[Mapping[str, Any]],
+    examples: Dataset,
     k: int,
     embed: Callable[[Sequence[str]], Sequence[Sequence[float]]],
     *,
@@ -5606,7 +5582,7 @@ def _nearest_demos(
     return _around(body, {program.name: program}, name=name)
 
 
-def _asked_text(program: Program, example: Mapping[str, Any]) -> str:
+def _asked_text(program: Program, example: Fields) -> str:
     """The inputs of a program, as the text that is embedded."""
     given = select_inputs(program, example)
     return "\n".join(f"{one.name}: {write(one.type, given[one.name])}" for one in program.inputs)
@@ -6160,7 +6136,7 @@ class _Dialect:
 
     encode: Callable[[Request], dict[str, Any]]
     decode: Callable[[Any], Response]
-    stream: Mapping[str, Any]  # what a request adds that asks for a stream of events
+    stream: Fields  # what a request adds that asks for a stream of events
     piece: Callable[[Any], str]  # the text in one event
     assemble: Callable[[list[Any]], Any]  # all events into the answer without a stream
 
@@ -7081,7 +7057,7 @@ def _kept_response(text: str) -> Response:
 
 
 @factory
-def cache(store: str | os.PathLike[str] | MutableMapping[str, str]) -> Middleware:
+def cache(store: Path_ | MutableMapping[str, str]) -> Middleware:
     """Ask each request once, and answer it from a store from then on.
 
     The key is made of all that can change an answer: the request, its `rollout` included, and the
@@ -7208,7 +7184,7 @@ def _disconnect(connections: dict[int, sqlite3.Connection]) -> None:
 
 
 @factory
-def record(path: str | os.PathLike[str]) -> Middleware:
+def record(path: Path_) -> Middleware:
     """Answer from a cassette what it holds, and append to it what it does not.
 
     A cassette is a file of JSON Lines, one for each call, with the request, the response and the
@@ -7339,7 +7315,7 @@ def _locked(file: Any) -> Iterator[None]:
         yield
 
 
-def replay_lm(path: str | os.PathLike[str], *, strict: bool = False, lm: Any = None) -> ReplayLM:
+def replay_lm(path: Path_, *, strict: bool = False, lm: Any = None) -> ReplayLM:
     """Make an LM that only answers from a cassette; nothing is sent anywhere.
 
     Args:
@@ -7653,6 +7629,12 @@ class Row:
     error: str = ""
     steps: Record = Record()
 
+    def flat(self) -> dict[str, Any]:
+        """Return all of it as one flat mapping."""
+        given, notes = self.example, {"feedback": self.feedback, "error": self.error}
+        made = {(f"predicted {n}" if n in given else n): v for n, v in self.prediction.items()}
+        return {"score": self.score, **given, **made, **{n: v for n, v in notes.items() if v}}
+
 
 _Z95 = 1.959963984540054  # the normal quantile of 0.975
 
@@ -7701,7 +7683,7 @@ class Evaluation:
 
     def records(self) -> list[Record]:
         """Return each row as one flat record, all with the same fields."""
-        rows = [_flat(row) for row in self.rows]
+        rows = [row.flat() for row in self.rows]
         names = dict.fromkeys(concat(rows))
         return [Record({name: row.get(name, "") for name in names}) for row in rows]
 
@@ -7719,10 +7701,9 @@ class Evaluation:
         import csv
         import io
 
-        out = io.StringIO(newline="")
-        writer = csv.DictWriter(out, list(self.records()[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({n: as_text(v) for n, v in row.items()} for row in self.records())
+        rows, out = self.records(), io.StringIO(newline="")
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerows([list(rows[0]), *(map(as_text, row.values()) for row in rows)])
         return out.getvalue()
 
     def to_json(self) -> str:
@@ -7745,20 +7726,13 @@ class Evaluation:
         return f"<score {self.score:.3f}, 95% {low:.3f} to {high:.3f}, {counts}{cut(shown)}>"
 
 
-def _flat(row: Row) -> dict[str, Any]:
-    given = dict(row.example)
-    made = {(f"predicted {n}" if n in given else n): v for n, v in row.prediction.items()}
-    notes = {"feedback": row.feedback, "error": row.error}
-    return {"score": row.score, **given, **made, **{n: note for n, note in notes.items() if note}}
-
-
 def _cell(value: Any) -> str:
     return cut(" ".join(as_text(value).split()), 30)
 
 
 def evaluate(
     program: Program,
-    dataset: Iterable[Mapping[str, Any]],
+    dataset: Dataset,
     metric: Metric,
     *,
     lm: LM,
@@ -7800,8 +7774,8 @@ def evaluate(
 
 async def aevaluate(
     program: Program,
-    dataset: Iterable[Mapping[str, Any]],
-    metric: Metric,
+    dataset: Dataset,
+    metric: Any,
     *,
     lm: Any,
     workers: int | None = None,
@@ -7822,31 +7796,27 @@ async def aevaluate(
 
 def evaluating(
     program: Program,
-    dataset: Iterable[Mapping[str, Any]],
-    metric: Metric,
+    dataset: Dataset,
+    metric: Any,
     *,
     lm: Any,
-    params: Mapping[str, Prompt] | None = None,
+    params: _Params = None,
     failure_score: float = 0.0,
     max_errors: int | None = None,
     progress: Callable[..., Iterable[Any]] | None = None,
 ) -> Flow:
-    """Return the flow of an evaluation, to be a part of another one.
+    """Return the flow of an evaluation, to be a part of another one; see `evaluate`.
 
     Args:
         failure_score: of a row in which the program failed, 0 to 1.
         max_errors: stop when more rows than this have failed.
-
-    The other arguments, the result and the errors are those of `evaluate`.
 
     >>> flow = evaluating(predict("q -> a"), [{"q": "?"}], exact_match, lm=stub_lm())
     >>> list(next(flow).items)
     [Record(q='?')]
     """
     ready = program if params is None else program.with_params(params)
-    examples = check_dataset(ready, dataset)
-    rows: list[Row] = []
-    failed = 0
+    examples, rows, failed = check_dataset(ready, dataset), list[Row](), 0
 
     def take(row: Any) -> None:
         nonlocal failed
@@ -7856,16 +7826,15 @@ def evaluating(
         rows.append(row)
         failed += bool(row.error)
         if max_errors is not None and failed > max_errors:
-            what, todo = f"{failed} of {len(rows)} rows failed; the last", "correct the program"
-            known = f"at most {max_errors}"
-            raise DataError(what, row.error, known, todo, rows=tuple(rows))
+            what, known = f"{failed} of {len(rows)} rows failed; the last", f"at most {max_errors}"
+            raise DataError(what, row.error, known, "correct the program", rows=tuple(rows))
 
     watch = progress and partial(progress, total=len(examples), desc="evaluate")
     yield _Many(partial(_row, ready, metric, failure_score), examples, lm, take, watch)
     return Evaluation(tuple(rows))
 
 
-def check_dataset(program: Program, dataset: Iterable[Mapping[str, Any]]) -> tuple[Record, ...]:
+def check_dataset(program: Program, dataset: Dataset) -> tuple[Record, ...]:
     """Return a data set as records, after checking that each has the program's inputs.
 
     Raises:
@@ -7885,7 +7854,8 @@ def check_dataset(program: Program, dataset: Iterable[Mapping[str, Any]]) -> tup
     return examples
 
 
-def _row(program: Program, metric: Metric, failure_score: float, example: Record) -> Flow:
+def _row(program: Program, metric: Any, failure_score: float, example: Record) -> Flow:
+    """Run a program on an example and score it; returns the row, or a MetricError to be raised."""
     events: list[Event] = []
     inputs = select_inputs(program, example)
     try:
@@ -7893,22 +7863,17 @@ def _row(program: Program, metric: Metric, failure_score: float, example: Record
     except Exception as error:
         if stops(error):
             raise
-        failed = Prediction(trace=events)
-        return Row(example, failed, failure_score, error=describe(error))
-    shown = {"example": dict(example), "prediction": dict(prediction)}
+        return Row(example, Prediction(trace=events), failure_score, error=describe(error))
+    shown, todo = {"example": dict(example), "prediction": dict(prediction)}, "correct the metric"
     try:
         result = yield Call(metric, (example, prediction))
     except (LMError, BudgetExceeded, ReplayMiss):
         raise  # of a judge
     except Exception as error:
-        wrong = MetricError(
-            f"the metric raised {type(error).__name__} ({error}) for",
-            shown,
-            "a score",
-            "correct the metric",
-        )
+        what = f"the metric raised {type(error).__name__} ({error}) for"
+        wrong = MetricError(what, shown, "a score", todo)
         wrong.__cause__ = error
-        return wrong  # to be raised in its turn, with the rows before it
+        return wrong
     score = result if isinstance(result, Score) else Score(result)
     if not (hasattr(score.value, "__float__") and 0.0 <= float(score.value) <= 1.0):
         what = f"the metric returned {cut(repr(result), 60)} for"
@@ -7941,10 +7906,8 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     """Compare two evaluations of the same examples: what going from `a` to `b` gains.
 
     The test is that of random signs (Fisher 1935) in its normal approximation, which for scores of
-    0 and 1 is McNemar's; the interval is the one that excludes 0 exactly where p < 0.05.
-
-    Raises:
-        DataError: the evaluations are not of the same examples.
+    0 and 1 is McNemar's; the interval is the one that excludes 0 exactly where p < 0.05. Other
+    examples are a DataError.
 
     >>> rows = [Row(Record(n=n), Prediction(), 0.0) for n in range(9)]
     >>> c = compare(Evaluation(tuple(rows)), Evaluation(tuple(evolve(r, score=1.0) for r in rows)))
@@ -7952,8 +7915,7 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     (1.0, 0.0027)
     """
     if [row.example for row in a.rows] != [row.example for row in b.rows]:
-        sizes = (len(a.rows), len(b.rows))
-        todo = "evaluate both on one data set"
+        sizes, todo = (len(a.rows), len(b.rows)), "evaluate both on one data set"
         raise DataError("different examples", sizes, "the same, in the same order", todo)
     gains = [after.score - before.score for before, after in zip(a.rows, b.rows, strict=True)]
     n, mean = len(gains), math.fsum(gains) / len(gains)
@@ -7964,9 +7926,10 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     return Comparison(mean, interval, p, better, worse, n)
 
 
-def _both_have(
-    example: Mapping[str, Any], prediction: Mapping[str, Any], name: str | None
-) -> list[tuple[Any, Any]]:
+# -- metrics: each compares one field, `field=`, or all that example and prediction share --
+
+
+def _shared(example: Fields, prediction: Fields, name: str | None) -> list[tuple[Any, Any]]:
     """Pair the expected and the predicted value of one field, or of all that both have."""
     names = [name] if name else [one for one in prediction if one in example]
     for one in names or ["(any)"]:
@@ -7993,25 +7956,17 @@ def normalize(value: Any) -> str:
     return " ".join([one for one in tokens if one not in ("a", "an", "the")] or tokens)
 
 
-# Each of these metrics compares one field, `field=`, or all that example and prediction share;
-# where they have none in common, that is a DataError.
-
-
-def exact_match(
-    example: Mapping[str, Any], prediction: Mapping[str, Any], *, field: str | None = None
-) -> float:
+def exact_match(example: Fields, prediction: Fields, *, field: str | None = None) -> float:
     """Score 1 where the predicted values equal the expected ones after `normalize`, else 0.
 
     >>> exact_match({"answer": "Paris"}, {"answer": "paris."})
     1.0
     """
-    pairs = _both_have(example, prediction, field)
+    pairs = _shared(example, prediction, field)
     return float(all(normalize(expected) == normalize(made) for expected, made in pairs))
 
 
-def f1(
-    example: Mapping[str, Any], prediction: Mapping[str, Any], *, field: str | None = None
-) -> float:
+def f1(example: Fields, prediction: Fields, *, field: str | None = None) -> float:
     """Score the overlap of words, 0 to 1: the harmonic mean of precision and recall.
 
     Of several fields it is the mean.
@@ -8021,7 +7976,7 @@ def f1(
     >>> f1({"answer": "Paris"}, {"answer": "Paris, France"})
     0.6666666666666666
     """
-    shared = [_overlap(*pair) for pair in _both_have(example, prediction, field)]
+    shared = [_overlap(*pair) for pair in _shared(example, prediction, field)]
     return math.fsum(shared) / len(shared)
 
 
@@ -8031,15 +7986,13 @@ def _overlap(expected: Any, made: Any) -> float:
     return 2 * (wanted & given).total() / total if total else 1.0
 
 
-def contains(
-    example: Mapping[str, Any], prediction: Mapping[str, Any], *, field: str | None = None
-) -> float:
+def contains(example: Fields, prediction: Fields, *, field: str | None = None) -> float:
     """Score 1 where the expected words stand in the predicted text, in a row, after `normalize`.
 
     >>> contains({"answer": "Paris"}, {"answer": "It is Paris, of course."})
     1.0
     """
-    pairs = _both_have(example, prediction, field)
+    pairs = _shared(example, prediction, field)
     return float(all(_has_words(made, expected) for expected, made in pairs))
 
 
@@ -8048,11 +8001,7 @@ def _has_words(text: Any, words: Any) -> bool:
 
 
 def passage_match(
-    example: Mapping[str, Any],
-    prediction: Mapping[str, Any],
-    *,
-    field: str = "answer",
-    context: str = "context",
+    example: Fields, prediction: Fields, *, field: str = "answer", context: str = "context"
 ) -> float:
     """Score 1 where a passage, of the list `context`, has the expected answer, or one of several.
 
@@ -8081,15 +8030,15 @@ class Judge(Made):
 
     program: Program
     lm: LM = field(repr=False)
-    fill: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]] = field(repr=False)
+    fill: Callable[[Fields, Fields], Fields] = field(repr=False)
     measure: Callable[[Prediction], Score] = field(repr=False)
     made: Any = _made()
 
-    def __call__(self, example: Mapping[str, Any], prediction: Mapping[str, Any]) -> Score:
-        """Score a prediction; makes the LM calls of the program."""
+    def __call__(self, example: Fields, prediction: Fields) -> Score:
+        """Score a prediction; makes the LM calls of the program, and raises what it raises."""
         return self.measure(run(self.program, self.lm, self.fill(example, prediction)))
 
-    async def acall(self, example: Mapping[str, Any], prediction: Mapping[str, Any]) -> Score:
+    async def acall(self, example: Fields, prediction: Fields) -> Score:
         """Do the same in the running event loop."""
         return self.measure(await arun(self.program, self.lm, self.fill(example, prediction)))
 
@@ -8117,9 +8066,6 @@ def judge(lm: LM, criterion: str, **options: Any) -> Judge:
         criterion: what a good prediction is like, in words.
         **options: what `predict` takes.
 
-    Raises:
-        ParseError: (when asked) its reply cannot be read.
-
     Calls: those of `predict` for each prediction.
 
     Reference: Zheng et al. 2023, arXiv 2306.05685.
@@ -8129,17 +8075,21 @@ def judge(lm: LM, criterion: str, **options: Any) -> Judge:
     Score(value=0.25, feedback='Rude.', steps=Record())
     """
     grade = Field("grade", Literal[1, 2, 3, 4, 5], "5 is perfect, 1 is useless")
-    task = Signature(
-        (Field("example", dict), Field("prediction", dict)),
-        (Field("feedback", desc="what is wrong with the prediction, and how to do better"), grade),
-        f"Judge the prediction for the example by this criterion: {criterion}",
-    )
+    feedback = Field("feedback", desc="what is wrong with the prediction, and how to do better")
+    told = f"Judge the prediction for the example by this criterion: {criterion}"
+    task = Signature((Field("example", dict), Field("prediction", dict)), (feedback, grade), told)
     return Judge(
         predict(task, name="judge", **options),
         lm,
         lambda example, made: {"example": dict(example), "prediction": dict(made)},
         lambda made: Score((made.grade - 1) / 4, made.feedback),
     )
+
+
+def _compared(told: str, names: Sequence[str], *shares: tuple[str, str]) -> Signature:
+    """The signature of a step that estimates shares, each 0 to 1."""
+    outputs = [Field(name, float, f"share of {desc}, 0 to 1") for name, desc in shares]
+    return Signature(map(Field, names), outputs, told)
 
 
 @factory
@@ -8154,9 +8104,6 @@ def semantic_f1(
         threshold: score 1 from here on and 0 below; by default the F1 itself.
         **options: what `predict` takes.
 
-    Raises:
-        ParseError: (when asked) its reply cannot be read.
-
     Calls: those of `predict` for each prediction.
 
     >>> reply = {"reasoning": "", "recall": 1.0, "precision": 0.5}
@@ -8164,14 +8111,10 @@ def semantic_f1(
     >>> round(metric({"question": "?", "answer": "a"}, {"answer": "a and b"}).value, 3)
     0.667
     """
-    task = Signature(
-        (Field("question"), Field("expected"), Field("answer")),
-        (
-            Field("recall", float, "share of the expected ideas that are in the answer, 0 to 1"),
-            Field("precision", float, "share of the answer's ideas that are expected, 0 to 1"),
-        ),
-        "Compare the ideas of the answer with those of the expected answer.",
-    )
+    told = "Compare the ideas of the answer with those of the expected answer."
+    recall = ("recall", "the expected ideas that are in the answer")
+    precision = ("precision", "the answer's ideas that are expected")
+    task = _compared(told, ["question", "expected", "answer"], recall, precision)
     program = chain_of_thought(task, name="semantic_f1", **options)
     measure = partial(_harmonic, ("recall", "precision"), threshold)
     return Judge(program, lm, partial(_question, field, ""), measure)
@@ -8191,14 +8134,8 @@ def complete_and_grounded(
     It is the F1 of completeness, against the expected answer, and groundedness, in the passages.
 
     Args:
-        lm: the judge.
-        field: the answer; the other fields of the example are the question.
         context: the field of the passages, in the prediction or else in the example.
-        threshold: score 1 from here on and 0 below; by default the F1 itself.
-        **options: what `predict` takes.
-
-    Raises:
-        ParseError: (when asked) a reply cannot be read.
+        **options: what `predict` takes; the other arguments are those of `semantic_f1`.
 
     Calls: those of `predict` for each prediction, twice.
 
@@ -8208,39 +8145,34 @@ def complete_and_grounded(
     >>> round(metric({"question": "?", "answer": "a"}, made).value, 3)
     0.667
     """
-    complete = Signature(
-        (Field("question"), Field("expected"), Field("answer")),
-        (Field("completeness", float, "share of the expected ideas in the answer, 0 to 1"),),
+    complete = _compared(
         "Find how much of the expected answer the answer covers.",
+        ["question", "expected", "answer"],
+        ("completeness", "the expected ideas in the answer"),
     )
-    grounded = Signature(
-        (Field("question"), Field("context"), Field("answer")),
-        (Field("groundedness", float, "share of the answer's claims that it supports, 0 to 1"),),
+    grounded = _compared(
         "Find how much of the answer the context supports.",
+        ["question", "context", "answer"],
+        ("groundedness", "the answer's claims that it supports"),
     )
-    program = pipeline(
-        complete=chain_of_thought(complete, **options),
-        grounded=chain_of_thought(grounded, **options),
-    )
+    steps = {"complete": complete, "grounded": grounded}
+    program = pipeline(**{n: chain_of_thought(task, **options) for n, task in steps.items()})
     measure = partial(_harmonic, ("completeness", "groundedness"), threshold)
     return Judge(program, lm, partial(_question, field, context), measure)
 
 
-def _question(
-    field: str, context: str, example: Mapping[str, Any], prediction: Mapping[str, Any]
-) -> dict[str, Any]:
+def _question(field: str, context: str, example: Fields, prediction: Fields) -> dict[str, Any]:
     """The inputs of a judge that compares one field."""
-    ((expected, made),) = _both_have(example, prediction, field)
+    ((expected, made),) = _shared(example, prediction, field)
     asked = {n: v for n, v in example.items() if n not in (field, context)}
-    shown = as_text(first(asked.values()) if len(asked) == 1 else asked)
-    given = {"question": shown, "expected": as_text(expected), "answer": as_text(made)}
-    if not context:
-        return given
-    passages = prediction.get(context, example.get(context))
-    if passages is None:
+    shown = first(asked.values()) if len(asked) == 1 else asked
+    given = {"question": shown, "expected": expected, "answer": made}
+    if context:
+        given["context"] = prediction.get(context, example.get(context))
+    if context and given["context"] is None:
         known = f"a field of {list(prediction)} or of {list(example)}"
         raise DataError("no passages", context, known, "name them: context=")
-    return {**given, "context": as_text(passages)}
+    return {name: as_text(value) for name, value in given.items()}
 
 
 def _harmonic(names: tuple[str, str], threshold: float | None, made: Prediction) -> Score:
@@ -8253,12 +8185,13 @@ def _harmonic(names: tuple[str, str], threshold: float | None, made: Prediction)
 
 # == 13. Storage ===================================================================================
 
+_FORMAT = "lmopt params 1"
+
 
 def dumps(params: Mapping[str, Prompt]) -> str:
     """Return parameters as JSON text, stable and fit to be compared line by line.
 
-    Raises:
-        DataError: a demonstration holds a value that has no JSON form.
+    A demonstration that holds a value without a JSON form is a DataError.
 
     >>> loads(dumps(predict("question -> answer").params))["predict"].demos
     ()
@@ -8267,33 +8200,28 @@ def dumps(params: Mapping[str, Prompt]) -> str:
     return _dump({"format": _FORMAT, "params": prompts}, indent=2) + "\n"
 
 
-_FORMAT = "lmopt params 1"
-
-
 def _compact(prompt: dict[str, Any]) -> dict[str, Any]:
     blank = jsonable(Prompt())
     return {n: v for n, v in prompt.items() if v != blank[n] or n == "instructions"}
 
 
 def loads(text: str) -> Params:
-    """Return the parameters of a text that `dumps` wrote.
-
-    Raises:
-        ParamsError: it is not such a text; says where.
+    """Return the parameters of a text that `dumps` wrote; ParamsError where it is none.
 
     >>> loads(dumps({"predict": Prompt("Be brief.")}))["predict"].instructions
     'Be brief.'
     """
+    what = "these are no parameters"
+    prompts: Any = None
     try:
         data = jsonlib.loads(text)
     except (ValueError, RecursionError) as error:
-        todo = f"restore the file ({error})"
-        raise ParamsError("these are no parameters", text, "JSON", todo) from error
+        raise ParamsError(what, text, "JSON", f"restore the file ({error})") from error
     if not isinstance(data, dict) or data.get("format") != _FORMAT:
         todo = "save parameters with this version"
-        raise ParamsError("these are no parameters", text, f"format {_FORMAT!r}", todo)
-    prompts: Any = data.get("params")
+        raise ParamsError(what, text, f"format {_FORMAT!r}", todo)
     try:
+        prompts = data.get("params")
         params = Params(coerce(dict[str, Prompt], prompts))
         for name in set(concat(prompts.values())) - set(jsonable(Prompt())):
             raise ValueError(f"{name!r} is no part of a prompt")
@@ -8303,7 +8231,7 @@ def loads(text: str) -> Params:
         raise ParamsError("a wrong prompt", prompts, words(Prompt), todo) from error
 
 
-def save(params: Mapping[str, Prompt], path: str | os.PathLike[str]) -> None:
+def save(params: Mapping[str, Prompt], path: Path_) -> None:
     """Write parameters to a file, whole or not at all: a crash leaves the old one.
 
     Raises:
@@ -8328,12 +8256,8 @@ def save(params: Mapping[str, Prompt], path: str | os.PathLike[str]) -> None:
         draft.unlink(missing_ok=True)
 
 
-def load(path: str | os.PathLike[str]) -> Params:
-    """Return the parameters of a file that `save` wrote.
-
-    Raises:
-        ParamsError: it is not such a file.
-        OSError: the file cannot be read.
+def load(path: Path_) -> Params:
+    """Return the parameters of a file that `save` wrote; ParamsError where it is none.
 
     >>> load("none.json")
     Traceback (most recent call last):
@@ -8342,9 +8266,8 @@ def load(path: str | os.PathLike[str]) -> Params:
     try:
         return loads(Path(path).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise ParamsError(
-            "this is no text", str(path), "UTF-8", f"restore the file ({error})"
-        ) from error
+        todo = f"restore the file ({error})"
+        raise ParamsError("this is no text", str(path), "UTF-8", todo) from error
     except ParamsError as error:
         raise ParamsError(f"{path}: {error}") from error
 
@@ -8359,14 +8282,12 @@ def diff(a: Mapping[str, Prompt], b: Mapping[str, Prompt]) -> str:
     -instructions: Given the fields `question`, produce the fields `answer`.
     +instructions: Answer briefly.
     """
-    changes = [_changes(path, a.get(path), b.get(path)) for path in dict.fromkeys([*a, *b])]
-    return "\n".join(filter(None, changes))
+    from difflib import unified_diff
 
-
-def _changes(path: str, a: Prompt | None, b: Prompt | None) -> str:
-    import difflib
-
-    lines = difflib.unified_diff(_prompt_lines(a), _prompt_lines(b), path, path, n=0, lineterm="")
+    lines: list[str] = []
+    for path in dict.fromkeys([*a, *b]):
+        sides = _prompt_lines(a.get(path)), _prompt_lines(b.get(path))
+        lines += unified_diff(*sides, path, path, n=0, lineterm="")
     return "\n".join(line for line in lines if not line.startswith("@@"))
 
 
@@ -8381,7 +8302,7 @@ def _prompt_lines(prompt: Prompt | None) -> list[str]:
     ]
 
 
-def read_examples(path: str | os.PathLike[str]) -> tuple[Record, ...]:
+def read_examples(path: Path_) -> tuple[Record, ...]:
     """Return the examples of a file: .csv (all values texts), .json (a list) or .jsonl.
 
     Raises:
@@ -8397,19 +8318,13 @@ def read_examples(path: str | os.PathLike[str]) -> tuple[Record, ...]:
     file = Path(path)
     readers = {".csv": _read_csv, ".json": _read_json, ".jsonl": _read_lines}
     if file.suffix.lower() not in readers:
-        known = ", ".join(readers)
-        raise DataError("unknown kind of file", str(file), known, "convert it")
+        raise DataError("unknown kind of file", str(file), ", ".join(readers), "convert it")
     raw = file.read_bytes()
     try:
-        text = raw.decode("utf-8-sig")
+        return tuple(readers[file.suffix.lower()](raw.decode("utf-8-sig")))
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        problem = explain(
-            f"line {line} is no UTF-8", raw[error.start :][:20], "UTF-8", "convert it"
-        )
-        raise DataError(f"{file}: {problem}") from error
-    try:
-        return tuple(readers[file.suffix.lower()](text))
+        what = f"{file}: line {raw[: error.start].count(10) + 1} is no UTF-8"
+        raise DataError(what, raw[error.start :][:20], "UTF-8", "convert it") from error
     except DataError as error:
         raise DataError(f"{file}: {error}") from error
 
@@ -8427,10 +8342,8 @@ def _read_json(text: str) -> Iterator[Record]:
     try:
         data = jsonlib.loads(text)
     except jsonlib.JSONDecodeError as error:
-        line = text.split("\n")[error.lineno - 1]
-        raise DataError(
-            f"line {error.lineno}: this is no JSON", line, "JSON", str(error)
-        ) from error
+        what, line = f"line {error.lineno}: this is no JSON", text.split("\n")[error.lineno - 1]
+        raise DataError(what, line, "JSON", str(error)) from error
     if not isinstance(data, list):
         raise DataError("line 1: no list", data, "a list of objects", "wrap it in [...]")
     for index, item in enumerate(data):
@@ -8446,15 +8359,16 @@ def _read_csv(text: str) -> Iterator[Record]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     names: list[str] = []
     try:
-        for cells in reader:
-            if names and cells and len(cells) != len(names):
-                what = f"line {reader.line_num} has {len(cells)} cells"
-                raise DataError(what, cells, f"{len(names)}: {names}", "quote the commas")
-            if names and cells:
+        for cells in filter(None, reader):
+            place = f"line {reader.line_num}"
+            if names and len(cells) != len(names):
+                what, expected = f"{place} has {len(cells)} cells", f"{len(names)}: {names}"
+                raise DataError(what, cells, expected, "quote the commas")
+            if names:
                 yield Record(zip(names, cells, strict=True))
             names = names or cells
             if len(set(names)) < len(names):
-                what = f"line {reader.line_num} names a column twice"
+                what = f"{place} names a column twice"
                 raise DataError(what, names, "distinct names", "rename one")
     except csv.Error as error:
         what = f"line {reader.line_num} is no CSV"

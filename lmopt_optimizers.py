@@ -142,7 +142,7 @@ class Options(TypedDict, total=False):
         within: the only step, or program with steps, that may change; see `only`.
     """
 
-    valset: Iterable[Mapping[str, Any]] | None
+    valset: lmopt.Dataset | None
     propose: Propose | None
     prompt_lm: lmopt.LM | None
     seed: int
@@ -152,7 +152,7 @@ class Options(TypedDict, total=False):
     within: str
 
 
-def _given(valset: Iterable[Mapping[str, Any]] | None) -> Examples | None:
+def _given(valset: lmopt.Dataset | None) -> Examples | None:
     return None if valset is None else tuple(map(lmopt.Record, valset))
 
 
@@ -230,7 +230,7 @@ class Optimizer:
     options: _Options = field(default=_Options(), repr=False)
 
     def __call__(
-        self, program: lmopt.Program, trainset: Iterable[Mapping[str, Any]], metric: lmopt.Metric
+        self, program: lmopt.Program, trainset: lmopt.Dataset, metric: lmopt.Metric
     ) -> lmopt.Params:
         """Return the parameters of the best trial; of equals, the earliest.
 
@@ -249,7 +249,7 @@ class Optimizer:
         return best[0].params
 
     async def arun(
-        self, program: lmopt.Program, trainset: Iterable[Mapping[str, Any]], metric: Any
+        self, program: lmopt.Program, trainset: lmopt.Dataset, metric: Any
     ) -> lmopt.Params:
         """Do the same in the running event loop."""
         best = [Trial(program.params)]
@@ -259,27 +259,27 @@ class Optimizer:
         return best[0].params
 
     def trials(
-        self, program: lmopt.Program, trainset: Iterable[Mapping[str, Any]], metric: lmopt.Metric
+        self, program: lmopt.Program, trainset: lmopt.Dataset, metric: lmopt.Metric
     ) -> Iterator[Trial]:
         """Return an iterator of trials, made as they are asked for; the first is the start."""
         flow, chosen = self.flow(program, trainset, metric), self.options
         return lmopt.emit(flow, Trial, self.lm, workers=chosen.workers, executor=chosen.executor)
 
     def atrials(
-        self, program: lmopt.Program, trainset: Iterable[Mapping[str, Any]], metric: Any
+        self, program: lmopt.Program, trainset: lmopt.Dataset, metric: Any
     ) -> AsyncIterator[Trial]:
         """Do the same in the running event loop."""
         flow, chosen = self.flow(program, trainset, metric), self.options
         return lmopt.aemit(flow, Trial, self.lm, workers=chosen.workers, executor=chosen.executor)
 
     def flow(
-        self, program: lmopt.Program, trainset: Iterable[Mapping[str, Any]], metric: lmopt.Metric
+        self, program: lmopt.Program, trainset: lmopt.Dataset, metric: lmopt.Metric
     ) -> lmopt.Flow:
         """Return the search as a flow of effects and trials, to be a part of another one."""
         examples = lmopt.check_dataset(program, trainset)
         return _searching(self, program, examples, metric)
 
-    def plan(self, program: lmopt.Program, trainset: Iterable[Mapping[str, Any]]) -> Plan:
+    def plan(self, program: lmopt.Program, trainset: lmopt.Dataset) -> Plan:
         """Return what a search costs at most; makes no LM call."""
         return self.bounded(program, len(lmopt.check_dataset(program, trainset)))
 
@@ -363,7 +363,7 @@ class Want:
     """What a search wants: a method of its hunt, by name, and what is given to it."""
 
     name: str
-    given: Mapping[str, Any]
+    given: lmopt.Fields
     flow: Callable[[], lmopt.Flow] = field(repr=False)
 
 
@@ -530,11 +530,11 @@ class Hunt:
         return [text for text in unique(str(one).strip() for one in made) if text]
 
     @_wanted
-    def ask(self, program: lmopt.Program, inputs: Mapping[str, Any]) -> lmopt.Flow:
+    def ask(self, program: lmopt.Program, inputs: lmopt.Fields) -> lmopt.Flow:
         """A run of another program on the LM that writes; sent: the prediction."""
         return (yield from self._asked(program, [inputs]))[0]
 
-    def _asked(self, program: lmopt.Program, given: Sequence[Mapping[str, Any]]) -> lmopt.Flow:
+    def _asked(self, program: lmopt.Program, given: Sequence[lmopt.Fields]) -> lmopt.Flow:
         """Run a program on the LM that writes; equal requests are told apart by their rollout."""
         asked = self.options.prompt_lm or self.lm
         samples = [lmopt.sampled(program, index, 1 << 16) for index in range(len(given))]
@@ -597,7 +597,7 @@ class Hunt:
         return trial
 
 
-def _sample(asked: tuple[lmopt.Program, Mapping[str, Any]]) -> lmopt.Flow:
+def _sample(asked: tuple[lmopt.Program, lmopt.Fields]) -> lmopt.Flow:
     return lmopt.running(asked[0], lmopt.select_inputs(*asked))
 
 
@@ -685,7 +685,7 @@ def spread(
     return tuple(take(k, interleave(alike.values())))
 
 
-def _values(row: Mapping[str, Any], names: Iterable[str]) -> str:
+def _values(row: lmopt.Fields, names: Iterable[str]) -> str:
     return lmopt.canonical([row.get(name) for name in names], other=repr)
 
 
@@ -762,7 +762,7 @@ def resampled(
 
 def race(
     program: lmopt.Program,
-    dataset: Iterable[Mapping[str, Any]],
+    dataset: lmopt.Dataset,
     metric: lmopt.Metric,
     *,
     lm: lmopt.LM,
@@ -1042,7 +1042,7 @@ class _Teaching:
         return Plan(runs, runs * self.guide(size.program).max_calls, runs)
 
 
-def _taught(options: Mapping[str, Any], **defaults: Any) -> tuple[_Teaching, dict[str, Any]]:
+def _taught(options: lmopt.Fields, **defaults: Any) -> tuple[_Teaching, dict[str, Any]]:
     """Part the options into those of teaching, and those of every optimizer."""
     names = Teaching.__annotations__.keys() - Options.__annotations__.keys()
     given = {name: value for name, value in options.items() if name in names}
@@ -1947,7 +1947,7 @@ def tune(
     return optimizer("tune", lm, search, bound, parts=False, **options)
 
 
-def _tuned(params: lmopt.Params, chosen: Mapping[str, Any]) -> lmopt.Params:
+def _tuned(params: lmopt.Params, chosen: lmopt.Fields) -> lmopt.Params:
     special = {name: value for name, value in chosen.items() if name in ("model", "demos")}
     settings = {name: value for name, value in chosen.items() if name not in special}
     for path, prompt in params.items():
@@ -2361,6 +2361,6 @@ def _side_by_side(start: Trial, best: Trial, most: int = 200) -> str:
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(body)}</table></div>{left}'
 
 
-def _shown_record(record: Mapping[str, Any], error: str = "") -> str:
+def _shown_record(record: lmopt.Fields, error: str = "") -> str:
     fields = [f"{name}: {lmopt.cut(lmopt.as_text(value), 160)}" for name, value in record.items()]
     return html.escape("\n".join(fields) or error).replace("\n", "<br>")
