@@ -48,11 +48,9 @@ Arguments that mean the same everywhere:
 from __future__ import annotations
 
 import ast
-import base64
 import builtins
 import contextvars
 import functools
-import hashlib
 import importlib
 import inspect
 import json as jsonlib  # `json` is an adapter here
@@ -86,7 +84,6 @@ from decimal import Decimal
 from enum import Enum, EnumMeta
 from functools import lru_cache, partial
 from operator import mul
-from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Union
 
@@ -374,6 +371,12 @@ def _dump(data: Any, **layout: Any) -> str:
 def _encodable(text: str) -> str:
     # A lone surrogate cannot be encoded; its backslash escape is what JSON would write for it.
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _sha256(text: str) -> str:
+    from hashlib import sha256
+
+    return sha256(text.encode()).hexdigest()
 
 
 def _named(kind: str, mapping: Any) -> dict[str, Any]:
@@ -888,11 +891,15 @@ def _reads_back(tp: Any, text: str) -> bool:
 
 # -- From text to JSON data --
 
-# Punctuation, a string in double or single quotes with its end if it has one, or a bare word.
-_TOKEN = re.compile(
-    r"""\s*+(?:([][{}():,])|"((?:[^"\\]|\\.)*+)("?)|'((?:[^'\\]|\\.)*+)('?)|([^][{}():,\s"']++))""",
-    re.DOTALL,
-)
+
+@lru_cache(maxsize=1)  # compiled where it is used: importing stays cheap
+def _token() -> re.Pattern[str]:
+    """Punctuation, a string in double or single quotes with its end if it has one, or a word."""
+    double, single = r'"((?:[^"\\]|\\.)*+)("?)', r"'((?:[^'\\]|\\.)*+)('?)"
+    word = r"""([^][{}():,\s"']++)"""
+    return re.compile(rf"\s*+(?:([][{{}}():,])|{double}|{single}|{word})", re.DOTALL)
+
+
 _BARE = {"true": True, "false": False, "null": None, "none": None}
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
 _NOTHING = object()
@@ -935,7 +942,7 @@ def scan(text: str, start: int = 0) -> tuple[Any, int, bool]:
 
 
 def _scan(text: str, start: int) -> tuple[Any, int, bool]:
-    token = _TOKEN.match(text, start)
+    token = _token().match(text, start)
     if token is None or (token[1] and token[1] not in _CLOSING):
         return _NOTHING, start, False
     mark, double, ended, single, ended_too, bare = token.groups()
@@ -959,17 +966,17 @@ def entries(text: str, start: int, closing: str) -> Iterator[tuple[Any, int, Any
         for each part its key, where its value begins, the value, where it ends, and whether that is
         whole; at last, where the closing bracket is there, a whole one without a value.
     """
-    while not (token := _TOKEN.match(text, start)) or token[1] != closing:
+    while not (token := _token().match(text, start)) or token[1] != closing:
         key, begin = None, start
         if closing == "}":
             key, end, whole = _scan(text, start)
-            colon = _TOKEN.match(text, end)
+            colon = _token().match(text, end)
             if not whole or not colon or colon[1] != ":":
                 return
             key, begin = key if isinstance(key, str) else _dump(key), colon.end()
         value, start, whole = _scan(text, begin)
         yield key, begin, value, start, whole
-        token = _TOKEN.match(text, start)
+        token = _token().match(text, start)
         if not whole or not token or token[1] not in (",", closing):
             return
         start = token.end() if token[1] == "," else start
@@ -995,15 +1002,15 @@ def _string(double: str | None, single: str | None, ended: bool) -> str:
         written = re.sub(r"\\.|\"", lambda match: swap.get(match[0], match[0]), single or "")
     if "\\" not in written:
         return written
-    sure = written if ended else _HALF.sub("", written)
+    sure = written if ended else re.sub(_HALF, "", written)
     try:
         return str(jsonlib.loads(f'"{sure}"', strict=False))
     except ValueError:  # an escape that JSON does not know stays as it is
-        return _ESCAPE.sub(_character, sure)
+        return re.sub(_ESCAPE, _character, sure)
 
 
-_HALF = re.compile(r"\\u(?:[dD][89abAB]..(?:\\(?:u.{0,3})?)?|.{0,3})\Z", re.DOTALL)
-_ESCAPE = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|u....|.)", re.DOTALL)
+_HALF = r"(?s)\\u(?:[dD][89abAB]..(?:\\(?:u.{0,3})?)?|.{0,3})\Z"
+_ESCAPE = r"(?s)\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|u....|.)"
 
 
 def _character(escape: re.Match[str]) -> str:
@@ -1036,13 +1043,13 @@ def _at(place: str, tp: Any, data: Any) -> Any:
         raise ValueError(f"at {place}: {error}") from error
 
 
-_NUMBER = re.compile(r"[-+]?(\d+|\d{1,3}(,\d{3})+)(\.\d*)?([eE][-+]?\d+)?")
+_NUMBER = r"[-+]?(\d+|\d{1,3}(,\d{3})+)(\.\d*)?([eE][-+]?\d+)?"
 
 
 def _digits(data: Any) -> str | None:
     """The digits of a number in a text, without currency and commas; None if it is none."""
     text = data.strip().lstrip("$€£") if isinstance(data, str) else ""
-    return text.replace(",", "") if _NUMBER.fullmatch(text) else None
+    return text.replace(",", "") if re.fullmatch(_NUMBER, text) else None
 
 
 def _to_number(tp: Any, data: Any) -> Any:
@@ -1222,8 +1229,7 @@ _COERCE: dict[str, Callable[[Any, tuple[Any, ...], Any], Any]] = {
 # -- The attributes of classes --
 
 
-@frozen
-class _Attribute:
+class _Attribute(typing.NamedTuple):
     """One attribute of a class, whatever kind of class it is."""
 
     name: str
@@ -1602,7 +1608,9 @@ class Media:
     @classmethod
     def from_bytes(cls: type[M], data: bytes, media_type: str, *, name: str = "") -> M:
         """Make one of bytes, with their media type, such as "image/png"."""
-        text = base64.b64encode(data).decode()
+        from base64 import b64encode
+
+        text = b64encode(data).decode()
         return cls(f"data:{media_type};base64,{text}", name)
 
     @classmethod
@@ -1614,6 +1622,7 @@ class Media:
             OSError: the file cannot be read.
         """
         import mimetypes
+        from pathlib import Path
 
         file = Path(path)
         guessed = media_type or mimetypes.guess_type(file.name)[0]
@@ -1625,7 +1634,6 @@ class Media:
         return cls.from_bytes(file.read_bytes(), guessed, name=file.name)
 
 
-@frozen
 class Image(Media):
     """A picture, as an input or inside one.
 
@@ -1633,10 +1641,10 @@ class Image(Media):
     Image(url='https://example.org/cat.png', name='')
     """
 
+    __slots__ = ()
     kind = "image"
 
 
-@frozen
 class Audio(Media):
     """A recording, as an input or inside one; providers take it as data, not by URL.
 
@@ -1644,10 +1652,10 @@ class Audio(Media):
     'data:audio/wav;base64,UklGRg=='
     """
 
+    __slots__ = ()
     kind = "audio"
 
 
-@frozen
 class File(Media):
     """A document, as an input or inside one; providers take it as data, not by URL.
 
@@ -1655,6 +1663,7 @@ class File(Media):
     'a.pdf'
     """
 
+    __slots__ = ()
     kind = "file"
 
 
@@ -1908,7 +1917,7 @@ class Request:
     @property
     def key(self) -> str:
         """The SHA-256 of all that can change the answer, in canonical JSON."""
-        return hashlib.sha256(_encodable(_SORTED.encode(self.said())).encode()).hexdigest()
+        return _sha256(_encodable(_SORTED.encode(self.said())))
 
     def said(self) -> dict[str, Any]:
         """Return all that can change the answer, as JSON data."""
@@ -1976,7 +1985,7 @@ class Part:
     data: Any
 
 
-@frozen
+@frozen(eq=False)
 class Adapter(Made):
     """How a signature becomes messages, and how a reply becomes fields again.
 
@@ -2017,7 +2026,7 @@ def render_outputs(adapter: Adapter, task: Signature, values: Fields) -> str:
     return next(one.text for one in reversed(messages) if one.role == "assistant")
 
 
-@frozen(eq=False, kw_only=True)
+@frozen(eq=False, repr=False, kw_only=True)
 class _Format:
     """A format is a row: what tells one from another. It is equal to nothing but itself."""
 
@@ -2143,13 +2152,13 @@ def _fields(form: _Format, task: Signature, text: str, more: bool) -> dict[str, 
 
 
 # The end of a text that may be the start of a tag or of an entity.
-_UNSURE = re.compile(r"(?:<(?:/?\w*+\s*+)?|&(?:#\w*|[^\s<&;#]{0,32}))\Z")
+_UNSURE = r"(?:<(?:/?\w*+\s*+)?|&(?:#\w*|[^\s<&;#]{0,32}))\Z"
 
 
 def _sure(form: _Format, labels: Iterable[str], text: str) -> str:
     """The text without an end that may become a marker, or something escaped."""
     if not form.look:
-        return _UNSURE.sub("", text, count=1)
+        return re.sub(_UNSURE, "", text, count=1)
     line = text[text.rfind("\n") + 1 :]
     begun = line.lstrip(" \t").lstrip("\\")
     starts = labels if form.nice else [form.hint]
@@ -2387,13 +2396,13 @@ def _json_reply(form: _Format, task: Signature, values: Fields) -> str:
     return _dump({f.name: jsonable(values.get(f.name, _UNKNOWN)) for f in task.outputs})
 
 
-_FENCED = re.compile(r"```\w*[ \t]*\n\s*+(?=\{)")
+_FENCED = r"```\w*[ \t]*\n\s*+(?=\{)"
 
 
 def _json_fields(form: _Format, task: Signature, text: str, more: bool) -> dict[str, Part]:
     """Read the first object that has one of the fields, in a fence if there is one in a fence."""
     names, found = {one.name for one in task.outputs}, dict[str, Part]()
-    fence = _FENCED.search(text)
+    fence = re.search(_FENCED, text)
     at = fence.end() if fence else 0
     with suppress(RecursionError):
         while not found and (at := text.find("{", at) + 1):
@@ -2542,7 +2551,7 @@ class Params(_Frozen[Prompt]):
     @property
     def digest(self) -> str:
         """The SHA-256 of their canonical JSON: equal for equal parameters, on every machine."""
-        return hashlib.sha256(canonical(self).encode()).hexdigest()
+        return _sha256(canonical(self))
 
     def to_json(self) -> str:
         """Return the parameters as the text that `save` writes."""
@@ -3014,14 +3023,14 @@ def _caught(flow: Flow) -> Flow:
 # -- what remains of effects: the leaves --
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class _Wait:
     """The effect of waiting until a future is done, whatever comes of it."""
 
     future: Future[Any]
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class _Within:
     """The effect of a flow that may take some seconds only; then it is an `LMTimeout`."""
 
@@ -3034,7 +3043,7 @@ class _Within:
         return LMTimeout(what, self.step, expected, "ask again", retryable=True)
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class _Many:
     """The effect of driving a flow for each item; results in their order.
 
@@ -5715,7 +5724,7 @@ class _Named:
         return self.function(request)
 
 
-_TOY_FIELD = re.compile(r"^\d+\. `(\w+)` \((.*?)(?:, as JSON)?\)(?::|$)", re.MULTILINE)
+_TOY_FIELD = r"(?m)^\d+\. `(\w+)` \((.*?)(?:, as JSON)?\)(?::|$)"
 
 
 def _toy(seed: int, request: Request) -> Response:
@@ -5727,7 +5736,7 @@ def _toy(seed: int, request: Request) -> Response:
     asked = _toy_words(question)
     alike = _toy_alike(asked, [known for known, _ in demos])
     rules = _toy_rules(system.rpartition("Instructions:")[2], asked)
-    fields = _TOY_FIELD.findall(system.partition("Output fields:")[2])
+    fields = re.findall(_TOY_FIELD, system.partition("Output fields:")[2])
     reply = []
     for index, (name, kind) in enumerate(fields, start=1):
         votes = _toy_prior(kind, asked)
@@ -5853,10 +5862,10 @@ def _toy_guess(kind: str, question: str) -> str:
 # -- the wire: one exchange is a flow, whose effect is a call of the end point --
 
 _COMPACT = jsonlib.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=jsonable)
-_SECRET = re.compile("auth|key|token|secret|cookie", re.IGNORECASE)
+_SECRET = "(?i)auth|key|token|secret|cookie"
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class _Endpoint:
     """Where to post JSON, and idle clients to do it with: called, it posts; awaited, it does too.
 
@@ -5879,7 +5888,9 @@ class _Endpoint:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without secrets: a key is looked up again where it arrives."""
-        headers = {name: text for name, text in self.headers.items() if not _SECRET.search(name)}
+        headers = {
+            name: text for name, text in self.headers.items() if not re.search(_SECRET, name)
+        }
         secret = isinstance(self.key, str) or len(headers) < len(self.headers)
         key = partial(_lost_key, self.key_name) if secret else self.key
         kept = (self.url, self.authorize, key, self.key_name, Record(headers), self.timeout)
@@ -6130,7 +6141,7 @@ def _priced(spent: Usage, price: tuple[float, ...]) -> Usage:
     return evolve(spent, cost=cost / 1e6)
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class _Dialect:
     """How a provider writes requests and answers: pure functions, tested without sockets."""
 
@@ -6141,7 +6152,7 @@ class _Dialect:
     assemble: Callable[[list[Any]], Any]  # all events into the answer without a stream
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class _HttpLM:
     """An LM behind a URL: an end point and a dialect."""
 
@@ -6517,7 +6528,7 @@ def embedder(
 Vector = tuple[float, ...]
 
 
-@frozen(repr=False)
+@frozen(eq=False, repr=False)
 class Embedder:
     """Texts to vectors: of one text its vector, of several a list of vectors in their order."""
 
@@ -6764,7 +6775,7 @@ def connect(name: str, **options: Any) -> LM:
 # perform it, so each is defined once for threads, event loops and batches.
 
 
-@frozen
+@frozen(eq=False)
 class Middleware(Made):
     """A function LM -> LM.
 
@@ -6782,7 +6793,7 @@ class Middleware(Made):
         return Layer(self, inner, self.identity(inner))
 
 
-@frozen
+@frozen(eq=False)
 class Layer:
     """An LM made of a middleware around another LM, whose it is what it does not define."""
 
@@ -7081,17 +7092,12 @@ def cache(store: Path_ | MutableMapping[str, str]) -> Middleware:
     kept = _Sqlite(os.fspath(store)) if isinstance(store, (str, os.PathLike)) else store
 
     def find(lm: str, key: str) -> str | None:
-        return kept.get(f"{_digest(lm)}{key}")
+        return kept.get(f"{_sha256(lm)}{key}")
 
     def keep(lm: str, request: Request, text: str) -> str:
-        return kept.setdefault(f"{_digest(lm)}{request.key}", text)
+        return kept.setdefault(f"{_sha256(lm)}{request.key}", text)
 
     return _recalling(find, keep)
-
-
-@lru_cache(maxsize=64)
-def _digest(lm: str) -> str:
-    return hashlib.sha256(lm.encode()).hexdigest()
 
 
 class _Sqlite(MutableMapping[str, str]):
@@ -7202,12 +7208,15 @@ def record(path: Path_) -> Middleware:
     Calls: one for each request that is not on the cassette.
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> hello = Request([Message("user", "Hi")])
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = record(Path(folder, "calls.jsonl"))(scripted_lm(["Hello"]))(hello)
     ...     replay_lm(Path(folder, "calls.jsonl"))(hello).text
     'Hello'
     """
+    from pathlib import Path
+
     folder = Path(path).resolve().parent
     if not folder.is_dir():  # found out now, not after the first call is paid for
         raise DataError("no such folder for a cassette", str(folder), "a folder", "make it first")
@@ -7222,7 +7231,7 @@ class _Cassette:
         self.path, self._lock = path, threading.Lock()
         self.places: dict[str, dict[str, int]] = {}  # by LM and by request, the offset of the line
         self._end, self._count, self._torn = 0, 0, -1
-        if Path(path).exists():
+        if os.path.exists(path):  # noqa: PTH110 - pathlib is imported where it is used
             with self._open("rb") as file:
                 self._read(file)
 
@@ -7232,6 +7241,8 @@ class _Cassette:
     @contextmanager
     def _open(self, mode: str) -> Iterator[Any]:
         """Open the file, and keep other threads and processes away from it."""
+        from pathlib import Path
+
         with self._lock, Path(self.path).open(mode) as file, _locked(file):
             yield file
 
@@ -7260,6 +7271,8 @@ class _Cassette:
 
     def call(self, place: int) -> dict[str, Any]:
         """Read one line: key, lm, step, request and response."""
+        from pathlib import Path
+
         with Path(self.path).open("rb") as file:
             file.seek(place)
             made: dict[str, Any] = jsonlib.loads(file.readline())
@@ -7332,6 +7345,7 @@ def replay_lm(path: Path_, *, strict: bool = False, lm: Any = None) -> ReplayLM:
     Calls: none.
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     tape = Path(folder, "calls.jsonl")
     ...     answer = predict("q -> a")(record(tape)(stub_lm()), q="?")
@@ -7339,6 +7353,8 @@ def replay_lm(path: Path_, *, strict: bool = False, lm: Any = None) -> ReplayLM:
     ...         predict("q -> a")(lm, q="?") == answer
     True
     """
+    from pathlib import Path
+
     tape = _Cassette(os.fspath(path))
     if not tape.places:
         Path(path).stat()  # an OSError where there is none
@@ -8017,7 +8033,7 @@ def passage_match(
     return float(any(_has_words(one, answer) for one in prediction[context] for answer in answers))
 
 
-@frozen
+@frozen(eq=False)
 class Judge(Made):
     """A metric that a program computes; it is called as (example, prediction).
 
@@ -8239,11 +8255,14 @@ def save(params: Mapping[str, Prompt], path: Path_) -> None:
         OSError: the file cannot be written.
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save({"predict": Prompt("Be brief.")}, Path(folder, "params.json"))
     ...     load(Path(folder, "params.json"))["predict"].instructions
     'Be brief.'
     """
+    from pathlib import Path
+
     text, target = dumps(params), Path(path).resolve()
     draft = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
@@ -8263,6 +8282,8 @@ def load(path: Path_) -> Params:
     Traceback (most recent call last):
     FileNotFoundError: [Errno 2] No such file or directory: 'none.json'
     """
+    from pathlib import Path
+
     try:
         return loads(Path(path).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -8310,11 +8331,14 @@ def read_examples(path: Path_) -> tuple[Record, ...]:
         OSError: the file cannot be read.
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = Path(folder, "rows.csv").write_text("text,label\\nhello,greeting\\n")
     ...     read_examples(Path(folder, "rows.csv"))
     (Record(text='hello', label='greeting'),)
     """
+    from pathlib import Path
+
     file = Path(path)
     readers = {".csv": _read_csv, ".json": _read_json, ".jsonl": _read_lines}
     if file.suffix.lower() not in readers:

@@ -34,7 +34,6 @@ Arguments that mean the same everywhere stand in `Options`, and for those that b
 from __future__ import annotations
 
 import functools
-import html
 import inspect
 import itertools
 import math
@@ -156,7 +155,7 @@ def _given(valset: lmopt.Dataset | None) -> Examples | None:
     return None if valset is None else tuple(map(lmopt.Record, valset))
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class _Options:
     valset: Examples | None = field(default=None, converter=_given)
     propose: Propose | None = None
@@ -190,7 +189,7 @@ class _Options:
         return found
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Size:
     """How large a search is: its program, how many steps may change, and rows on either side."""
 
@@ -207,7 +206,7 @@ class Size:
         return Plan(runs, runs * self.program.max_calls + texts * each, runs)
 
 
-@frozen
+@frozen(eq=False)
 class Optimizer:
     """A function (program, trainset, metric) -> params, whose trials can be watched.
 
@@ -358,7 +357,7 @@ def winner(trials: Iterable[Trial]) -> Trial:
 # -- how a search says what it wants --
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Want:
     """What a search wants: a method of its hunt, by name, and what is given to it."""
 
@@ -1014,7 +1013,7 @@ class Teaching(Options, total=False):
     teacher_lm: lmopt.LM | None
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class _Teaching:
     max_bootstrapped: int = 4
     max_labeled: int = 16
@@ -2168,6 +2167,12 @@ def if_better(
 # == 7. Report =====================================================================================
 
 
+def _escape(text: str) -> str:
+    from html import escape
+
+    return escape(text)
+
+
 def summary(trials: Iterable[Trial]) -> str:
     """Return a table of trials as text: score, its interval, calls, parent and note.
 
@@ -2220,7 +2225,7 @@ def report(trials: Iterable[Trial], *, title: str = "Optimization") -> str:
         raise lmopt.DataError("no trials to report", shown, "one or more", "run the search first")
     best = _place_of_best(shown)
     parts = [
-        f"<h1>{html.escape(title)}</h1>",
+        f"<h1>{_escape(title)}</h1>",
         _headline(shown, best),
         "<h2>Score against calls</h2>",
         f'<div class="wide">{_chart(shown, best)}</div>',
@@ -2229,7 +2234,7 @@ def report(trials: Iterable[Trial], *, title: str = "Optimization") -> str:
         "<h2>Start and best, row by row</h2>",
         _side_by_side(shown[0], shown[best]),
     ]
-    return _PAGE.format(title=html.escape(title), body="\n".join(parts))
+    return _PAGE.format(title=_escape(title), body="\n".join(parts))
 
 
 _PAGE = """<!doctype html>
@@ -2291,7 +2296,7 @@ def _chart(trials: Sequence[Trial], best: int) -> str:
         if (one.score or 0.0) > top:
             steps += [f"{x},{at(0, max(top, 0))[1]}", f"{x},{y}"] if steps else [f"{x},{y}"]
             top = one.score or 0.0
-        tip = html.escape(f"{place}: {one.score:.3f} after {one.calls} calls, {one.note}")
+        tip = _escape(f"{place}: {one.score:.3f} after {one.calls} calls, {one.note}")
         fill = "#c40" if place == best else "#27a"
         marks.append(f'<circle cx="{x}" cy="{y}" r="4" fill="{fill}"><title>{tip}</title></circle>')
     if steps:
@@ -2320,10 +2325,10 @@ def _tree(trials: Sequence[Trial], best: int) -> str:
 def _leaf(trials: Sequence[Trial], place: int, best: int) -> str:
     one = trials[place]
     score = "not scored" if one.score is None else f"{one.score:.3f}"
-    head = f"{place}: {score}, {html.escape(one.note)}"
+    head = f"{place}: {score}, {_escape(one.note)}"
     if one.parent is None:
         changes = "\n".join(f"{path}: {prompt.instructions}" for path, prompt in one.params.items())
-        body = html.escape(changes)
+        body = _escape(changes)
     else:
         lines = lmopt.diff(trials[one.parent].params, one.params).split("\n")
         body = "\n".join(map(_colored, lines)) or "nothing changed"
@@ -2334,7 +2339,7 @@ def _leaf(trials: Sequence[Trial], place: int, best: int) -> str:
 def _colored(line: str) -> str:
     marked = not line.startswith(("+++", "---"))
     tag = {"+": "ins", "-": "del"}.get(line[:1], "") if marked else ""
-    shown = html.escape(line)
+    shown = _escape(line)
     return f"<{tag}>{shown}</{tag}>" if tag else shown
 
 
@@ -2363,4 +2368,4 @@ def _side_by_side(start: Trial, best: Trial, most: int = 200) -> str:
 
 def _shown_record(record: lmopt.Fields, error: str = "") -> str:
     fields = [f"{name}: {lmopt.cut(lmopt.as_text(value), 160)}" for name, value in record.items()]
-    return html.escape("\n".join(fields) or error).replace("\n", "<br>")
+    return _escape("\n".join(fields) or error).replace("\n", "<br>")
