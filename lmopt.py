@@ -158,6 +158,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 V = TypeVar("V")
 M = TypeVar("M", bound="Media")
+R = TypeVar("R", bound="Record")
 
 # == 1. Errors =====================================================================================
 # Split by whose fault it is: yours, the model's, the world's, and those that are yours to plan for.
@@ -527,9 +528,9 @@ class Usage:
         return Usage(*map(sum, zip(attrs.astuple(self), attrs.astuple(other), strict=True)))
 
 
-def _owned(data: dict[str, Any]) -> Record:
+def _owned(data: dict[str, Any], kind: type[R] = Record) -> R:  # type: ignore[assignment]
     """Make a record of a dict that is nobody else's and has names for keys: no check, no copy."""
-    made = Record.__new__(Record)
+    made = kind.__new__(kind)
     object.__setattr__(made, "_data", data)
     return made
 
@@ -1377,6 +1378,11 @@ class Signature:
     inputs: tuple[Field, ...] = field(converter=_tuple)
     outputs: tuple[Field, ...] = field(converter=_tuple)
     instructions: str = ""
+    wanted: tuple[str, ...] = field(init=False, eq=False, repr=False)  # names of the outputs
+
+    @wanted.default
+    def _names(self) -> tuple[str, ...]:
+        return tuple(one.name for one in self.outputs)
 
     def __attrs_post_init__(self) -> None:
         names = Counter(one.name for one in self.inputs + self.outputs)
@@ -1970,8 +1976,7 @@ LM = Callable[[Request], Response]
 # == 6. Adapters ===================================================================================
 
 
-@frozen
-class Part:
+class Part(typing.NamedTuple):
     """What a reply, or the beginning of one, holds of a field.
 
     Attributes:
@@ -2052,46 +2057,60 @@ class _Format:
 # -- marked formats: each field between markers, a text or JSON --
 
 
-def _labels(form: _Format, fields: Sequence[Field]) -> dict[str, str]:
-    """What stands for each field; its bare name where two would be the same."""
-    names = [one.name for one in fields]
-    nice = [name.replace("_", " ").strip() or name for name in names] if form.nice else names
+class _Marks(typing.NamedTuple):
+    """The markers of some fields in a format."""
+
+    labels: dict[str, str]  # by name
+    around: dict[str, tuple[str, str]]  # by name, what opens and closes
+    names: dict[str, str]  # by label
+    mark: re.Pattern[str]
+    look: re.Pattern[str]
+    escaped: re.Pattern[str]
+
+
+@lru_cache(maxsize=256)
+def _marks(form: _Format, names: tuple[str, ...]) -> _Marks:
+    nice = [name.replace("_", " ").strip() or name for name in names]
     shown = [text[:1].upper() + text[1:] for text in nice] if form.nice else names
-    return dict(zip(names, shown if len(set(shown)) == len(shown) else names, strict=True))
+    labels = dict(zip(names, shown if len(set(shown)) == len(shown) else names, strict=True))
+    longest_first = sorted(labels.values(), key=len, reverse=True)
+
+    def pattern(text: str) -> re.Pattern[str]:
+        known = "|".join(map(re.escape, longest_first))
+        return re.compile(text.replace("NAMES", known), re.MULTILINE)
+
+    look = pattern(rf"^([ \t]*+)(\\*{form.look})")
+    escaped = pattern(rf"^([ \t]*+)\\(\\*{form.look})")
+    around = {n: (form.opens.format(one), form.closes.format(one)) for n, one in labels.items()}
+    names_of = {label: name for name, label in labels.items()}
+    return _Marks(labels, around, names_of, pattern(form.mark), look, escaped)
 
 
-def _pattern(text: str, labels: Iterable[str]) -> re.Pattern[str]:
-    longest_first = sorted(labels, key=len, reverse=True)
-    return re.compile(text.replace("NAMES", "|".join(map(re.escape, longest_first))), re.MULTILINE)
+def _marks_of(form: _Format, fields: Sequence[Field]) -> _Marks:
+    return _marks(form, tuple([one.name for one in fields]))
 
 
 def _mark(form: _Format, fields: Sequence[Field], texts: Mapping[str, str]) -> list[str]:
     """Write texts between their markers; what looks like a marker in one of them is escaped."""
-    labels = _labels(form, fields)
-    return [
-        form.opens.format(labels[name])
-        + _escaped(form, labels.values(), text)
-        + form.closes.format(labels[name])
-        for name, text in texts.items()
-    ]
+    marks, made = _marks_of(form, fields), []
+    for name, text in texts.items():
+        opens, closes = marks.around[name]
+        made.append(f"{opens}{_escaped(form, marks, text)}{closes}")
+    return made
 
 
-def _escaped(form: _Format, labels: Iterable[str], text: str) -> str:
+def _escaped(form: _Format, marks: _Marks, text: str) -> str:
     if not form.look:
         return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    if form.hint not in text:
-        return text
-    return _pattern(rf"^([ \t]*+)(\\*{form.look})", labels).sub(r"\1\\\2", text)
+    return marks.look.sub(r"\1\\\2", text) if form.hint in text else text
 
 
-def _unescaped(form: _Format, labels: Iterable[str], text: str) -> str:
-    if not form.look:
-        from html import unescape
+def _unescaped(form: _Format, marks: _Marks, text: str) -> str:
+    if form.look:
+        return marks.escaped.sub(r"\1\2", text)
+    from html import unescape
 
-        return unescape(text) if "&" in text else text
-    if "\\" not in text:
-        return text
-    return _pattern(rf"^([ \t]*+)\\(\\*{form.look})", labels).sub(r"\1\2", text)
+    return unescape(text)
 
 
 def _written(fields: Sequence[Field], values: Fields) -> dict[str, str]:
@@ -2114,38 +2133,40 @@ def _structure(form: _Format, task: Signature) -> str:
     return "\n\n".join(filter(None, [form.start, shown]))
 
 
-def _pieces(mark: re.Pattern[str], text: str) -> Iterator[tuple[str, str, bool]]:
+def _pieces(mark: re.Pattern[str], text: str) -> list[tuple[str, str, bool]]:
     """The text behind each marker that opens: its label, the text, and whether a marker ends it.
 
     Where markers close, the same label inside is text, as is whatever stands inside another one.
     """
-    opened, depth, closing = None, 0, "shut" in mark.groupindex
+    if "shut" not in mark.groupindex:
+        parts = mark.split(text)
+        last = len(parts) - 2
+        return [(parts[n], parts[n + 1], n < last) for n in range(1, last + 1, 2)]
+    made, opened, depth = [], None, 0
     for match in mark.finditer(text):
-        shuts = closing and bool(match["shut"])
-        if opened and (not closing or match["name"] == opened["name"]):
-            depth += 1 if closing and not shuts else -1
+        if opened and match["name"] == opened["name"]:
+            depth += -1 if match["shut"] else 1
             if depth == 0:
-                yield opened["name"], text[opened.end() : match.start()], True
+                made.append((opened["name"], text[opened.end() : match.start()], True))
                 opened = None
-        if opened is None and not shuts:
+        elif opened is None and not match["shut"]:
             opened, depth = match, 1
-    if opened:
-        yield opened["name"], text[opened.end() :], False
+    return [*made, (opened["name"], text[opened.end() :], False)] if opened else made
 
 
 def _fields(form: _Format, task: Signature, text: str, more: bool) -> dict[str, Part]:
     """Read a reply; of two fields that are equal, the first."""
-    labels = _labels(form, task.outputs)
-    names = {label: name for name, label in labels.items()}
-    mark = _pattern(form.mark, names)
+    marks = _marks(form, task.wanted)
+    ends = not (more or form.closes)  # where the text does
     found: dict[str, Part] = {}
-    for label, piece, ended in _pieces(mark, text):
-        raw = piece if ended or not more else _sure(form, names, piece)
-        said = _unescaped(form, names, raw.strip())
-        if label in names:
-            part = Part(said, ended or not (more or form.closes), said)
-            found.setdefault(names[label], part)
-    start = "" if more or not form.nice else mark.split(text, maxsplit=1)[0].strip()
+    for label, piece, ended in _pieces(marks.mark, text):
+        name = marks.names.get(label)
+        if name is not None and name not in found:
+            said = (piece if ended or not more else _sure(form, marks, piece)).strip()
+            if "\\" in said or "&" in said:
+                said = _unescaped(form, marks, said)
+            found[name] = Part(said, ended or ends, said)
+    start = "" if more or not form.nice else marks.mark.split(text, maxsplit=1)[0].strip()
     if start:  # a base model goes on where the question ended
         found.setdefault(task.outputs[0].name, Part(start, True, start))
     return found
@@ -2155,13 +2176,13 @@ def _fields(form: _Format, task: Signature, text: str, more: bool) -> dict[str, 
 _UNSURE = r"(?:<(?:/?\w*+\s*+)?|&(?:#\w*|[^\s<&;#]{0,32}))\Z"
 
 
-def _sure(form: _Format, labels: Iterable[str], text: str) -> str:
+def _sure(form: _Format, marks: _Marks, text: str) -> str:
     """The text without an end that may become a marker, or something escaped."""
     if not form.look:
         return re.sub(_UNSURE, "", text, count=1)
     line = text[text.rfind("\n") + 1 :]
     begun = line.lstrip(" \t").lstrip("\\")
-    starts = labels if form.nice else [form.hint]
+    starts = marks.names if form.nice else [form.hint]
     unsure = any(one.startswith(begun) or begun.startswith(one) for one in starts)
     return text[: len(text) - len(line)] if unsure else text
 
@@ -2237,33 +2258,46 @@ class _Itself:
         return id(self.value)
 
 
+_Layout = list[tuple[str, Any, str, str]]  # of each input: name, type, what opens, what closes
+
+
 @lru_cache(maxsize=128)
-def _frame(form: _Format, task: _Itself, prompt: _Itself) -> tuple[tuple[Message, ...], str, bool]:
+def _frame(
+    form: _Format, task: _Itself, prompt: _Itself
+) -> tuple[tuple[Message, ...], str, _Marks, _Layout | None]:
     """Render once what does not depend on the inputs.
 
-    It is the system message and the demonstrations, the last line of what is asked, and whether no
-    input is a history, an image, an audio or a file.
+    It is the system message and the demonstrations, the last line of what is asked, and the layout
+    of the inputs where none is a history, an image, an audio or a file.
     """
     shown = _without_history(task.value)
     # Complete demonstrations stand last: what a model saw last it follows best.
     demos = sorted(prompt.value.demos, key=partial(_complete, shown))
     notes = ["" if _complete(shown, demo) else _PARTIAL for demo in demos]
     turns = concat(_turn(form, shown, *pair) for pair in zip(demos, notes, strict=True))
-    listed, labels = _listed(shown), ", ".join(_labels(form, shown.outputs).values())
-    plain = shown is task.value and not any(one.holds_media for one in shown.inputs)
+    listed, labels = _listed(shown), ", ".join(_marks_of(form, shown.outputs).labels.values())
     system = Message("system", _system(form, shown, prompt.value))
-    return (system, *turns), form.ending.format(fields=listed, labels=labels), plain
+    ending, marks = form.ending.format(fields=listed, labels=labels), _marks_of(form, shown.inputs)
+    plain = shown is task.value and not any(one.holds_media for one in shown.inputs)
+    layout = [(one.name, one.type, *marks.around[one.name]) for one in shown.inputs]
+    return (system, *turns), ending, marks, layout if plain else None
 
 
 def _render(form: _Format, task: Signature, prompt: Prompt, inputs: Fields) -> tuple[Message, ...]:
-    prefix, ending, plain = _frame(form, _Itself(task), _Itself(prompt))
-    if plain:
-        return (*prefix, Message("user", _content(form, task.inputs, inputs, after=ending)))
+    prefix, ending, marks, layout = _frame(form, _Itself(task), _Itself(prompt))
+    if layout is not None:
+        texts = [
+            f"{opens}{_escaped(form, marks, write(tp, inputs[name]))}{closes}"
+            for name, tp, opens, closes in layout
+            if name in inputs
+        ]
+        asked = f"{form.joint.join(texts)}\n\n{ending}" if texts else ending
+        return (*prefix, Message("user", asked))
     shown = _without_history(task)
     past = [inputs[f.name] for f in task.inputs if f.type is History and f.name in inputs]
     turns = concat(_turn(form, shown, turn) for one in past for turn in _history(one).turns)
-    asked = _content(form, shown.inputs, inputs, after=ending)
-    return (*prefix, *turns, Message("user", asked))
+    content = _content(form, shown.inputs, inputs, after=ending)
+    return (*prefix, *turns, Message("user", content))
 
 
 def _without_history(task: Signature) -> Signature:
@@ -2283,23 +2317,27 @@ def _history(value: Any) -> History:
 def _parse(form: _Format, task: Signature, response: Response) -> Record:
     text, cut_off = response.text, response.finish_reason == "length"
     found = form.fields(form, task, text, cut_off)
-    closed = {name: part.data for name, part in found.items() if part.closed}
-    if cut_off and not all(one.name in closed for one in task.outputs):
-        what, expected = "the reply was cut off", "a complete reply"
-        raise ParseError(what, text[-80:], expected, "raise max_tokens", response=response)
-    return _owned({one.name: _parse_field(form, one, closed, response) for one in task.outputs})
+    values = {}
+    for one in task.outputs:
+        part = found.get(one.name)
+        if part is None or not part.closed:
+            raise _missing(one, response)
+        try:
+            values[one.name] = form.read(one.type, part.data)
+        except (ValueError, RecursionError) as error:
+            what, facts = f"the field `{one.name}` cannot be read ({error})", {"field": one.name}
+            wrong = (what, part.data, one.words, "correct it")
+            raise ParseError(*wrong, **facts, response=response) from error
+    return _owned(values)
 
 
-def _parse_field(form: _Format, one: Field, found: Fields, response: Response) -> Any:
+def _missing(one: Field, response: Response) -> ParseError:
     facts = {"field": one.name, "response": response}
-    if one.name not in found:
-        what = f"the field `{one.name}` is missing"
-        raise ParseError(what, response.text, one.words, "write it", **facts)
-    try:
-        return form.read(one.type, found[one.name])
-    except (ValueError, RecursionError) as error:
-        what = f"the field `{one.name}` cannot be read ({error})"
-        raise ParseError(what, found[one.name], one.words, "correct it", **facts) from error
+    if response.finish_reason == "length":
+        what, expected, todo = "the reply was cut off", "a complete reply", "raise max_tokens"
+        return ParseError(what, response.text[-80:], expected, todo, **facts)
+    what = f"the field `{one.name}` is missing"
+    return ParseError(what, response.text, one.words, "write it", **facts)
 
 
 def _listed(task: Signature) -> str:
@@ -2348,8 +2386,9 @@ def sections(text: str) -> dict[str, str]:
     {'a': '1', 'b': '2'}
     """
     found: dict[str, str] = {}
-    for name, piece, _ in _pieces(_pattern(_CHAT.mark, ()), text):
-        found.setdefault(name, _unescaped(_CHAT, (), piece.strip()))
+    marks = _marks(_CHAT, ())
+    for name, piece, _ in _pieces(marks.mark, text):
+        found.setdefault(name, _unescaped(_CHAT, marks, piece.strip()))
     return found
 
 
@@ -2601,7 +2640,8 @@ class Program(Made):
 
     def __call__(self, lm: LM, /, **inputs: Any) -> Prediction:
         """Run the program in this thread; the same as `run(program, lm, inputs)`."""
-        return run(self, lm, inputs)
+        made: Prediction = _Here(lm).drive(_begun(self, inputs))
+        return made
 
     def flow(self, /, **inputs: Any) -> Flow:
         """Return the body as a generator, to be stepped by hand: it yields effects."""
@@ -2695,6 +2735,8 @@ def check_inputs(program: Program, inputs: Fields) -> Record:
     Record(question='2+2?')
     """
     known = [f.name for f in program.inputs]
+    if len(inputs) == len(known) == sum([name in inputs for name in known]):  # as most often
+        return _owned({name: inputs[name] for name in known})
     for name in inputs:
         if name not in known:
             expected = f"the inputs {', '.join(known) or '(none)'}"
@@ -2766,16 +2808,13 @@ def invoke(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call:
 class Steps:
     """What a body is given first: `steps.name(field=value)` is the effect of running that step.
 
-    `steps["name"]` is its program. To the body of a program that has a prompt itself, and thus no
-    steps, it gives that as `prompt`, and its `path`.
+    `steps["name"]` is its program.
     """
 
-    prompt: Prompt
-    path: str
-
-    def __init__(self, program: Program, path: str) -> None:
-        own: dict[str, Any] = {n: partial(_step, n, step) for n, step in program.steps.items()}
-        vars(self).update(own or {"prompt": program.prompt, "path": path}, _programs=program.steps)
+    def __init__(self, programs: Record) -> None:
+        self._programs = programs
+        for name, step in programs.items():
+            vars(self)[name] = partial(_step, name, step)
 
     def __getitem__(self, name: str) -> Program:
         made: Program = vars(self)["_programs"][name]
@@ -2786,12 +2825,21 @@ class Steps:
         raise AttributeError(explain("no such step", name, known, "name it in program(...)"))
 
 
+class Step(typing.NamedTuple):
+    """What the body of a program that has a prompt itself, and thus no steps, is given first."""
+
+    prompt: Prompt
+    path: str
+
+
 def _step(name: str, step: Program, /, **inputs: Any) -> Run:
     return Run(step, check_inputs(step, inputs), name)
 
 
 def _begin(program: Program, path: str, inputs: Record) -> Flow:
-    return program.body(Steps(program, path), **inputs)
+    if program.prompt is not None:
+        return program.body(Step(program.prompt, path), **inputs._data)
+    return program.body(Steps(program.steps), **inputs._data)
 
 
 def program(
@@ -2816,7 +2864,8 @@ def program(
             that runs a step more often must say so, for a `Plan` to hold.
         name: by default that of the function.
         signature: of a step that asks an LM itself.
-        prompt: of a step that has one; the body finds it in `steps.prompt`.
+        prompt: of a step that has one itself; its body is given a `Step` first, with `prompt`
+            and `path`.
 
     Raises:
         SignatureError: the body is no generator function, or a step is no program.
@@ -2942,8 +2991,10 @@ def _interpret(
 ) -> Flow:
     """Run a program: yield leaf effects, append what happened to `events`, return a prediction."""
     start, body = len(events), _advance(program, inputs, path, events)
-    outputs = yield from _logged(body, events, path, "step", parent, inputs=inputs)
-    return Prediction(outputs, trace=events[start:])
+    outputs = yield from _logged(body, events, path, "step", parent, inputs)
+    made = _owned(outputs._data, Prediction)
+    object.__setattr__(made, "trace", tuple(events[start:]))
+    return made
 
 
 def _advance(program: Program, inputs: Record, path: str, events: list[Event]) -> Flow:
@@ -2958,13 +3009,13 @@ def _advance(program: Program, inputs: Record, path: str, events: list[Event]) -
 def _reduce(path: str, events: list[Event], effect: Any) -> Flow:
     """Reduce one effect to leaf effects."""
     if isinstance(effect, (Request, Call)) and (asked := _asked(effect)):
-        return _logged(_once(effect), events, path, "lm", path, request=asked)
+        return _logged(effect, events, path, "lm", path, None, asked)
     if isinstance(effect, Run):
         name = _join(path, effect.name or effect.program.name)
         return _interpret(effect.program, effect.inputs, name, path, events)
     if isinstance(effect, Call):
         given, name = Record(args=effect.args, kwargs=effect.kwargs), _join(path, effect.name)
-        return _logged(_once(effect), events, name, "call", path, inputs=given)
+        return _logged(effect, events, name, "call", path, given)
     if isinstance(effect, (tuple, list)):
         return _together(path, events, effect)
     if inspect.isgenerator(effect):  # a part of the body, which catches its own errors
@@ -2985,20 +3036,28 @@ def _once(effect: Any) -> Flow:
 
 
 def _logged(
-    flow: Flow, events: list[Event], path: str, kind: Any, parent: str, **facts: Any
+    effect: Any,
+    events: list[Event],
+    path: str,
+    kind: Any,
+    parent: str,
+    inputs: Any = None,
+    request: Request | None = None,
 ) -> Flow:
-    """Run a flow to its end, and append the event of it, whether it succeeds or fails."""
-    began, failure = time.perf_counter(), ""
+    """Have an effect, or a flow, performed, and append the event of it, however it ends."""
+    began, outcome, failure = time.perf_counter(), None, ""
     try:
-        outcome = yield from flow
-        facts["response" if kind == "lm" else "outputs"] = outcome
+        outcome = (yield from effect) if inspect.isgenerator(effect) else (yield effect)
         return outcome
     except Exception as error:
         failure = describe(error)
         raise
     finally:
-        facts["seconds"] = time.perf_counter() - began
-        events.append(Event(path, kind, error=failure, parent=parent, **facts))
+        seconds = time.perf_counter() - began
+        made = (None, outcome) if request else (outcome, None)
+        events.append(
+            Event(path, kind, inputs, made[0], request, made[1], failure, parent, seconds)
+        )
 
 
 def _together(path: str, events: list[Event], effects: Sequence[Any]) -> Flow:
@@ -3123,16 +3182,20 @@ class _Here:
     What must be awaited is: each thread has an event loop for it, until the end.
     """
 
+    __slots__ = ("executor", "full", "lm", "loops", "workers")
+
     def __init__(self, lm: Any, workers: int | None = 1, executor: Executor | None = None) -> None:
-        self.full, self.lm, self.workers, self.executor = lm, _innermost(lm), workers, executor
-        self.local, self.loops = threading.local(), list[Any]()
+        self.full, self.workers, self.executor = lm, workers, executor
+        self.lm = _innermost(lm) if hasattr(lm, "inner") else lm
+        self.loops: dict[int, Any] = {}  # by thread
 
     def drive(self, flow: Flow) -> Any:
         """Run a flow to its end, and close all loops."""
         try:
-            return self.finish(_layered(flow, self.full))
+            return self.finish(flow if self.lm is self.full else _layered(flow, self.full))
         finally:
-            self.close()
+            if self.loops:
+                self.close()
 
     def finish(self, flow: Flow) -> Any:
         """Perform the leaf effects of a flow one after the other; return what the flow returns."""
@@ -3150,7 +3213,7 @@ class _Here:
 
     def ready(self, value: Any, name: str) -> Any:
         """Return a result; wait for one that must be awaited."""
-        if type(value) is Response or not inspect.isawaitable(value):
+        if not inspect.isawaitable(value):
             return value
         import asyncio
 
@@ -3158,16 +3221,16 @@ class _Here:
             getattr(value, "close", bool)()  # it will never be awaited
             what = "an asynchronous function in a synchronous run in an event loop"
             raise DataError(what, name, "a plain one", "run the program with `await arun(...)`")
-        if not hasattr(self.local, "loop"):
-            self.local.loop = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-            self.loops.append(self.local.loop)
-        return self.local.loop.run(_awaited(value))
+        thread = threading.get_ident()
+        if thread not in self.loops:
+            self.loops[thread] = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        return self.loops[thread].run(_awaited(value))
 
     def close(self) -> None:
         """Close the event loops; one that is busy, after Ctrl-C, is left alone."""
         while self.loops:
             with suppress(RuntimeError):
-                self.loops.pop().close()
+                self.loops.popitem()[1].close()
 
 
 async def _awaited(value: Awaitable[T]) -> T:
@@ -3502,7 +3565,8 @@ def _rest(wanted: list[Any]) -> None:
 
 
 def _ask_here(request: Request, here: _Here) -> Response:
-    return _response(here.ready(here.lm(request), "the LM"))
+    value = here.lm(request)
+    return value if type(value) is Response else _response(here.ready(value, "the LM"))
 
 
 def _call_here(effect: Call, here: _Here) -> Any:
@@ -4050,7 +4114,7 @@ def predict(
     known = tuple(tools)
     texts = {f"tool.{one.name}": one.desc for one in known}
 
-    def body(step: Steps, /, **inputs: Any) -> Flow:
+    def body(step: Step, /, **inputs: Any) -> Flow:
         request = _request(step, made, adapter, known, inputs)
         parse = (request.adapter or adapter).parse
         for left in range(retries, -1, -1):
@@ -4083,10 +4147,10 @@ def _module(
 
 
 def _request(
-    step: Steps, task: Signature, adapter: Adapter, tools: tuple[Tool, ...], inputs: dict[str, Any]
+    step: Step, task: Signature, adapter: Adapter, tools: tuple[Tool, ...], inputs: dict[str, Any]
 ) -> Request:
-    prompt = step.prompt
-    adapter = ADAPTERS[prompt.settings["adapter"]] if "adapter" in prompt.settings else adapter
+    prompt, chosen = step.prompt, step.prompt.settings._data
+    adapter = ADAPTERS[chosen["adapter"]] if "adapter" in chosen else adapter
     return Request(
         adapter.render(task, _with_tools(prompt, tools) if tools else prompt, inputs),
         prompt.model,
@@ -4095,7 +4159,7 @@ def _request(
         signature=task,
         inputs=_owned(inputs),
         adapter=adapter,
-        **_sampling(prompt),
+        **(_sampling(prompt) if chosen else {}),
     )
 
 
@@ -4366,7 +4430,7 @@ def _act_natively(seen: Signature, tools: Record, options: Fields) -> Program:
     )
     made = Signature(seen.inputs, (Field("thought"), Field("calls", list[ToolCall])), told)
 
-    def body(step: Steps, /, **inputs: Any) -> Flow:
+    def body(step: Step, /, **inputs: Any) -> Flow:
         prompt, asked = step.prompt, [one for one in made.inputs if one.name != "trajectory"]
         said = [Message("system", prompt.instructions)]
         said.append(Message("user", _content(_CHAT, asked, inputs) or "Begin."))
