@@ -1,9 +1,11 @@
 """Evaluation: scores and intervals, what is a wrong answer and what is not, metrics."""
 
+import asyncio
 import csv
 import io
 import json
 import math
+import pickle
 import statistics
 import threading
 
@@ -437,6 +439,20 @@ def test_a_judge_is_a_program_that_is_a_metric(name, golden):
     sent.clear()
     metric.with_params(changed)(EXAMPLE, Prediction(answer="Paris"))
     assert all("NEW" in request.messages[0].text for request in sent)
+
+
+@pytest.mark.parametrize("name", ["judge", "semantic_f1", "complete_and_grounded"])
+def test_a_judge_pickles_with_its_prompts_and_grades_the_same(name):
+    metric = judges(stub_lm())[name]
+    changed = {path: evolve(one, instructions="NEW") for path, one in metric.params.items()}
+    metric = metric.with_params(changed)
+    again = pickle.loads(pickle.dumps(metric))
+    assert again.params == metric.params and again.program.max_calls == metric.program.max_calls
+    made = Prediction(answer="Paris")
+    assert again(EXAMPLE, made) == metric(EXAMPLE, made)
+    assert asyncio.run(again.acall(EXAMPLE, made)) == metric(EXAMPLE, made)
+    with pytest.raises(DataError, match=f"the argument 'lm' of {name} cannot be sent elsewhere"):
+        pickle.dumps(judges(lambda request: lmopt.Response("5"))[name])
 
 
 def test_a_judge_grades_from_one_to_five_and_says_why():
