@@ -154,6 +154,18 @@ def nested(steps, a):
     return (yield steps.last(x=one.x + two.x))
 
 
+@lmopt.factory
+def asking_often(task: Program, times: int) -> Program:
+    """A program of a factory of one's own, whose body is a closure."""
+
+    @program(step=task, max_calls=task.max_calls * times)
+    def often(steps, q):
+        made = yield [steps.step(q=q + "?" * n) for n in range(times)]
+        return {"a": [one.a for one in made]}
+
+    return often
+
+
 def search(query: str, k: int) -> list[str]:
     """Find something."""
     used()
@@ -190,4 +202,5 @@ PROGRAMS: dict[str, tuple[Program, dict[str, Any]]] = {
     "pipeline": (pipeline(a=predict("q -> a"), b=predict("a, q -> b: int")), {"q": "2+2?"}),
     "together": (together, {"a": "hi"}),
     "nested": (nested, {"a": "hi"}),
+    "own factory": (asking_often(predict("q -> a"), times=2), {"q": "2+2?"}),
 }

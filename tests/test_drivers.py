@@ -1,6 +1,7 @@
 """Drivers: the same bodies, whatever performs the effects; order, traces and failures."""
 
 import asyncio
+import gc
 import json
 import multiprocessing
 import subprocess
@@ -9,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import programs
 import pytest
@@ -25,7 +27,13 @@ from lmopt import (
     Request,
     Response,
     Sleep,
+    adrive,
+    aemit,
     arun,
+    astream,
+    drive,
+    emit,
+    gathered,
     invoke,
     mock_lm,
     predict,
@@ -35,6 +43,7 @@ from lmopt import (
     run_many,
     stream,
     stub_lm,
+    through,
 )
 
 upper = mock_lm(lambda inputs: {"b": inputs.a.upper()})
@@ -464,6 +473,58 @@ def test_in_a_loop_tools_may_be_asynchronous_and_requests_go_out_together_up_to_
     asyncio.run(wrong())
 
 
+@program()
+def bare(steps, a):
+    yield Request([Message("user", a)])
+    return {"b": a}
+
+
+def held():
+    """How many threads, open files and event loops there are now."""
+    gc.collect()
+    loops = [one for one in gc.get_objects() if issubclass(type(one), asyncio.AbstractEventLoop)]
+    return threading.active_count(), len(list(Path("/proc/self/fd").iterdir())), len(loops)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="nothing tells of open files here")
+def test_ten_thousand_calls_of_an_async_lm_leak_nothing():
+    asked = []
+
+    async def counts(request):
+        asked.append(len(asked))
+        return Response("x")
+
+    data, before = [{"a": "x", "b": "x"}] * 10_000, held()
+    done = lmopt.evaluate(bare, data, lmopt.exact_match, lm=counts, workers=4)
+    assert done.score == 1.0 and len(asked) == 10_000
+    assert all(now <= then for now, then in zip(held(), before, strict=True))
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_an_async_lm_and_async_tools_are_awaited_on_every_worker(workers):
+    async def length(text):
+        await asyncio.sleep(0)
+        return len(text)
+
+    @program(x=predict("a -> b"))
+    def body(steps, a):
+        x, n = yield steps.x(a=a), invoke(length, a)
+        return {"b": x.b, "n": n}
+
+    async def shouts(request):
+        await asyncio.sleep(0)
+        return upper(request)
+
+    inputs = [{"a": "x" * n} for n in range(1, 20)]
+    made = run_many(body, shouts, inputs, workers=workers)
+    assert made == [{"b": "X" * n, "n": n} for n in range(1, 20)]
+    assert run(body, shouts, inputs[0], workers=workers) == made[0]
+    layered = lmopt.log(len)(lmopt.timeout(60)(lmopt.cache({})(shouts)))
+    assert run_many(body, layered, inputs, workers=workers) == made
+    with ThreadPoolExecutor(workers) as pool:
+        assert run_many(body, shouts, inputs, executor=pool) == made
+
+
 def test_a_tool_of_an_mcp_session_is_awaited_in_its_loop():
     async def call(name, arguments):
         await asyncio.sleep(0)
@@ -523,6 +584,34 @@ def test_in_lock_step_requests_go_out_in_batches():
     assert lm.batches[4:] == [7] and done.score == 1.0
 
 
+def test_in_lock_step_effects_together_and_flows_that_are_gathered_are_one_batch():
+    lm = Batched(loud)
+
+    @program(max_calls=9)
+    def body(steps, a):
+        one, two = yield Request([Message("user", "one")]), Request([Message("user", "two")])
+        many = yield from gathered(asked, a, lm)
+        last = yield [Request([Message("user", text)]) for text in many]
+        return {"one": one.text, "two": two.text, "last": "".join(one.text for one in last)}
+
+    made = run(body, lm, {"a": "abc"})
+    assert made == {"one": "ONE", "two": "TWO", "last": "ABC"} and lm.batches == [2, 3, 3]
+    lm.batches.clear()
+    assert run_many(body, lm, [{"a": "abc"}, {"a": ""}, {"a": "abc"}]) == [
+        made, {**made, "last": ""}, made
+    ]  # fmt: skip
+    assert lm.batches == [6, 6, 6]
+
+    def both():
+        return (yield gathered(asked, "abc", lm), gathered(asked, "de", lm), asked("f"))
+
+    lm.batches.clear()
+    assert drive(both(), lm) == (["A", "B", "C"], ["D", "E"], "F") and lm.batches == [6]
+    lm.batches.clear()
+    layered = lmopt.cache({})(lm)
+    assert drive(gathered(asked, "aab", layered), None) == ["A", "A", "B"] and lm.batches == [2]
+
+
 def test_in_lock_step_an_error_is_that_of_its_own_run():
     def picky(request):
         if request.inputs.q == "3":
@@ -578,6 +667,346 @@ def test_a_stream_raises_what_the_run_raises_and_checks_inputs_at_once():
         stream(predict("q -> a"), answer, {"wrong": "?"})
     with pytest.raises(lmopt.ContextWindowExceeded):
         list(stream(predict("q -> a"), answer, {"q": "break"}))
+
+
+def spelled(request):
+    """The answer of `answer`, one character after the other."""
+    response = answer(request)
+    for character in response.text if request.on_text else "":
+        request.on_text(character)
+    return response
+
+
+async def spelled_awaited(request):
+    await asyncio.sleep(0)
+    return spelled(request)
+
+
+def joined(chunks):
+    """The texts of the chunks of a stream, and what came at its end.
+
+    Of runs at once, whose answers are counted as they begin, it matters not which was first.
+    """
+    *pieces, end = chunks
+    texts = {}
+    for one in pieces:
+        place = (one.path, one.field, one.call)
+        texts[place] = texts.get(place, "") + one.text
+    return sorted((path, field, text) for (path, field, _), text in texts.items()), end, end.trace
+
+
+@pytest.mark.parametrize("lm", [answer, spelled, spelled_awaited])
+def test_a_stream_in_a_loop_gives_what_a_stream_gives(lm):
+    async def main():
+        for task, inputs in PROGRAMS.values():
+            made = joined([one async for one in astream(task, lm, inputs)])
+            assert made == joined(list(stream(task, answer, inputs)))
+
+    asyncio.run(main())
+
+
+TAGS = [[], [""], ["a"], ["a"], ["a"], ["a", ""], ["a", "é"], ["a", "é"], ["a", "é\n"],
+        ["a", "é\n"], ["a", "é\n"]]  # fmt: skip
+BOX = [{}, {}, {}, {}, {}, {}, {}, {"x": 12}]
+VALUES = {
+    "chat": (lmopt.chat, TAGS[1:], BOX),  # at the first bracket, a header may begin
+    "json": (lmopt.json, [*TAGS[:7], *TAGS[8:]], [{}, {}, {"x": 12}]),  # a whole token at once
+    "xml": (lmopt.xml, TAGS, BOX),
+    "plain": (lmopt.plain, TAGS, BOX),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_chunk_of_a_list_or_an_object_has_what_there_is_of_it_so_far(name):
+    adapter, tags, box = VALUES[name]
+    task = predict("q -> tags: list[str], box: dict[str, int], last", adapter=adapter)
+    outputs = {"tags": ["a", "é\n"], "box": {"x": 12}, "last": "<b>"}
+    reply = lmopt.render_outputs(adapter, task.signature, outputs)
+
+    def spells(request):
+        for character in reply:
+            request.on_text(character)
+        return Response(reply)
+
+    *chunks, end = stream(task, spells, {"q": "?"})
+    assert end == outputs and {one.call for one in chunks} == {0}
+    assert [one.value for one in chunks if one.field == "tags"] == tags
+    assert [one.value for one in chunks if one.field == "box"] == box
+    assert {one.value for one in chunks if one.field == "last"} == {None}
+    texts = {n: "".join(one.text for one in chunks if one.field == n) for n in outputs}
+    assert texts == {"tags": '["a", "é\\n"]', "box": '{"x": 12}', "last": "<b>"}
+    whole = list(stream(task, lambda request: Response(reply), {"q": "?"}))
+    assert [one.value for one in whole[:-1]] == [["a", "é\n"], {"x": 12}, None]
+
+
+def test_who_stops_a_stream_in_a_loop_early_stops_the_run():
+    sent, cancelled, ended = [], [], threading.Event()
+
+    def talkative(request):
+        try:
+            for n in range(10**6):
+                request.on_text(f"{n}\n" if n else "[[ ## a ## ]]\n0\n")
+                sent.append(n)
+        finally:
+            ended.set()
+
+    async def patient(request):
+        try:
+            request.on_text("[[ ## a ## ]]\n0\n")
+            await asyncio.sleep(3600)
+        finally:
+            cancelled.append(request)
+
+    async def main():
+        for lm in (talkative, patient):
+            chunks = astream(predict("q -> a"), lm, {"q": "?"})
+            assert (await anext(chunks)).field == "a"
+            await chunks.aclose()
+
+    asyncio.run(main())
+    assert ended.wait(10) and len(sent) < 10**6 and len(cancelled) == 1
+
+
+def test_a_stream_in_a_loop_raises_what_the_run_raises():
+    async def pieces(inputs):
+        return [one async for one in astream(predict("q -> a"), spelled, inputs)]
+
+    with pytest.raises(DataError, match="unknown field"):
+        asyncio.run(pieces({"wrong": "?"}))
+    with pytest.raises(lmopt.ContextWindowExceeded):
+        asyncio.run(pieces({"q": "break"}))
+
+
+# -- flows of one's own --
+
+
+def loud(request):
+    if request.messages[-1].text == "break":
+        raise lmopt.ContextWindowExceeded("too long")
+    return Response(request.messages[-1].text.upper())
+
+
+async def loud_awaited(request):
+    await asyncio.sleep(0)
+    return loud(request)
+
+
+def asked(text):
+    """A flow of one request."""
+    return (yield Request([Message("user", text)])).text
+
+
+class Loud(Batched):
+    def __call__(self, request):
+        return self.function(request)
+
+
+WAYS = [
+    lambda flow: drive(flow, loud),
+    lambda flow: drive(flow, loud, workers=4),
+    lambda flow: drive(flow, Loud(loud)),
+    lambda flow: drive(flow, lmopt.retry()(loud)),
+    lambda flow: drive(flow, loud_awaited),
+    lambda flow: drive(flow, loud_awaited, workers=4),
+    lambda flow: asyncio.run(adrive(flow, loud)),
+    lambda flow: asyncio.run(adrive(flow, loud_awaited)),
+]
+
+
+def test_any_flow_of_effects_can_be_driven():
+    def flow():
+        one = yield Request([Message("user", "one")])
+        two, three = yield asked("two"), asked("three")
+        count = yield invoke(len, one.text)
+        yield Sleep(0.0)
+        nothing = yield ()
+        many = yield from gathered(asked, ["four", "five"], loud)
+        return one.text, two, three, count, nothing, many
+
+    expected = ("ONE", "TWO", "THREE", 3, (), ["FOUR", "FIVE"])
+    assert [act(flow()) for act in WAYS] == [expected] * len(WAYS)
+
+
+def test_what_an_effect_raises_can_be_caught_where_it_is_yielded():
+    def flow():
+        caught = []
+        try:
+            yield Request([Message("user", "break")])
+        except lmopt.ContextWindowExceeded as error:
+            caught.append(str(error))
+        try:
+            yield invoke(int, "x")
+        except ValueError:
+            caught.append("no number")
+        try:
+            yield from gathered(asked, ["a", "break"], loud)
+        except lmopt.ContextWindowExceeded as error:
+            caught.append(str(error))
+        return caught
+
+    assert [act(flow()) for act in WAYS] == [["too long", "no number", "too long"]] * len(WAYS)
+
+
+def test_a_flow_that_fails_is_closed_and_so_is_what_it_waits_for():
+    closed = []
+
+    def flow(text):
+        try:
+            return (yield from asked(text))
+        finally:
+            closed.append(text)
+
+    for act in (
+        lambda: drive(flow("break"), loud),
+        lambda: asyncio.run(adrive(flow("break"), loud)),
+        lambda: list(emit(flow("break"), Sleep, loud)),
+        lambda: drive(gathered(flow, ["break"], loud), None),
+        lambda: drive(gathered(flow, ["break"], Batched(loud)), None),
+        lambda: asyncio.run(adrive(gathered(flow, ["break"], loud), None)),
+    ):
+        with pytest.raises(lmopt.ContextWindowExceeded, match="too long"):
+            act()
+        assert closed == ["break"]
+        closed.clear()
+
+
+def noting(asked):
+    """A flow of notes, which are told while it goes on."""
+    for n, text in enumerate(("one", "two", "break")):
+        asked.append(text)
+        made = yield Request([Message("user", text)])
+        same = yield Sleep(n)
+        assert same == Sleep(n)
+        asked.append(made.text)
+
+
+def test_emit_tells_of_the_effects_of_a_class_as_they_come_and_lets_what_is_wrong_through():
+    def here(flow, lm, kind):
+        yield from emit(flow, kind, lm)
+
+    def there(flow, lm, kind):
+        async def all_of(notes):
+            async for one in aemit(flow, kind, lm):
+                notes.append(one)
+
+        notes = []
+        try:
+            asyncio.run(all_of(notes))
+        finally:
+            yield from notes
+
+    for tell in (here, there):
+        begun, seen = [], []
+        notes = tell(noting(begun), loud, Sleep)
+        assert begun == []
+        with pytest.raises(lmopt.ContextWindowExceeded):
+            seen.extend(notes)
+        assert seen == [Sleep(0), Sleep(1)]
+        assert begun == ["one", "ONE", "two", "TWO", "break"]
+
+
+def test_who_stops_an_emit_early_closes_the_flow():
+    ended = []
+
+    def flow():
+        try:
+            yield from noting([])
+        finally:
+            ended.append(True)
+
+    notes = emit(flow(), Sleep, loud)
+    assert next(notes) == Sleep(0)
+    notes.close()
+    assert ended == [True]
+
+    async def main():
+        notes = aemit(flow(), Sleep, loud_awaited)
+        assert await anext(notes) == Sleep(0)
+        await notes.aclose()
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert asyncio.run(main()) == set() and ended == [True, True]
+
+
+def test_an_emit_is_lazy():
+    asked = []
+    notes = emit(noting(asked), Sleep, loud)
+    assert asked == []
+    next(notes)
+    assert asked == ["one"]
+    next(notes)
+    assert asked == ["one", "ONE", "two"]
+    notes.close()
+
+
+def test_through_has_each_effect_performed_by_another_flow():
+    closed = []
+
+    def twice(text):
+        if text == "skip":
+            return "skipped"
+        try:
+            return (yield text) + (yield text)
+        finally:
+            closed.append(text)
+
+    def texts():
+        try:
+            one = yield "a"
+            two = yield "skip"
+            try:
+                three = yield "b"
+            except ValueError as error:
+                three = str(error)
+            return [one, two, three]
+        finally:
+            closed.append("flow")
+
+    flow = through(texts(), twice)
+    assert (next(flow), flow.send("1")) == ("a", "a")
+    assert flow.send("2") == "b" and closed == ["a"]  # and "skip" yielded nothing
+    with pytest.raises(StopIteration) as end:
+        flow.throw(ValueError("none"))
+    assert end.value.value == ["12", "skipped", "none"] and closed == ["a", "b", "flow"]
+    flow = through(texts(), twice)
+    next(flow)
+    flow.close()
+    assert closed[3:] == ["a", "flow"]
+    with pytest.raises(ValueError, match="wrong"):
+        flow = through(texts(), twice)
+        next(flow)
+        flow.throw(ValueError("wrong"))
+    assert list(through(iter_of("ab"), iter_of)) == ["a", "b"]
+
+
+def iter_of(texts):
+    """A flow of each of these texts, that returns the last outcome."""
+    outcome = None
+    for text in texts:
+        outcome = yield text
+    return outcome
+
+
+def test_gathered_flows_are_driven_lazily_and_their_first_error_in_order_is_raised():
+    begun = []
+
+    def picky(text):
+        begun.append(text)
+        yield from asked("break" if text in "37" else text)
+        return text
+
+    items = [str(n) for n in range(1000)]
+    for act in (
+        lambda: drive(gathered(picky, items, loud), None),
+        lambda: drive(gathered(picky, items, loud), None, workers=4),
+        lambda: asyncio.run(adrive(gathered(picky, items, loud), None)),
+    ):
+        with pytest.raises(lmopt.ContextWindowExceeded):
+            act()
+        assert begun[:4] == items[:4] and len(begun) < 500
+        begun.clear()
+    assert drive(gathered(picky, [], loud), None) == []
+    assert asyncio.run(adrive(gathered(picky, [], loud), None)) == []
 
 
 def test_a_stream_says_when_an_answer_starts_over():

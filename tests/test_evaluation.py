@@ -1,11 +1,14 @@
 """Evaluation: scores and intervals, what is a wrong answer and what is not, metrics."""
 
+import asyncio
 import csv
 import io
 import json
 import math
+import pickle
 import statistics
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from attrs import evolve
@@ -21,6 +24,7 @@ from lmopt import (
     Record,
     Row,
     Score,
+    aevaluate,
     compare,
     evaluate,
     exact_match,
@@ -226,6 +230,250 @@ def test_rows_are_evaluated_as_they_are_asked_for_not_all_at_once():
 
     evaluate(qa, DATA * 5, exact_match, lm=lm, workers=3)
     assert peak <= 3
+
+
+# -- in an event loop, and with what must be awaited --
+
+
+def some_wrong(request):
+    """An LM that knows half, fails on one row and writes nonsense on another."""
+    if request.inputs.question == "4?":
+        raise lmopt.ContextWindowExceeded("too long")
+    return lmopt.Response("?") if request.inputs.question == "5?" else knows_half(request)
+
+
+async def awaited(request):
+    await asyncio.sleep(0)
+    return some_wrong(request)
+
+
+class Calling:
+    """An LM that answers in a thread, and in a loop by its `acall`."""
+
+    concurrency, identity = 4, "calling"
+
+    def __call__(self, request):
+        return some_wrong(request)
+
+    async def acall(self, request):
+        return await awaited(request)
+
+
+class Plain:
+    """An LM that is an object with an asynchronous `__call__`."""
+
+    async def __call__(self, request):
+        return await awaited(request)
+
+
+LMS = {
+    "plain": some_wrong, "async": awaited, "acall": Calling(), "async object": Plain(),
+    "layers": lmopt.retry(base=0.0)(awaited),
+}  # fmt: skip
+
+
+async def exact_match_awaited(example, prediction):
+    await asyncio.sleep(0)
+    return exact_match(example, prediction)
+
+
+def everything_of(result):
+    """The rows with their traces, and all that is made of them."""
+    traces = [row.prediction.trace for row in result.rows]
+    return result, traces, result.score, result.usage, result.to_json()
+
+
+@pytest.mark.parametrize("metric", [exact_match, exact_match_awaited])
+@pytest.mark.parametrize("name", LMS)
+def test_an_evaluation_in_a_loop_is_that_outside(name, metric):
+    expected = everything_of(evaluate(qa, DATA, exact_match, lm=some_wrong, failure_score=0.25))
+    assert expected[2] == (10 - 1 + 2 * 0.25) / 20  # of rows 4 and 5, the second is odd
+    for workers in (None, 1, 4):
+        options = {"lm": LMS[name], "workers": workers, "failure_score": 0.25}
+        inside = asyncio.run(aevaluate(qa, DATA, metric, **options))
+        assert everything_of(inside) == expected
+        assert everything_of(evaluate(qa, DATA, metric, **options)) == expected
+
+
+@pytest.mark.parametrize("lm", [some_wrong, awaited])
+def test_an_evaluation_in_a_loop_runs_on_an_executor(lm):
+    expected = everything_of(evaluate(qa, DATA, exact_match, lm=some_wrong))
+    with ThreadPoolExecutor(3) as pool:
+        for metric in (exact_match, exact_match_awaited):
+            inside = asyncio.run(aevaluate(qa, DATA, metric, lm=lm, executor=pool))
+            outside = evaluate(qa, DATA, metric, lm=lm, executor=pool)
+            assert everything_of(inside) == everything_of(outside) == expected
+        assert pool.submit(len, "ab").result() == 2  # it is still open
+
+
+def test_progress_in_a_loop_is_called_as_tqdm_is():
+    called = []
+
+    def bar(items, total, desc):
+        called.append((total, desc))
+        for item in items:
+            called.append(item.score)
+            yield item
+        called.append("end")
+
+    class Bar:
+        """As tqdm's: an object with an iterator, that closes at the end."""
+
+        def __init__(self, items, **options):
+            self.items = items
+            called.append(tuple(options.values()))
+
+        def __iter__(self):
+            try:
+                for item in self.items:
+                    called.append(item.score)
+                    yield item
+            finally:
+                called.append("end")
+
+    for progress in (bar, Bar):
+        for lm in (knows_half, awaited):
+            asyncio.run(aevaluate(qa, DATA[:3], exact_match, lm=lm, progress=progress))
+            assert called == [(3, "evaluate"), 0.0, 1.0, 0.0, "end"]
+            called.clear()
+        evaluate(qa, DATA[:3], exact_match, lm=knows_half, progress=progress)
+        assert called == [(3, "evaluate"), 0.0, 1.0, 0.0, "end"]
+        called.clear()
+
+
+@pytest.mark.parametrize("lm", [some_wrong, awaited])
+def test_too_many_errors_stop_an_evaluation_in_a_loop_too(lm):
+    data = [*DATA[:7], *DATA[4:6]]
+    with pytest.raises(
+        DataError, match="3 of 8 rows failed; the last: .*expected at most 2"
+    ) as seen:
+        asyncio.run(aevaluate(qa, data, exact_match, lm=lm, max_errors=2))
+    assert seen.value.rows == evaluate(qa, data[:8], exact_match, lm=some_wrong).rows
+    made = asyncio.run(aevaluate(qa, data[:7], exact_match, lm=lm, max_errors=2))
+    assert len(made.errors) == 2
+
+
+@pytest.mark.parametrize("lm", [some_wrong, awaited])
+def test_a_metric_that_is_wrong_in_a_loop_keeps_the_rows_before_it(lm):
+    def raises(example, prediction):
+        return 1 / 0 if example.question == "7?" else 1.0
+
+    async def raises_later(example, prediction):
+        await asyncio.sleep(0)
+        return raises(example, prediction)
+
+    async def returns_nothing(example, prediction):
+        return None if example.question == "7?" else 1.0
+
+    for metric, message in (
+        (raises, "the metric raised ZeroDivisionError"),
+        (raises_later, "the metric raised ZeroDivisionError"),
+        (returns_nothing, "the metric returned None"),
+    ):
+        for act in (
+            lambda metric: asyncio.run(aevaluate(qa, DATA, metric, lm=lm)),
+            lambda metric: evaluate(qa, DATA, metric, lm=lm, workers=4),
+        ):
+            with pytest.raises(MetricError, match=f"{message}.*'7?'") as caught:
+                act(metric)
+            assert [row.example for row in caught.value.rows] == DATA[:7]
+
+
+@pytest.mark.parametrize("error", [lmopt.Unauthorized, lmopt.BudgetExceeded, lmopt.ReplayMiss])
+def test_what_would_fail_on_every_row_ends_an_evaluation_in_a_loop(error):
+    begun = []
+
+    async def dead(request):
+        begun.append(request)
+        await asyncio.sleep(0)
+        raise error("no")
+
+    async def main():
+        with pytest.raises(error):
+            await aevaluate(qa, DATA * 50, exact_match, lm=dead)
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert asyncio.run(main()) == set() and len(begun) < 500
+
+
+def test_a_judge_is_a_metric_inside_and_outside_of_a_loop():
+    def grade(inputs):
+        good = inputs.prediction["answer"] == inputs.example["answer"]
+        return {"feedback": "good" if good else "bad", "grade": 5 if good else 2}
+
+    plain = mock_lm(grade)
+
+    async def grades(request):
+        await asyncio.sleep(0)
+        return plain(request)
+
+    data = DATA[:4]
+    for lm in (plain, grades, lmopt.cache({})(grades)):
+        metric = lmopt.judge(lm, "It is right.")
+        for task_lm in (knows_half, awaited):
+            inside = asyncio.run(aevaluate(qa, data, metric, lm=task_lm))
+            assert [row.score for row in inside.rows] == [0.25, 1.0] * 2
+            assert [row.feedback for row in inside.rows] == ["bad", "good"] * 2
+            for workers in (1, 4):
+                assert evaluate(qa, data, metric, lm=task_lm, workers=workers) == inside
+    assert lmopt.judge(grades, "It is right.")(DATA[1], {"answer": "1"}).value == 1.0
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_all_that_can_be_asynchronous_is_awaited_in_an_evaluation(workers):
+    async def find(query, k):
+        await asyncio.sleep(0)
+        return [f"{query} {n}" for n in range(k)]
+
+    async def shout(text):
+        await asyncio.sleep(0)
+        return text.upper()
+
+    @lmopt.program(find=lmopt.retrieve(find, 2), qa=qa)
+    def body(steps, question):
+        found, loud = yield steps.find(query=question), lmopt.invoke(shout, "a")
+        made = yield steps.qa(question=question)
+        return {"answer": made.answer, "found": found.passages, "loud": loud}
+
+    data = DATA[6:10]
+    inside = asyncio.run(aevaluate(body, data, exact_match_awaited, lm=awaited))
+    made = evaluate(body, data, exact_match_awaited, lm=awaited, workers=workers)
+    assert made == inside and [row.error for row in made.rows] == [""] * 4
+    assert made.rows[1].prediction == {"answer": "7", "found": ("7? 0", "7? 1"), "loud": "A"}
+    inputs = [{"question": row["question"]} for row in data]
+    many = lmopt.run_many(body, awaited, inputs, workers=workers)
+    assert many == [row.prediction for row in made.rows]
+    assert lmopt.run(body, awaited, inputs[1], workers=workers) == many[1]
+    assert [one.trace for one in many] == [row.prediction.trace for row in made.rows]
+
+
+def test_a_cancelled_evaluation_leaves_no_task_behind():
+    begun, ended = [], []
+
+    async def waits(request):
+        begun.append(request)
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.append(request)
+
+    async def judges(example, prediction):
+        return await waits(example)
+
+    async def main(lm, metric):
+        task = asyncio.create_task(aevaluate(qa, DATA, metric, lm=lm, workers=5))
+        while not begun:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    for lm, metric in ((waits, exact_match), (awaited, judges), (lmopt.cache({})(waits), f1)):
+        assert asyncio.run(main(lm, metric)) == set()
+        assert len(ended) == len(begun) > 0
+        begun.clear()
+        ended.clear()
 
 
 def odd_rows():
@@ -437,6 +685,20 @@ def test_a_judge_is_a_program_that_is_a_metric(name, golden):
     sent.clear()
     metric.with_params(changed)(EXAMPLE, Prediction(answer="Paris"))
     assert all("NEW" in request.messages[0].text for request in sent)
+
+
+@pytest.mark.parametrize("name", ["judge", "semantic_f1", "complete_and_grounded"])
+def test_a_judge_pickles_with_its_prompts_and_grades_the_same(name):
+    metric = judges(stub_lm())[name]
+    changed = {path: evolve(one, instructions="NEW") for path, one in metric.params.items()}
+    metric = metric.with_params(changed)
+    again = pickle.loads(pickle.dumps(metric))
+    assert again.params == metric.params and again.program.max_calls == metric.program.max_calls
+    made = Prediction(answer="Paris")
+    assert again(EXAMPLE, made) == metric(EXAMPLE, made)
+    assert asyncio.run(again.acall(EXAMPLE, made)) == metric(EXAMPLE, made)
+    with pytest.raises(DataError, match=f"the argument 'lm' of {name} cannot be sent elsewhere"):
+        pickle.dumps(judges(lambda request: lmopt.Response("5"))[name])
 
 
 def test_a_judge_grades_from_one_to_five_and_says_why():

@@ -153,6 +153,58 @@ def test_layers_pickle_but_for_a_budget():
         pickle.dumps(budget(calls=1)(lm))
 
 
+def down(request):
+    raise busy()
+
+
+@pytest.mark.parametrize("name", ["retry", "throttle", "timeout", "cache", "record", "fallback",
+                                  "log"])  # fmt: skip
+def test_a_layer_that_was_pickled_answers_the_same(name, tmp_path, capsys):
+    make = {
+        "retry": lambda: retry(attempts=2, base=0.0),
+        "throttle": lambda: throttle(per_minute=100),
+        "timeout": lambda: timeout(60),
+        "cache": lambda: cache(tmp_path / "calls.sqlite"),
+        "record": lambda: record(tmp_path / "calls.jsonl"),
+        "fallback": lambda: fallback(echo),
+        "log": lambda: log(print),
+    }[name]
+    layer = make()
+    lm, failing = layer(echo), layer(down)
+    assert lm(ask()).text == "HI"
+    for again in (
+        pickle.loads(pickle.dumps(lm)),
+        pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(lm)))),
+        pickle.loads(pickle.dumps(layer))(echo),
+    ):
+        made = again(ask())
+        assert made == lm(ask()) and made.cached == (name in ("cache", "record"))
+        assert again.identity == lm.identity and again.inner is echo
+        assert in_a_loop(again, [ask("Ho")])[0].text == "HO"
+    again = pickle.loads(pickle.dumps(failing))
+    if name == "fallback":
+        assert again(ask("Else")) == failing(ask("Else")) == echo(ask("Else"))
+    else:
+        for one in (again, failing):
+            with pytest.raises(LMError, match="busy"):
+                one(ask("Else"))
+    written = capsys.readouterr().out.splitlines()
+    assert len(written) == (12 if name == "log" else 0)
+
+
+def test_layers_around_layers_pickle_as_one(tmp_path):
+    layers = (
+        retry(base=0.0), throttle(per_minute=100), timeout(60), cache(tmp_path / "calls.sqlite"),
+        record(tmp_path / "calls.jsonl"), fallback(echo), log(print),
+    )  # fmt: skip
+    lm = pipe(down, *layers)
+    again = pickle.loads(pickle.dumps(lm))
+    assert again.identity == lm.identity
+    assert again(ask()) == lm(ask()) == echo(ask())
+    shared = pickle.loads(pickle.dumps(pipe(echo, *layers)))
+    assert not shared(ask()).cached and pipe(echo, *layers)(ask()).cached
+
+
 # -- retry --
 
 

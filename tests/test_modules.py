@@ -1,10 +1,13 @@
 """Modules: what each sends, its flow stepped by hand, and what it does when something fails."""
 
 import math
+import multiprocessing
+import pickle
 import re
 import sys
 import textwrap
 import time
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import pytest
@@ -214,6 +217,63 @@ def test_the_prompts_of_every_step_can_be_changed(name):
     for path, text in said.items():
         if path in changed:
             assert f"NEW {path}" in text
+
+
+def renewed(task):
+    """The same program with other instructions for every step."""
+    changed = {path: evolve(one, instructions=f"NEW {path}") for path, one in task.params.items()}
+    return task.with_params(changed)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_pickles_with_its_parameters(name):
+    task, inputs = PROGRAMS[name]
+    task = renewed(task)
+    again = pickle.loads(pickle.dumps(task))
+    assert again.params == task.params
+    for what in ("name", "inputs", "outputs", "max_calls", "signature", "prompt"):
+        assert getattr(again, what) == getattr(task, what)
+    made, expected = again(answer, **inputs), task(answer, **inputs)
+    assert made == expected and made.trace == expected.trace
+    twice = pickle.loads(pickle.dumps(renewed(again)))
+    assert twice.params == task.params
+
+
+def test_every_program_does_the_same_in_other_processes_with_its_parameters():
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for task, inputs in PROGRAMS.values():
+            changed = renewed(task)
+            made = lmopt.run_many(changed, answer, [inputs] * 2, executor=pool)
+            expected = changed(answer, **inputs)
+            assert made == [expected] * 2
+            assert [one.trace for one in made] == [expected.trace] * 2
+            sent = [event.request for event in expected.trace if event.kind == "lm"]
+            told = [one for one in sent if one.step and "NEW" in one.messages[0].text]
+            assert bool(told) == bool(task.params)
+
+
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        (lambda: best_of_n(predict("q -> a"), 3, lambda inputs, made: 1.0), "reward"),
+        (lambda: refine(predict("q -> a"), 3, reward=lambda inputs, made: 1.0), "reward"),
+        (lambda: ensemble([predict("q -> a")], reduce=lambda made: made[0]), "reduce"),
+        (lambda: retrieve(lambda query, k: []), "search"),
+        (lambda: knn_demos(predict("q -> a"), DATA, 1, lambda texts: []), "embed"),
+        (lambda: react("q -> a", [lookup, lambda word: word]), "tools"),
+        (lambda: program_of_thought("q -> a", lambda code, state: Result()), "interpreter"),
+        (lambda: predict("q -> a", adapter=lmopt.two_step(lambda request: Response("4"))), "lm"),
+    ],
+)
+def test_what_has_no_name_cannot_be_sent_and_the_argument_is_named(make, argument):
+    task = make()
+    for one in (task, renewed(task), parallel(x=task), pipeline(x=evolve(task, outputs=("a",)))):
+        with pytest.raises(
+            lmopt.DataError,
+            match=rf"the argument '{argument}' of \w+ cannot be sent elsewhere: <function .*lambda"
+            ".*; expected a function with a name; define it with `def` at the top level",
+        ):
+            pickle.dumps(one)
 
 
 # -- react --

@@ -1,13 +1,17 @@
 """The laws of optimizers: every optimizer is a row of one table that is put through all of them."""
 
+import asyncio
 import contextlib
+import functools
 import itertools
+import multiprocessing
 import os
 import random
 import subprocess
 import sys
 import threading
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 from conftest import ROOT
@@ -131,6 +135,101 @@ def test_the_same_bytes_for_any_number_of_workers_and_any_delays(make, task):
         for workers in (1, 2, 16)
     }
     assert made == {lmopt.dumps(make(toy_lm())(task, ROWS, exact_match))}
+
+
+toy = toy_lm()
+
+
+async def awaited(request):
+    """A toy LM that is an `async def`."""
+    await asyncio.sleep(0)
+    return toy(request)
+
+
+class Batched:
+    """A toy LM that answers batches, and nothing else."""
+
+    def batch(self, requests):
+        return [toy(request) for request in requests]
+
+
+async def listed(items):
+    return [one async for one in items]
+
+
+@functools.cache
+def in_one_thread(make):
+    """The bytes an optimizer ends in for the program of one step, and its trials."""
+    given = PROGRAMS["one step"], ROWS, exact_match
+    return lmopt.dumps(make(toy)(*given)), list(make(toy).trials(*given))
+
+
+WAYS = {
+    "loop": lambda make, *given: asyncio.run(make(toy).arun(*given)),
+    "loop, async LM": lambda make, *given: asyncio.run(make(awaited).arun(*given)),
+    "lock-step": lambda make, *given: make(Batched())(*given),
+    "lock-step, layers": lambda make, *given: make(lmopt.cache({})(lmopt.retry()(Batched())))(
+        *given
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@table
+def test_the_same_bytes_whoever_performs_the_effects(make, way):
+    given = PROGRAMS["one step"], ROWS, exact_match
+    assert lmopt.dumps(WAYS[way](make, *given)) == in_one_thread(make)[0]
+
+
+def test_the_same_bytes_on_an_executor_of_other_processes():
+    given = PROGRAMS["one step"], ROWS, exact_match
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for name, make in OPTIMIZERS.items():
+            expected, _ = in_one_thread(make)
+            assert lmopt.dumps(make(toy, executor=pool)(*given)) == expected, name
+            if name in ("copro", "simba", "random_search"):
+                made = asyncio.run(make(toy, executor=pool).arun(*given))
+                assert lmopt.dumps(made) == expected
+
+
+@table
+def test_trials_in_a_loop_are_those_outside(make):
+    given = PROGRAMS["one step"], ROWS, exact_match
+    _, trials = in_one_thread(make)
+    assert asyncio.run(listed(make(awaited).atrials(*given))) == trials
+    assert list(make(Batched()).trials(*given)) == trials
+
+    async def first_only():
+        trials = make(awaited).atrials(*given)
+        made = await anext(trials)
+        await trials.aclose()
+        return made, asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert asyncio.run(first_only()) == (trials[0], set())
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "simba"])
+@pytest.mark.parametrize("error", [lmopt.BudgetExceeded("spent"), lmopt.Unauthorized("no")])
+def test_in_a_loop_a_spent_budget_gives_the_best_so_far_and_so_does_an_error(name, error):
+    make, task = OPTIMIZERS[name], PROGRAMS["one step"]
+    _, trials = in_one_thread(make)
+    for stop in range(3, trials[-1].calls + 1, 29):
+        lm = counted(toy, stop, error)
+
+        async def stopped(request, lm=lm):
+            await asyncio.sleep(0)
+            return lm(request)
+
+        try:
+            made = asyncio.run(make(stopped).arun(task, ROWS, exact_match))
+            assert type(error) is lmopt.BudgetExceeded
+        except lmopt.Unauthorized as caught:
+            assert caught is error
+            made = caught.best
+        done = [trial for trial in trials if trial.calls < stop]
+        assert made in [trial.params for trial in done] or made == task.params
+        scores = [trial.score for trial in done if trial.score is not None]
+        assert not scores or made == next(t.params for t in done if t.score == max(scores))
 
 
 @table

@@ -1,5 +1,7 @@
 """Programs: bodies stepped by hand, paths, parameters, previews."""
 
+import pickle
+
 import pytest
 
 import lmopt
@@ -252,3 +254,29 @@ def test_a_step_can_be_caught_by_the_body():
         ("b", "step", False),
         ("", "step", False),
     ]
+
+
+def test_a_program_of_a_module_pickles_by_its_name_with_its_parameters():
+    changed = outer.with_params({"rag.hop": Prompt("changed", settings={"temperature": 0.5})})
+    again = pickle.loads(pickle.dumps(changed))
+    assert again.params == changed.params != outer.params
+    assert again.body is outer.body and again.steps.rag.body is multihop.body
+    assert again(stub_lm(), question="?").trace == changed(stub_lm(), question="?").trace
+    assert pickle.loads(pickle.dumps(again)).params == changed.params
+
+
+def test_a_program_inside_a_function_says_where_to_define_it():
+    @program(a=predict("q -> a"))
+    def inside(steps, q):
+        return (yield steps.a(q=q))
+
+    renamed = program(a=predict("q -> a"))(multihop.body)  # its name is that of another program
+    for task in (inside, inside.with_params(inside.params), lmopt.parallel(x=inside)):
+        with pytest.raises(
+            DataError,
+            match="this program cannot be sent elsewhere: .*inside'; expected a name of a module; "
+            "define it at the top level of a module, or in a function decorated with @factory",
+        ):
+            pickle.loads(pickle.dumps(task))
+    with pytest.raises(lmopt.LmoptError):
+        pickle.loads(pickle.dumps(renamed))
