@@ -67,6 +67,7 @@ import warnings
 import weakref
 from collections import Counter, deque
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterator,
     Awaitable,
     Callable,
@@ -639,12 +640,26 @@ class Made:
             raise DataError(what, self, "what a factory made", todo)
         make, args, kwargs = self.made
         for name, value in inspect.signature(make).bind(*args, **kwargs).arguments.items():
-            for one in value if isinstance(value, (list, tuple)) else [value]:
-                if "<" in getattr(one, "__qualname__", ""):  # <lambda>, or in the <locals> of one
-                    what = f"the argument {name!r} of {make.__name__} cannot be sent elsewhere"
-                    todo = "define it with `def` at the top level of a module"
-                    raise DataError(what, one, "a function with a name", todo)
+            for one in _nameless(value):
+                what = (
+                    f"the argument {name!r} of {make.__name__.lstrip('_')} cannot be sent elsewhere"
+                )
+                todo = "define it with `def` at the top level of a module"
+                raise DataError(what, one, "a function with a name", todo)
         return partial(make, *args, **kwargs)
+
+
+def _nameless(value: Any) -> Iterator[Any]:
+    """The lambdas, and the functions from inside of others, that a value is or holds."""
+    parts: Any = value if isinstance(value, (list, tuple)) else ()
+    if isinstance(value, partial):
+        parts = (value.func, *value.args)
+    elif attrs.has(type(value)) and not isinstance(value, Made):
+        parts = attrs.astuple(value, recurse=False)
+    elif "<" in getattr(value, "__qualname__", ""):
+        yield value
+    for part in parts:
+        yield from _nameless(part)
 
 
 def _made() -> Any:
@@ -2672,7 +2687,17 @@ class Program(Made):
         return _with_params(self, self.root, params)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (self._again(), self.params)
+        again = self._again()
+        made = again()
+        named = again.func is not _by_name or made.body is self.body
+        if not named or made._shape() != self._shape():
+            todo = "define it under a name of its own, and change it by with_params only"
+            what = "this program cannot be sent elsewhere"
+            raise DataError(what, self.name, "a program that can be made again", todo)
+        return _restored, (again, self.params)
+
+    def _shape(self) -> tuple[Any, ...]:
+        return self.name, self.inputs, self.outputs, self.max_calls, tuple(self.steps)
 
     def __repr__(self) -> str:
         takes, steps = (", ".join(f.name for f in self.inputs)), ", ".join(self.leaves)
@@ -3020,7 +3045,7 @@ def _reduce(path: str, events: list[Event], effect: Any) -> Flow:
         return _together(path, events, effect)
     if inspect.isgenerator(effect):  # a part of the body, which catches its own errors
         return through(effect, partial(_reduce, path, events))
-    if type(effect) in _HOW:
+    if isinstance(effect, Sleep):
         return _once(effect)
     todo = "yield steps.name(...), a Request, invoke(...), Sleep(...) or a tuple of these"
     raise SignatureError("no effect was yielded", effect, "an effect", todo)
@@ -3151,6 +3176,11 @@ def _deep(flow: Flow, change: Callable[[Any], Flow]) -> Flow:
     return through(flow, into)
 
 
+def _instead(lm: Any, effect: Any) -> Flow:
+    """Have another LM asked."""
+    return (yield invoke(lm, effect) if isinstance(effect, Request) else effect)
+
+
 def _layered(flow: Flow, lm: Any) -> Flow:
     """A flow whose requests go through the middleware of an LM; its own go to the innermost one."""
     while hasattr(lm, "inner"):
@@ -3179,7 +3209,7 @@ def _response(value: Any) -> Response:
 class _Here:
     """Performs effects in this thread, several at once on up to `workers` threads or an executor.
 
-    What must be awaited is: each thread has an event loop for it, until the end.
+    What must be awaited is: each thread has an event loop for it, which it closes at its end.
     """
 
     __slots__ = ("executor", "full", "lm", "loops", "workers")
@@ -3190,7 +3220,7 @@ class _Here:
         self.loops: dict[int, Any] = {}  # by thread
 
     def drive(self, flow: Flow) -> Any:
-        """Run a flow to its end, and close all loops."""
+        """Run a flow to its end, and close what it was awaited on."""
         try:
             return self.finish(flow if self.lm is self.full else _layered(flow, self.full))
         finally:
@@ -3209,7 +3239,7 @@ class _Here:
 
     def perform(self, effect: Any) -> Any:
         """Perform one leaf effect."""
-        return _HOW[type(effect)][0](effect, self)
+        return _how(effect)[0](effect, self)
 
     def ready(self, value: Any, name: str) -> Any:
         """Return a result; wait for one that must be awaited."""
@@ -3227,10 +3257,9 @@ class _Here:
         return self.loops[thread].run(_awaited(value))
 
     def close(self) -> None:
-        """Close the event loops; one that is busy, after Ctrl-C, is left alone."""
-        while self.loops:
-            with suppress(RuntimeError):
-                self.loops.popitem()[1].close()
+        """Close the event loop of this thread, if it has one."""
+        if loop := self.loops.pop(threading.get_ident(), None):
+            loop.close()
 
 
 async def _awaited(value: Awaitable[T]) -> T:
@@ -3241,7 +3270,7 @@ def _within_here(effect: _Within, here: _Here) -> Any:
     """Ask in another thread; after the time is up it is left alone, for nothing can stop it."""
     from concurrent.futures import wait
 
-    asked = _alone(here.finish, effect.flow)
+    asked = _alone(_Here(here.lm).drive, effect.flow)
     if not wait([asked], effect.seconds).done:
         raise effect.late()
     return asked.result()
@@ -3256,7 +3285,8 @@ def _wait_here(effect: _Wait, here: _Here) -> Any:
 def _tuple_here(effect: tuple[Flow, ...], here: _Here) -> tuple[Any, ...]:
     if hasattr(here.lm, "batch"):
         return tuple(_succeeded(_lockstep(effect, here)))
-    return tuple(ordered_map(here.finish, effect, workers=here.workers or 1))
+    workers = here.workers or 1
+    return tuple(ordered_map(here.finish, effect, workers=workers, at_end=here.close))
 
 
 def _many_here(effect: _Many, here: _Here) -> None:
@@ -3269,7 +3299,8 @@ def _many_here(effect: _Many, here: _Here) -> None:
         flows = (_layered(effect.flow(item), effect.lm) for item in effect.items)
         results: Any = _succeeded(_lockstep(flows, inside))
     else:
-        results = ordered_map(work, effect.items, workers=workers, executor=here.executor)
+        options: Any = {"executor": here.executor, "at_end": inside.close}
+        results = ordered_map(work, effect.items, workers=workers, **options)
     with closing(inside), closing(results):
         try:
             effect.told(results)
@@ -3319,10 +3350,17 @@ class _There:
         finally:
             flow.close()
 
+    async def caught(self, flow: Flow) -> Outcome:
+        """Run a flow to its end, however it ends."""
+        try:
+            return await self.finish(flow), None
+        except Exception as error:
+            return None, error
+
     async def attempt(self, effect: Any) -> Outcome:
         """Perform one leaf effect."""
         try:
-            return await _HOW[type(effect)][1](effect, self), None
+            return await _how(effect)[1](effect, self), None
         except Exception as error:
             return None, error
 
@@ -3344,7 +3382,8 @@ async def _acall(function: Any, /, *args: Any, **kwargs: Any) -> Any:
 
 async def _ask_there(request: Request, there: _There) -> Response:
     async with there.limit:
-        return _response(await _acall(there.lm, request))
+        lm = there.lm if callable(there.lm) else _asks(there.lm)
+        return _response(await _acall(lm, request))
 
 
 async def _sleep_there(effect: Sleep, there: _There) -> None:
@@ -3376,8 +3415,8 @@ async def _tuple_there(effect: tuple[Flow, ...], there: _There) -> tuple[Any, ..
     import asyncio
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(there.finish(flow)) for flow in effect]
-    return tuple(task.result() for task in tasks)
+        tasks = [group.create_task(there.caught(flow)) for flow in effect]
+    return tuple(_succeeded(task.result() for task in tasks))
 
 
 async def _many_there(effect: _Many, there: _There) -> None:
@@ -3385,9 +3424,17 @@ async def _many_there(effect: _Many, there: _There) -> None:
     import asyncio
 
     inside, workers = there.asking(effect.lm), workers_for(effect.lm, there.workers)
-    arrived, waiting = deque[Any](), deque[Any]()
-    # A bar takes what has arrived, and ends where nothing has.
-    bar = iter((effect.watch or iter)(iter(lambda: arrived.popleft() if arrived else None, None)))
+    arrived, waiting, rows = deque[Any](), deque[Any](), asyncio.Semaphore(workers)
+
+    def came() -> Iterator[Any]:
+        while arrived:
+            yield arrived.popleft()
+
+    bar = iter((effect.watch or iter)(came()))
+
+    async def driven(item: Any) -> Any:
+        async with rows:
+            return await inside.drive(effect.flow(item))
 
     async def take(most: int) -> None:
         while len(waiting) > most:
@@ -3397,7 +3444,7 @@ async def _many_there(effect: _Many, there: _There) -> None:
     try:
         for item in effect.items:
             if there.executor is None:
-                waiting.append(asyncio.ensure_future(inside.drive(effect.flow(item))))
+                waiting.append(asyncio.ensure_future(driven(item)))
             else:
                 work = partial(_alone_there, effect.flow, effect.lm)
                 waiting.append(asyncio.wrap_future(there.executor.submit(work, item)))
@@ -3476,10 +3523,10 @@ class _Merged:
         while kind == "at once":
             try:
                 going, effect = _resume(self.flows[place], *outcome)
+                kind = _how(effect)[2] if going else "ended"
             except Exception as error:
                 self.ended[place] = None, error
                 return
-            kind = _HOW[type(effect)][2] if going else "ended"
             if kind == "asks" and not hasattr(self.here.lm, "batch"):
                 kind = "at once"
             if kind == "at once":
@@ -3505,6 +3552,7 @@ class _Merged:
                 wait[0].close()
         for flow in self.flows:
             flow.close()
+        self.here.close()
 
 
 def _parts(effect: Any, here: _Here) -> _Merged:
@@ -3565,8 +3613,25 @@ def _rest(wanted: list[Any]) -> None:
 
 
 def _ask_here(request: Request, here: _Here) -> Response:
-    value = here.lm(request)
+    value = (here.lm if callable(here.lm) else _asks(here.lm))(request)
     return value if type(value) is Response else _response(here.ready(value, "the LM"))
+
+
+def _asks(lm: Any) -> Callable[[Request], Any]:
+    """What asks an LM that is no function."""
+    if hasattr(lm, "acall"):
+        return lm.acall  # type: ignore[no-any-return]
+    if hasattr(lm, "batch"):
+        return partial(_batch_of_one, lm)
+    todo = "pass a function from Request to Response, or make one: connect('openai/gpt-4o-mini')"
+    raise DataError("this is no LM", lm, "an LM", todo)
+
+
+def _batch_of_one(lm: Any, request: Request) -> Any:
+    (answer,) = _batch(lm, [request])
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _call_here(effect: Call, here: _Here) -> Any:
@@ -3574,7 +3639,10 @@ def _call_here(effect: Call, here: _Here) -> Any:
 
 
 async def _call_there(effect: Call, there: _There) -> Any:
-    return await _acall(effect.function, *effect.args, **effect.kwargs)
+    if effect.request is None:
+        return await _acall(effect.function, *effect.args, **effect.kwargs)
+    async with there.asking(effect.function).limit:  # it is another LM
+        return await _acall(effect.function, *effect.args, **effect.kwargs)
 
 
 def _sleep_here(effect: Sleep, here: _Here) -> None:
@@ -3593,11 +3661,22 @@ _HOW: dict[type, tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any], str
 }
 
 
+def _how(effect: Any) -> Any:
+    """The row of an effect."""
+    try:
+        return _HOW[type(effect)]
+    except KeyError:
+        todo = "give drivers a flow of leaf effects: of `running`, `evaluating`, `gathered`"
+        raise SignatureError("no leaf effect", effect, "a Request, a Call", todo) from None
+
+
 # -- one run, or any flow --
 
 
 def drive(flow: Flow, lm: Any, *, workers: int | None = 1, executor: Executor | None = None) -> Any:
-    """Perform the effects of a flow in this thread, until it returns: a body, or any part of one.
+    """Perform the leaf effects of a flow in this thread, until it returns.
+
+    Such a flow is that of `running`, `evaluating` or `gathered`, or made of these.
 
     >>> drive(_once(invoke(max, 1, 2)), stub_lm())
     2
@@ -3755,9 +3834,9 @@ def _streamed(flow: Flow, lm: LM) -> Generator[Chunk | Prediction, None, None]:
         gone.set()
 
 
-async def astream(
+def astream(
     program: Program, lm: Any, inputs: Fields, *, params: _Params = None
-) -> AsyncIterator[Chunk | Prediction]:
+) -> AsyncGenerator[Chunk | Prediction, None]:
     """Do what `stream` does, in the running event loop.
 
     >>> import asyncio
@@ -3766,6 +3845,10 @@ async def astream(
     >>> asyncio.run(main())[-1]
     Prediction(a='text')
     """
+    return _astreamed(_begun(program, inputs, params), lm)
+
+
+async def _astreamed(flow: Flow, lm: Any) -> AsyncGenerator[Chunk | Prediction, None]:
     import asyncio
 
     arrived: asyncio.Queue[Any] = asyncio.Queue()
@@ -3776,8 +3859,8 @@ async def astream(
             raise _Abandoned
         loop.call_soon_threadsafe(arrived.put_nowait, chunk)
 
-    flow = _deep(_begun(program, inputs, params), partial(_telling, tell, Counter()))
-    done = asyncio.ensure_future(_There(lm).drive(flow))
+    told = _deep(flow, partial(_telling, tell, Counter()))
+    done = asyncio.ensure_future(_There(lm).drive(told))
     done.add_done_callback(arrived.put_nowait)
     try:
         while (item := await arrived.get()) is not done:
@@ -3785,6 +3868,7 @@ async def astream(
         yield done.result()
     finally:
         done.cancel()
+        await asyncio.gather(done, return_exceptions=True)
 
 
 def _telling(tell: Callable[[Chunk], None], calls: Counter[str], effect: Any) -> Flow:
@@ -3907,7 +3991,7 @@ def _replayed(left: deque[Event], effect: Any) -> Flow:
     """Perform an effect as the next event says, as long as there is one."""
     if not left:
         return (yield effect)
-    if _HOW[type(effect)][3] == "skipped":
+    if _how(effect)[3] == "skipped":
         return None
     event = left.popleft()
     call = event.request or Call(_no_lm, event.inputs["args"], event.inputs["kwargs"])
@@ -3998,11 +4082,12 @@ def ordered_map(
     *,
     workers: int = 1,
     executor: Executor | None = None,
+    at_end: Callable[[], None] = lambda: None,
 ) -> Generator[V, None, None]:
     """Map over items on several threads or on an executor, lazily; results in order.
 
     After an error no further item is begun; Ctrl-C does not wait for those that are under way. Who
-    stops early closes the iterator.
+    stops early closes the iterator. Each of our own threads calls `at_end` before it ends.
 
     >>> list(ordered_map(abs, [-3, -2, -1], workers=2))
     [3, 2, 1]
@@ -4010,7 +4095,7 @@ def ordered_map(
     if executor is None and workers == 1:
         yield from map(function, items)
         return
-    pool: Any = executor or _Threads(workers)
+    pool: Any = executor or _Threads(workers, at_end)
     waiting: deque[Future[V]] = deque()
     patient = True
     try:
@@ -4033,9 +4118,9 @@ def ordered_map(
 class _Threads:
     """Threads that end with the process, where `ThreadPoolExecutor` would have it wait for them."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, at_end: Callable[[], None] = lambda: None) -> None:
         self._work: SimpleQueue[Any] = SimpleQueue()
-        start = partial(threading.Thread, target=_serve, args=(self._work,), name="lmopt")
+        start = partial(threading.Thread, target=_serve, args=(self._work, at_end), name="lmopt")
         self._threads = [start(daemon=True) for _ in range(workers)]
         for thread in self._threads:
             thread.start()
@@ -4062,15 +4147,18 @@ def _alone(function: Callable[..., V], /, *args: Any, **kwargs: Any) -> Future[V
     return called
 
 
-def _serve(work: SimpleQueue[Any]) -> None:
+def _serve(work: SimpleQueue[Any], at_end: Callable[[], None]) -> None:
     while (job := work.get()) is not None:
         future, function = job
         if future.set_running_or_notify_cancel():
             try:
                 future.set_result(function())
+            except StopIteration as error:  # a future of asyncio takes none, and would never end
+                future.set_exception(RuntimeError(f"a function raised {error!r}"))
             except BaseException as error:
                 future.set_exception(error)
         del job, future, function  # what they hold must not live as long as the next wait
+    at_end()
 
 
 # == 9. Modules ====================================================================================
@@ -5625,12 +5713,13 @@ def knn_demos(
     rows = _records(examples)
     if not rows:
         raise DataError("no examples", rows, "one or more", "add examples")
-    vectors = [unit(one) for one in embed([_asked_text(program, row) for row in rows])]
-    return _nearest_demos(program, rows, vectors, k, embed, name)
+    texts = [_asked_text(program, row) for row in rows]
+    vectors = list(map(unit, drive(_once(invoke(embed, texts)), None)))
+    return _knn_demos(program, rows, vectors, k, embed, name)
 
 
 @factory
-def _nearest_demos(
+def _knn_demos(
     program: Program,
     rows: tuple[Record, ...],
     vectors: list[tuple[float, ...]],
@@ -6893,7 +6982,8 @@ class Layer:
     def _batch(self, requests: Sequence[Request]) -> list[Any]:
         here = _Here(self.inner)
         flows = (_layered(self.flow(one), self.inner) for one in requests)
-        return [value if error is None else error for value, error in _lockstep(flows, here)]
+        with closing(here):
+            return [value if error is None else error for value, error in _lockstep(flows, here)]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self.middleware, (self.inner,)
@@ -7946,7 +8036,8 @@ def _row(program: Program, metric: Any, failure_score: float, example: Record) -
         return Row(example, Prediction(trace=events), failure_score, error=describe(error))
     shown, todo = {"example": dict(example), "prediction": dict(prediction)}, "correct the metric"
     try:
-        result = yield Call(metric, (example, prediction))
+        asked = getattr(metric, "flow", lambda *pair: _once(Call(metric, pair)))
+        result = yield from asked(example, prediction)
     except (LMError, BudgetExceeded, ReplayMiss):
         raise  # of a judge
     except Exception as error:
@@ -8116,11 +8207,18 @@ class Judge(Made):
 
     def __call__(self, example: Fields, prediction: Fields) -> Score:
         """Score a prediction; makes the LM calls of the program, and raises what it raises."""
-        return self.measure(run(self.program, self.lm, self.fill(example, prediction)))
+        made: Score = drive(self.flow(example, prediction), self.lm)
+        return made
 
     async def acall(self, example: Fields, prediction: Fields) -> Score:
         """Do the same in the running event loop."""
-        return self.measure(await arun(self.program, self.lm, self.fill(example, prediction)))
+        made: Score = await adrive(self.flow(example, prediction), self.lm)
+        return made
+
+    def flow(self, example: Fields, prediction: Fields) -> Flow:
+        """Return the flow that scores a prediction, to be a part of another one."""
+        flow = _begun(self.program, self.fill(example, prediction))
+        return self.measure((yield from _deep(flow, partial(_instead, self.lm))))
 
     @property
     def params(self) -> Params:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -590,7 +591,7 @@ def test_in_lock_step_effects_together_and_flows_that_are_gathered_are_one_batch
     @program(max_calls=9)
     def body(steps, a):
         one, two = yield Request([Message("user", "one")]), Request([Message("user", "two")])
-        many = yield from gathered(asked, a, lm)
+        many = yield [asked(text) for text in a]
         last = yield [Request([Message("user", text)]) for text in many]
         return {"one": one.text, "two": two.text, "last": "".join(one.text for one in last)}
 
@@ -1070,3 +1071,157 @@ def test_ctrl_c_between_rows_does_not_wait_either():
             predict("q -> a"), data, lmopt.exact_match, lm=lm, workers=2, progress=progress
         )
     never.set()
+
+
+# -- what went wrong once --
+
+
+@pytest.mark.parametrize("way", ["timeout", "effects together"])
+def test_a_run_has_no_more_event_loops_at_once_than_threads(way):
+    loops, most = set(), 0
+
+    async def counts(request):
+        nonlocal most
+        loops.add(asyncio.get_running_loop())
+        most = max(most, sum(not one.is_closed() for one in loops))
+        return upper(request)
+
+    @program(x=predict("a -> b"), max_calls=99)
+    def often(steps, a):
+        for _ in range(20):
+            yield steps.x(a=a), steps.x(a=a)
+        return {"b": a}
+
+    if way == "timeout":
+        run_many(predict("a -> b"), lmopt.timeout(60)(counts), [{"a": "x"}] * 50, workers=2)
+    else:
+        run(often, counts, {"a": "x"}, workers=2)
+    assert most <= 4
+
+
+def test_a_synchronous_run_in_a_loop_says_so_or_leaks_no_loop():
+    async def main():
+        with suppress(DataError):
+            run_many(predict("a -> b"), loud_awaited_fields, [{"a": "x"}] * 8, workers=4)
+
+    asyncio.run(main())
+    gc.collect()  # a loop that was not closed is a warning, and a warning an error
+
+
+async def loud_awaited_fields(request):
+    await asyncio.sleep(0)
+    return upper(request)
+
+
+def test_in_lock_step_what_is_left_of_flows_that_failed_is_forgotten():
+    def late(text):
+        if text == "late":
+            yield Sleep(0.01)
+        return (yield from asked(text))
+
+    def slow(text):
+        made = yield from asked(text)
+        yield Sleep(0.05)
+        return made
+
+    def flow(lm):
+        with suppress(lmopt.ContextWindowExceeded):
+            yield from gathered(late, ["break", "late"], lm)
+        return (yield from gathered(slow, ["one", "two"], lm))
+
+    def top(lm):
+        return (yield flow(lm), asked("x"))
+
+    assert drive(top(loud), loud) == (["ONE", "TWO"], "X")
+    lm = Batched(loud)
+    assert drive(top(lm), lm) == (["ONE", "TWO"], "X")
+
+
+def test_of_flows_at_once_the_first_error_is_raised_as_itself():
+    def flow():
+        return (yield asked("a"), asked("break"), asked("break"))
+
+    for act in (
+        lambda: drive(flow(), loud),
+        lambda: drive(flow(), loud, workers=4),
+        lambda: drive(flow(), Batched(loud)),
+        lambda: asyncio.run(adrive(flow(), loud)),
+        lambda: asyncio.run(adrive(flow(), loud_awaited)),
+    ):
+        with pytest.raises(lmopt.ContextWindowExceeded, match="too long"):
+            act()
+
+
+def test_gathered_flows_may_return_nothing():
+    def nothing(text):
+        yield from asked(text)
+
+    assert drive(gathered(nothing, "ab", loud), None) == [None, None]
+    assert asyncio.run(adrive(gathered(nothing, "ab", loud), None)) == [None, None]
+
+
+def test_a_layer_over_a_batch_and_lock_step_close_their_loops():
+    lm = lmopt.fallback(loud_awaited, when=lambda error: True)(Batched(broken))
+    assert lm.batch([lmopt.Request([lmopt.Message("user", "x")])])[0].text == "X"
+
+    def both():
+        return (yield gathered(asked, "ab", loud_awaited), asked("c"))
+
+    assert drive(both(), Batched(loud)) == (["A", "B"], "C")
+    gc.collect()  # a loop that was not closed is a warning, and a warning an error
+
+
+def broken(request):
+    raise lmopt.LMError("broken")
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+def test_who_stops_a_stream_in_a_loop_leaves_no_task_behind(kind):
+    never = threading.Event()
+
+    async def patient(request):
+        request.on_text("[[ ## b ## ]]\n0\n1\n")
+        await asyncio.sleep(3600)
+
+    def waits(request):
+        request.on_text("[[ ## b ## ]]\n0\n1\n")
+        assert never.wait(10)
+        return answer(request)
+
+    async def main():
+        chunks = astream(predict("a -> b"), patient if kind == "async" else waits, {"a": "?"})
+        assert (await anext(chunks)).field == "b"
+        await chunks.aclose()
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert asyncio.run(main()) == set()
+    never.set()
+
+
+def test_a_stream_in_a_loop_checks_inputs_at_once():
+    async def main():
+        with pytest.raises(DataError, match="unknown field"):
+            astream(predict("a -> b"), answer, {"wrong": "?"})
+
+    asyncio.run(main())
+
+
+def test_what_is_no_leaf_effect_is_named_by_who_drives():
+    @program(x=predict("a -> b"))
+    def body(steps, a):
+        return (yield steps.x(a=a))
+
+    for act in (
+        lambda: drive(body.flow(a="x"), upper),
+        lambda: drive(body.flow(a="x"), Batched(upper)),
+        lambda: asyncio.run(adrive(body.flow(a="x"), upper)),
+    ):
+        with pytest.raises(lmopt.SignatureError, match="no leaf effect: Run.*; expected a Request"):
+            act()
+
+    @program()
+    def hidden(steps, a):
+        return {"b": (yield from gathered(asked, a, loud))}
+
+    with pytest.raises(lmopt.SignatureError, match="no effect was yielded"):  # it left no trace
+        run(hidden, loud, {"a": "ab"})

@@ -728,3 +728,83 @@ def test_a_judge_that_cannot_be_read_or_asked_is_an_error():
     down = lmopt.judge(lmopt.scripted_lm([lmopt.Unauthorized("no key")]), "Polite.")
     with pytest.raises(lmopt.Unauthorized):
         evaluate(lmopt.predict("question -> answer"), [EXAMPLE], down, lm=lmopt.stub_lm())
+
+
+@pytest.mark.parametrize("what", ["lm", "tool", "metric"])
+def test_a_function_that_stops_an_iteration_is_an_error_and_no_endless_wait(what):
+    def stops(*args):
+        return next(iter(()))
+
+    @lmopt.program()
+    def body(steps, a):
+        yield lmopt.invoke(stops, a)
+        return {"b": a}
+
+    task = body if what == "tool" else predict("a -> b")
+    lm, metric = (
+        (stops if what == "lm" else stub_lm()),
+        (stops if what == "metric" else exact_match),
+    )
+
+    async def main():
+        evaluation = lmopt.aevaluate(task, [{"a": "x", "b": "X"}], metric, lm=lm)
+        return await asyncio.wait_for(evaluation, 5)
+
+    if what == "metric":
+        with pytest.raises(lmopt.MetricError, match="StopIteration"):
+            asyncio.run(main())
+    else:
+        assert "StopIteration" in asyncio.run(main()).rows[0].error
+
+
+@pytest.mark.parametrize("what", ["judge", "fallback", "two_step"])
+def test_in_a_loop_every_lm_is_asked_as_often_at_once_as_it_likes(what):
+    now, most = 0, 0
+
+    class Single:
+        concurrency, identity = 1, "single"
+
+        async def acall(self, request):
+            nonlocal now, most
+            now, most = now + 1, max(most, now + 1)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            now -= 1
+            return stub_lm()(request)
+
+    async def fast(request):
+        return stub_lm()(request)
+
+    async def down(request):
+        raise lmopt.ContextWindowExceeded("too long")
+
+    single, metric, lm, task = Single(), exact_match, fast, predict("a -> b")
+    if what == "judge":
+        metric = lmopt.judge(single, "Right.")
+    elif what == "fallback":
+        lm = lmopt.fallback(single)(down)
+    else:
+        task = predict("a -> b", adapter=lmopt.two_step(single))
+    data = [{"a": str(n), "b": "text"} for n in range(40)]
+    asyncio.run(lmopt.aevaluate(task, data, metric, lm=lm))
+    assert most == 1
+
+
+def test_an_lm_that_is_no_function_is_asked_in_its_way_and_no_lm_is_an_error():
+    class Awaited:
+        async def acall(self, request):
+            return stub_lm()(request)
+
+    class InBatches:
+        def batch(self, requests):
+            return [stub_lm()(one) for one in requests]
+
+    task, data = predict("a -> b"), [{"a": "x", "b": "text"}]
+    for lm in (Awaited(), InBatches()):
+        assert evaluate(task, data, exact_match, lm=lm).score == 1.0
+        assert asyncio.run(lmopt.aevaluate(task, data, exact_match, lm=lm)).score == 1.0
+        assert task(lm, a="x").b == "text"
+    with pytest.raises(
+        DataError, match="this is no LM: 'openai/gpt-4o'; expected an LM; .*connect"
+    ):
+        evaluate(task, data, exact_match, lm="openai/gpt-4o")

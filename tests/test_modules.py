@@ -858,3 +858,30 @@ def test_modules_compose():
     made = task(stub_lm(), query="tea")
     assert made.passages == ("tea 0", "tea 1") and made.usage.calls == 3
     assert list(task.params) == ["answer.chain_of_thought"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: lmopt.react("q -> a", [lmopt.Tool.of(lambda word: word, name="say")]),
+        lambda: predict("q -> a", adapter=lmopt.two_step(lmopt.mock_lm(lambda inputs: {}))),
+        lambda: lmopt.judge(lmopt.mock_lm(lambda inputs: {}), "Polite."),
+    ],
+)
+def test_a_function_without_a_name_inside_of_an_argument_is_named_too(make):
+    with pytest.raises(lmopt.DataError, match=r"the argument '(tools|lm)' of \w+ cannot be sent"):
+        pickle.dumps(make())
+
+
+def test_the_factory_is_named_as_its_user_knows_it():
+    task = knn_demos(predict("a -> b"), [{"a": "x", "b": "y"}], 1, lambda texts: [[1.0]])
+    with pytest.raises(lmopt.DataError, match="the argument 'embed' of knn_demos cannot be sent"):
+        pickle.dumps(task)
+
+
+def test_a_search_for_neighbours_may_be_asynchronous():
+    async def later(texts):
+        return embed(texts)
+
+    task = knn_demos(predict("q -> a"), DATA, 1, later)
+    assert task(stub_lm(), q="eat").a == "text"

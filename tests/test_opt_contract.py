@@ -208,7 +208,7 @@ def test_trials_in_a_loop_are_those_outside(make):
     assert asyncio.run(first_only()) == (trials[0], set())
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "simba"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("error", [lmopt.BudgetExceeded("spent"), lmopt.Unauthorized("no")])
 def test_in_a_loop_a_spent_budget_gives_the_best_so_far_and_so_does_an_error(name, error):
     make, task = OPTIMIZERS[name], PROGRAMS["one step"]

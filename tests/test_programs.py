@@ -1,8 +1,11 @@
 """Programs: bodies stepped by hand, paths, parameters, previews."""
 
+import multiprocessing
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
+from attrs import evolve
 
 import lmopt
 from lmopt import (
@@ -280,3 +283,47 @@ def test_a_program_inside_a_function_says_where_to_define_it():
             pickle.loads(pickle.dumps(task))
     with pytest.raises(lmopt.LmoptError):
         pickle.loads(pickle.dumps(renamed))
+
+
+def inside_a_function():
+    @program(a=predict("q -> a"))
+    def inside(steps, q):
+        return (yield steps.a(q=q))
+
+    return inside
+
+
+def test_a_program_that_cannot_be_sent_says_so_before_it_is_sent():
+    for task in (inside_a_function(), lmopt.parallel(x=inside_a_function())):
+        with pytest.raises(DataError, match="define it at the top level of a module"):
+            pickle.dumps(task)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with pytest.raises(DataError, match="define it at the top level of a module"):
+            lmopt.run_many(inside_a_function(), stub_lm(), [{"q": "?"}], executor=pool)
+        made = lmopt.run_many(predict("q -> a"), stub_lm(), [{"q": "?"}], executor=pool)
+        assert made[0].a == "text"
+
+
+def half(inputs, made):
+    return 0.5
+
+
+@program(a=predict("q -> a"))
+def rebound(steps, q):
+    return (yield steps.a(q=q))
+
+
+rebound = lmopt.best_of_n(rebound, 2, half)  # its name now stands for the outer program
+
+
+def test_a_program_whose_name_stands_for_another_says_so_in_words():
+    with pytest.raises(DataError, match="this program cannot be sent elsewhere: 'rebound'"):
+        pickle.dumps(rebound)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"name": "other"}, {"max_calls": 9}, {"inputs": (lmopt.Field("a", int),)}]
+)
+def test_a_program_that_was_evolved_says_that_it_cannot_be_sent(changes):
+    with pytest.raises(DataError, match="cannot be sent elsewhere: .*by with_params only"):
+        pickle.dumps(evolve(predict("q -> a"), **changes))
