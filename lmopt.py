@@ -2652,6 +2652,11 @@ class Program(Made):
     signature: Signature | None = None
     prompt: Prompt | None = None
     made: Any = _made()
+    takes: dict[str, Field] = field(init=False, repr=False)  # the inputs by name
+
+    @takes.default
+    def _takes(self) -> dict[str, Field]:
+        return {one.name: one for one in self.inputs}
 
     def __call__(self, lm: LM, /, **inputs: Any) -> Prediction:
         """Run the program in this thread; the same as `run(program, lm, inputs)`."""
@@ -2759,8 +2764,8 @@ def check_inputs(program: Program, inputs: Fields) -> Record:
     >>> check_inputs(predict("question -> answer"), {"question": "2+2?"})
     Record(question='2+2?')
     """
-    known = [f.name for f in program.inputs]
-    if len(inputs) == len(known) == sum([name in inputs for name in known]):  # as most often
+    known = program.takes
+    if inputs.keys() == known.keys():  # as most often
         return _owned({name: inputs[name] for name in known})
     for name in inputs:
         if name not in known:
@@ -2964,6 +2969,8 @@ def preview(program: Program, /, **inputs: Any) -> tuple[Message, ...]:
 Outcome = tuple[Any, Exception | None]
 """How an effect ended: with a value, or with an error."""
 
+_GENERATOR = pytypes.GeneratorType
+
 
 def _resume(flow: Flow, value: Any = None, error: Exception | None = None) -> tuple[bool, Any]:
     """Resume a flow with an outcome: (True, its next effect), or (False, what it returns)."""
@@ -3043,7 +3050,7 @@ def _reduce(path: str, events: list[Event], effect: Any) -> Flow:
         return _logged(effect, events, name, "call", path, given)
     if isinstance(effect, (tuple, list)):
         return _together(path, events, effect)
-    if inspect.isgenerator(effect):  # a part of the body, which catches its own errors
+    if type(effect) is _GENERATOR:  # a part of the body, which catches its own errors
         return through(effect, partial(_reduce, path, events))
     if isinstance(effect, Sleep):
         return _once(effect)
@@ -3072,7 +3079,7 @@ def _logged(
     """Have an effect, or a flow, performed, and append the event of it, however it ends."""
     began, outcome, failure = time.perf_counter(), None, ""
     try:
-        outcome = (yield from effect) if inspect.isgenerator(effect) else (yield effect)
+        outcome = (yield from effect) if type(effect) is _GENERATOR else (yield effect)
         return outcome
     except Exception as error:
         failure = describe(error)
@@ -3239,7 +3246,7 @@ class _Here:
 
     def perform(self, effect: Any) -> Any:
         """Perform one leaf effect."""
-        return _how(effect)[0](effect, self)
+        return (_HOW.get(type(effect)) or _how(effect))[0](effect, self)
 
     def ready(self, value: Any, name: str) -> Any:
         """Return a result; wait for one that must be awaited."""
@@ -4209,7 +4216,7 @@ def predict(
             response = yield request
             try:
                 fields = parse(made, response)
-                return (yield from fields) if inspect.isgenerator(fields) else fields
+                return (yield from fields) if type(fields) is _GENERATOR else fields
             except ParseError as error:
                 error.request = request
                 if not left:
