@@ -1119,7 +1119,7 @@ def _lessons(
     options = {name: getattr(given, name) for name in names}
     blocks = bootstrap(teacher, examples, wanted=given.max_bootstrapped, seed=seed, **options)
     taken: tuple[lmopt.Row, ...] = ()
-    tried, errors, note = 0, list[str](), "labelled examples only"
+    tried, errors, note = 0, list[str](), "labelled"
     block = next(blocks, None)
     while block is not None:
         result = yield hunt.teach(teacher, block[1], block[0], given.teacher_lm)
@@ -1225,14 +1225,10 @@ def random_search(
 
     def search(hunt: Hunt) -> lmopt.Flow:
         yield hunt.start()
-        for lesson in itertools.chain([None], _draws(hunt, given, candidates)):
+        for lesson in _draws(hunt, given, candidates):
             if stop_at is not None and (hunt.top.score or 0.0) >= stop_at:
                 return
-            if lesson is None:
-                params = labeled_demos(hunt.program, hunt.train, given.max_labeled, seed=hunt.seed)
-                note = "labelled"
-            else:
-                params, note = yield from _lessons(hunt, *lesson)
+            params, note = yield from _lessons(hunt, *lesson)
             if not hunt.knows(params):
                 yield hunt.trial(params, note)
 
@@ -1243,9 +1239,13 @@ def random_search(
     return optimizer("random_search", lm, search, bound, **rest)
 
 
-def _draws(hunt: Hunt, given: _Teaching, count: int) -> Iterator[tuple[Examples, _Teaching, int]]:
-    """Lessons on the examples as they stand, then on random orders of them."""
+_Lesson = tuple[Examples, "_Teaching", int]  # the examples, in their order, and a seed
+
+
+def _draws(hunt: Hunt, given: _Teaching, count: int) -> Iterator[_Lesson]:
+    """Lessons: labels alone, then on the examples as they stand, then on random orders of them."""
     most = given.max_bootstrapped
+    yield hunt.train, evolve(given, max_bootstrapped=0), hunt.seed
     if most:
         yield hunt.train, given, hunt.seed
     for index in range(count):
@@ -1253,6 +1253,14 @@ def _draws(hunt: Hunt, given: _Teaching, count: int) -> Iterator[tuple[Examples,
         order = tuple(rng.sample(hunt.train, len(hunt.train)))
         size = rng.randint(1, most) if most else 0
         yield order, evolve(given, max_bootstrapped=size), rng.getrandbits(32)
+
+
+def _sets(hunt: Hunt, given: _Teaching, count: int) -> lmopt.Flow:
+    """Sets of demonstrations to choose from: those of the program, and those of lessons."""
+    sets = [hunt.program.params]
+    for lesson in _draws(hunt, given, count):
+        sets += [(yield from _lessons(hunt, *lesson))[0]]
+    return sets
 
 
 def tpe_search(
@@ -1279,12 +1287,8 @@ def tpe_search(
     given, rest = _taught(options)
 
     def search(hunt: Hunt) -> lmopt.Flow:
-        start = yield hunt.start()
-        labels = labeled_demos(hunt.program, hunt.train, given.max_labeled, seed=hunt.seed)
-        labelled = yield hunt.trial(labels, "labelled", 0)
-        known = [start.params, labels]
-        for lesson in _draws(hunt, given, sets - 1):
-            known += [(yield from _lessons(hunt, *lesson))[0]]
+        start, known = (yield hunt.start()), (yield from _sets(hunt, given, sets - 1))
+        labelled = yield hunt.trial(known[1], "labelled", 0)
         tried = enumerate((start, labelled))
         history = [((n,) * len(hunt.paths), one.score or 0.0) for n, one in tried]
         for number in range(trials):
@@ -1454,10 +1458,9 @@ def mipro(
     Optimizer(name='mipro')
     """
     sized, most = (6, 1000) if auto is None else _SIZES[auto]
-    count = sized if candidates is None else candidates
-    _check(2, candidates=count)
+    count, (given, rest) = candidates or sized, _taught(options, max_labeled=4)
+    _check(2, candidates=count if candidates is None else candidates)
     _check(1, minibatch=minibatch, full_every=full_every)
-    given, rest = _taught(options, max_labeled=4)
     fixed = not given.max_bootstrapped and not given.max_labeled
     texts = count if fixed else max(count // 2, 2)
 
@@ -1467,21 +1470,9 @@ def mipro(
 
     def search(hunt: Hunt) -> lmopt.Flow:
         hunt.val = hunt.val[:most]
-        start = yield hunt.start()
-        sets = [start.params]
-        if not fixed:
-            sets += [labeled_demos(hunt.program, hunt.train, given.max_labeled, seed=hunt.seed)]
-        for lesson in () if fixed else _draws(hunt, given, count - 3):
-            sets += [(yield from _lessons(hunt, *lesson))[0]]
-        examples = lmopt.jsonable(hunt.train[:20], other=repr)
-        made = yield hunt.ask(lmopt.predict(_SUMMARY, name="summary"), {"examples": examples})
-        wording = {}
-        for path in hunt.paths:
-            rng = lmopt.seeded(hunt.seed, "tips", path)
-            tips = [rng.choice(TIPS) for _ in range(texts - 1)]
-            seen = yield hunt.cases(path, 16)
-            told = yield hunt.propose(path, seen, tips=tips, data=made.summary)
-            wording[path] = [start.params[path].instructions, *told]
+        yield hunt.start()
+        sets = [hunt.program.params] if fixed else (yield from _sets(hunt, given, count - 3))
+        wording = yield from _wording(hunt, texts)
         yield from _pairs(hunt, sets, wording, tries(len(wording)), minibatch, full_every)
 
     def bound(size: Size) -> Plan:
@@ -1492,6 +1483,20 @@ def mipro(
         return sum([] if fixed else [given.plan(size)] * (count - 2), plan)
 
     return optimizer("mipro", lm, search, bound, **rest)
+
+
+def _wording(hunt: Hunt, count: int) -> lmopt.Flow:
+    """For each step, its instructions and those that are proposed, each with another tip."""
+    examples = lmopt.jsonable(hunt.train[:20], other=repr)
+    made = yield hunt.ask(lmopt.predict(_SUMMARY, name="summary"), {"examples": examples})
+    wording = {}
+    for path in hunt.paths:
+        rng = lmopt.seeded(hunt.seed, "tips", path)
+        tips = [rng.choice(TIPS) for _ in range(count - 1)]
+        seen = yield hunt.cases(path, 16)
+        told = yield hunt.propose(path, seen, tips=tips, data=made.summary)
+        wording[path] = [hunt.program.params[path].instructions, *told]
+    return wording
 
 
 _SUMMARY = lmopt.Signature(
