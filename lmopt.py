@@ -716,7 +716,6 @@ def words(tp: Any, inside: tuple[Any, ...] = ()) -> str:
     Args:
         tp: the type.
         inside: the classes around it, so that one that holds itself comes to an end.
-
     Raises:
         SignatureError: the type, or a type inside it, is not understood.
 
@@ -1464,7 +1463,6 @@ def signature(
         instructions: what to do; without them a text asks for its outputs in one sentence.
         types: your own types, by the names they have in the text; known without it are Python's
             built-in and `typing` names, date, datetime, time, Decimal, Image, Audio, File, History.
-
     Raises:
         SignatureError: wrong syntax, an unknown name, a duplicate field.
 
@@ -1615,7 +1613,6 @@ class Media:
     Attributes:
         url: http(s) URL or data URI.
         name: of a file.
-
     Raises:
         DataError: neither a URL nor a data URI, or too large.
     """
@@ -2507,7 +2504,6 @@ def two_step(lm: LM) -> Adapter:
 
     Args:
         lm: reads the answer, in the `chat` format.
-
     Calls: 2 for each answer.
 
     >>> qa = predict("question -> answer: int", adapter=two_step(scripted_lm([{"answer": 4}])))
@@ -2568,7 +2564,6 @@ class Prompt:
         texts: descriptions that replace those of fields, by name.
         model: the weights to use, instead of the LM's own.
         settings: sampling options: temperature, max_tokens, top_p, stop, rollout, extra.
-
     Raises:
         ParamsError: an unknown setting.
 
@@ -2896,7 +2891,6 @@ def program(
         signature: of a step that asks an LM itself.
         prompt: of a step that has one itself; its body is given a `Step` first, with `prompt`
             and `path`.
-
     Raises:
         SignatureError: the body is no generator function, or a step is no program.
 
@@ -3964,11 +3958,9 @@ def replay(
         lm: what answers the requests that the trace does not.
         upto: replay the first so many events of the trace, and go on live from there; by default
             all of them.
-
     Raises:
         ReplayMiss: the program does something else than the trace says; tells what.
         Exception: what the run raised, by the name of its class.
-
     Calls: none, but for what comes after `upto`.
 
     >>> qa = predict("question -> answer")
@@ -4052,7 +4044,6 @@ def run_many(
     Raises:
         Exception: that of the first run, in order, that failed; no further one is begun then.
             Ctrl-C waits for nothing; what was recorded or cached until then is kept.
-
     Calls: `program.max_calls` at most for each of the inputs.
 
     >>> done = run_many(predict("question -> answer"), stub_lm(), [{"question": "a"}] * 2)
@@ -4192,12 +4183,10 @@ def predict(
         retries: how many times a reply that cannot be read is asked again, 0 or more.
         tools: described behind the instructions; what the prompt's `texts` say under "tool.NAME"
             takes the place of a description. Nothing calls them: see `react`.
-
     Raises:
         SignatureError: the signature is wrong.
         ParamsError: an unknown setting.
         ParseError: (when it runs) the last reply could not be read either.
-
     Calls: 1 for a run, and up to `retries` more.
 
     >>> predict("question -> answer")(scripted_lm([{"answer": "4"}]), question="2+2?").answer
@@ -4298,7 +4287,6 @@ def chain_of_thought(
     """Make a `predict`, with its options, that writes its `reasoning` before the outputs.
 
     Calls: those of `predict`.
-
     Reference: Wei et al. 2022, arXiv 2201.11903.
 
     >>> [f.name for f in chain_of_thought("question -> answer").signature.outputs]
@@ -4317,7 +4305,6 @@ def pipeline(**steps: Program) -> Program:
 
     Raises:
         SignatureError: what a step returns is not known before it runs, and others follow it.
-
     Calls: those of the steps.
 
     >>> pipeline(draft=predict("topic -> text"), check=predict("text -> verdict")).inputs
@@ -4444,12 +4431,9 @@ def react(
             `texts` of the step "act", as "tool.NAME".
         max_steps: 1 or more.
         native: use the tool calls of the provider, several at once where the model asks for them.
-
     Raises:
         SignatureError: no tools, two of one name, one called "finish", or no steps.
-
     Calls: one for each step, `max_steps` more where the prompt gets too long, and the answer.
-
     Reference: Yao et al. 2022, arXiv 2210.03629.
 
     >>> def population(city: str) -> int:
@@ -4670,13 +4654,9 @@ def program_of_thought(
         interpreter: runs code, such as `subprocess_python()`.
         max_tries: how many times code is written, 1 or more.
         **options: what else `predict` takes, for both steps.
-
     Raises:
-        SignatureError: no tries.
         ParseError: (when it runs) the code of the last try failed too; says how.
-
     Calls: those of `predict` for each try, and of the answer.
-
     Reference: Chen et al. 2022, arXiv 2211.12588.
 
     >>> def fake(code, state):
@@ -4737,12 +4717,9 @@ def code_act(
         interpreter: runs code, such as `subprocess_python()`.
         max_steps: 1 or more.
         **options: what else `predict` takes, for both steps.
-
     Raises:
         SignatureError: two tools of one name, or no steps.
-
     Calls: one for each step, `max_steps` more where the prompt gets too long, and the answer.
-
     Reference: Wang et al. 2024, arXiv 2402.01030.
 
     >>> fake = lambda code, state: Result("4")
@@ -4809,13 +4786,10 @@ def recursive(
         max_steps: 1 or more.
         max_queries: how many prompts one run may ask, 0 or more; one more raises in the code.
         preview_chars: how much of an input is shown, 0 or more.
-
     Raises:
         SignatureError: no steps; two tools of one name, or one called "query" or "submit".
-
     Calls: one for each step, `max_steps` more where the prompt gets too long, `max_queries`, and
         the answer.
-
     Reference: Zhang et al. 2025, arXiv 2512.24601.
 
     >>> fake = lambda code, state: Result(answer={"count": 3})
@@ -4827,16 +4801,12 @@ def recursive(
     known = _tools(tools, reserved="query", needed=False)
     _tools(known.values(), reserved="submit", needed=False)
     _at_least_one("max_steps", max_steps)
-    told = (
-        f"{made.instructions}\n\nThe inputs are variables of a Python session; only their "
-        f"beginnings are shown. Work in steps. In each step, write code that explores them, and "
-        f"print what you want to see. query(prompt) asks a language model about a text that you "
-        f"put into the prompt, and returns its answer; query(a, b, c) asks about several at once, "
-        f"and returns a list; at most {max_queries} prompts in all. When you are sure, call "
-        f"submit({', '.join(f'{one.name}=...' for one in made.outputs)}) in your code, with "
-        f"{', '.join(f'{one.name}: {one.words}' for one in made.outputs)}."
-    )
     about = Field("variables", desc="the inputs: name, type, length and beginning")
+    told = made.instructions + _EXPLORE.format(
+        queries=max_queries,
+        given=", ".join(f"{one.name}=..." for one in made.outputs),
+        types=", ".join(f"{one.name}: {one.words}" for one in made.outputs),
+    )
     acting = Signature((about, _HISTORY), (_THOUGHT, _CODE), told)
     asked = Signature((Field("prompt"),), (Field("reply"),), "Do what the prompt says.")
     reading = Signature((about, _HISTORY), made.outputs, made.instructions)
@@ -4858,14 +4828,7 @@ def recursive(
         def turn(step: Any, left: int) -> Flow:
             nonlocal state
             result, state = yield from _run_code(interpreter, step.code, state, outside)
-            if result.answer is None:
-                return [_ran(step.code, result)], False
-            submitted = _dump(jsonable(dict(result.answer), other=repr))
-            try:
-                return [_ran(step.code, result)], json.parse(made, Response(submitted))
-            except ParseError as error:
-                shown = f"What was submitted could not be used: {error}"
-                return [Cell(step.code, shown)], False
+            return _submitted(made, step.code, result)
 
         given = {"variables": _variables(made, inputs, preview_chars)}
         return (yield from _agent(steps, given, "history", max_steps, turn, partial(Cell, "")))
@@ -4873,6 +4836,26 @@ def recursive(
     calls = 2 * max_steps + max_queries + answer.max_calls
     steps = {"act": act, "query": query, "answer": answer}
     return _module(body, made, name, calls, steps, outputs=[*answer.outputs, "history"])
+
+
+_EXPLORE = (
+    "\n\nThe inputs are variables of a Python session; only their beginnings are shown. Work in "
+    "steps. In each step, write code that explores them, and print what you want to see. "
+    "query(prompt) asks a language model about a text that you put into the prompt, and returns "
+    "its answer; query(a, b, c) asks about several at once, and returns a list; at most {queries} "
+    "prompts in all. When you are sure, call submit({given}) in your code, with {types}."
+)
+
+
+def _submitted(task: Signature, code: str, result: Result) -> tuple[list[Cell], Any]:
+    """What happened in a turn, and the outputs that the code submitted, if it did."""
+    if result.answer is None:
+        return [_ran(code, result)], False
+    text = _dump(jsonable(dict(result.answer), other=repr))
+    try:
+        return [_ran(code, result)], json.parse(task, Response(text))
+    except ParseError as error:
+        return [Cell(code, f"What was submitted could not be used: {error}")], False
 
 
 def _check_query(args: Sequence[Any], kwargs: Fields, left: int) -> None:
@@ -5075,10 +5058,8 @@ def subprocess_python(
         output_limit: how many characters of output and of an error are kept.
         network: allow it.
         command: what starts Python, the script being its last argument.
-
     Raises:
         OSError: (when it runs) the process cannot be started.
-
     Calls: none.
 
     >>> run_code = subprocess_python()
@@ -5212,11 +5193,8 @@ def best_of_n(
         n: how many attempts, 1 or more.
         reward: see `Reward`.
         threshold: reward at which to stop.
-
     Raises:
-        SignatureError: no attempts.
         MetricError: (when it runs) the reward raised, or is no number; says for which prediction.
-
     Calls: `n` times those of the program.
 
     >>> lm = scripted_lm([{"word": "a"}, {"word": "abc"}, {"word": "ab"}])
@@ -5315,13 +5293,9 @@ def refine(
         reward: see `Reward`; a `Score` may have feedback.
         threshold: reward at which to stop.
         **options: what `predict` takes, for the step that gives hints.
-
     Raises:
-        SignatureError: no attempts.
         MetricError: (when it runs) the reward raised, or is no number; says for which prediction.
-
     Calls: `n` times those of the program, and the hints between them.
-
     Reference: Madaan et al. 2023, arXiv 2303.17651, with the hints per step.
 
     >>> lm = scripted_lm([{"word": "a"}, {"advice": {"predict": "Longer."}}, {"word": "abc"}])
@@ -5385,7 +5359,6 @@ def vote(predictions: Sequence[Prediction], *, field: str | None = None) -> Pred
     Args:
         predictions: one or more.
         field: whose values count; by default the last one.
-
     Raises:
         DataError: there is no prediction, or it lacks the field.
 
@@ -5416,12 +5389,7 @@ def majority(
         program: what to run; its prompts stand under its name.
         n: how many runs, 1 or more; they differ in `rollout` only.
         field: whose values count; by default the last output.
-
-    Raises:
-        SignatureError: no runs.
-
     Calls: `n` times those of the program.
-
     Reference: Wang et al. 2022, arXiv 2203.11171 (self-consistency).
 
     >>> lm = scripted_lm([{"answer": "4"}, {"answer": "5"}, {"answer": "4."}])
@@ -5481,12 +5449,7 @@ def multi_chain_comparison(
     Args:
         m: how many attempts, 1 or more; they differ in `rollout` only.
         **options: what else `predict` takes, for both steps.
-
-    Raises:
-        SignatureError: no attempts.
-
     Calls: those of `predict`, `m + 1` times.
-
     Reference: Yoran et al. 2023, arXiv 2304.13007.
 
     >>> lm = scripted_lm([{"reasoning": "?", "answer": n} for n in (4, 5, 4)])
@@ -5532,10 +5495,8 @@ def ensemble(
         programs: one or more; their prompts stand under "p0", "p1" and so on.
         reduce: list of predictions -> a prediction, or any mapping of fields.
         size: run so many of them only, drawn for each input.
-
     Raises:
         SignatureError: no programs, or a size that is more than there are.
-
     Calls: those of the programs that run.
 
     >>> three = ensemble([predict("question -> answer")] * 3)
@@ -5566,11 +5527,9 @@ def parallel(**programs: Program) -> Program:
 
     Args:
         **programs: with different outputs; each gets the inputs that it needs.
-
     Raises:
         SignatureError: two make the same field.
         Exception: (when it runs) that of the first program, in order, that failed.
-
     Calls: those of the programs.
 
     >>> both = parallel(topic=predict("text -> topic"), mood=predict("text -> mood"))
@@ -5600,11 +5559,9 @@ def each(program: Program, field: str, *, most: int = 100, name: str = "each") -
         program: what to run; its prompts stand under its name.
         field: the input that is one item of the list.
         most: how many items a list may have; more are a `DataError`.
-
     Raises:
         SignatureError: the program has no such input.
         Exception: (when it runs) that of the first item, in order, that failed.
-
     Calls: those of the program for each item.
 
     >>> labels = each(predict("text -> label"), "text")
@@ -5643,10 +5600,6 @@ def retrieve(
     Args:
         search: (query, k) -> passages, the best first.
         k: how many, 1 or more; what is returned beyond that is left out.
-
-    Raises:
-        SignatureError: no passages are asked for.
-
     Calls: none.
 
     >>> find = retrieve(lambda query, k: [f"about {query}"], 1)
@@ -5701,13 +5654,9 @@ def knn_demos(
         examples: with the inputs of the program, and outputs of its steps.
         k: how many, 1 or more.
         embed: texts -> vectors, all of one length, such as an `embedder`.
-
     Raises:
-        SignatureError: k is less than 1.
         DataError: there are no examples, or one lacks an input.
-
     Calls: those of the program; and one of `embed` now, one in each run.
-
     Reference: Liu et al. 2021, arXiv 2101.06804.
 
     >>> embed = lambda texts: [[one.count("dog"), one.count("cat")] for one in texts]
@@ -5804,7 +5753,6 @@ def scripted_lm(replies: Iterable[Any]) -> LM:
 
     Args:
         replies: texts, mappings of output fields, responses, or exceptions to raise.
-
     Raises:
         ReplayMiss: (when asked) all replies have been given.
 
@@ -5819,7 +5767,6 @@ def mock_lm(function: Callable[[Record], Any]) -> LM:
 
     Args:
         function: inputs -> mapping of output fields; or a text, a response, an exception.
-
     Raises:
         DataError: (when asked) the request does not come from a step with a signature.
 
@@ -6616,11 +6563,9 @@ def openai_lm(
             cheaper, for a million read from the provider's cache.
         client: an `httpx.Client`, or an `AsyncClient` for `acall`, to use instead of our own.
         **defaults: fields of the request body where a request does not set them.
-
     Raises:
         LMError: (when asked) `Unauthorized`, `RateLimited`, `ContextWindowExceeded`, `LMTimeout` or
             itself; `retryable` tells whether asking again may help. No error holds the key.
-
     Calls: one HTTP request for each call; it never retries by itself.
 
     >>> openai_lm("gpt-4o-mini", api_key="secret", temperature=0).model
@@ -6668,10 +6613,8 @@ def embedder(
         **defaults: further fields of the request body, such as `dimensions`.
 
     The other arguments are those of `openai_lm`.
-
     Raises:
         LMError: (when asked) as `openai_lm`.
-
     Calls: one HTTP request for each batch of texts.
 
     >>> embed = embedder("text-embedding-3-small", api_key="secret")
@@ -6886,10 +6829,8 @@ def anthropic_lm(
         **options: what else `openai_lm` takes; `max_tokens`, which this format demands, is 4096
             unless it is given. The API version is 2023-06-01, the last one with a temperature;
             `headers={"anthropic-version": ...}` asks for another.
-
     Raises:
         LMError: (when asked) as `openai_lm`.
-
     Calls: one HTTP request for each call; it never retries by itself.
 
     >>> anthropic_lm("claude-sonnet-4-5", api_key="secret").url
@@ -6909,7 +6850,6 @@ def connect(name: str, **options: Any) -> LM:
     Args:
         name: provider and model.
         **options: for the maker of that LM, such as `temperature` or `api_key`.
-
     Raises:
         DataError: an unknown provider, or no model.
 
@@ -7042,12 +6982,9 @@ def retry(
         attempts: how many times to ask in all, 1 or more.
         base: the longest wait after the first attempt, in seconds.
         longest: wait of all, in seconds; a provider that asks for more gets no further attempt.
-
     Raises:
         LMError: (when asked) that of the last attempt, or one that would not pass.
-
     Calls: `attempts` at most.
-
     Reference: "full jitter", Brooker 2015, Exponential Backoff And Jitter.
 
     >>> failing = LMError("busy")
@@ -7090,10 +7027,8 @@ def throttle(
             estimated: four characters each, and `max_tokens`; after it they are known. A request
             that is larger than this by itself waits until it is the only one.
         clock: what tells the time, in seconds.
-
     Raises:
         DataError: neither is given, or one is less than 1.
-
     Calls: none of its own. The limit holds for all threads of this process.
 
     >>> lm = throttle(per_minute=500)(stub_lm())
@@ -7104,26 +7039,11 @@ def throttle(
     if limits == (None, None) or any(one is not None and one < 1 for one in limits):
         todo = "pass per_minute= or tokens_per_minute="
         raise DataError("no limit to keep", limits, "1 or more", todo)
-    most, room = per_minute or math.inf, tokens_per_minute or math.inf
-    begun: deque[list[float]] = deque()  # the calls of the last minute: when, and their tokens
-    lock = threading.Lock()
-
-    def enter(size: float) -> list[float]:
-        """Find a place for a call of this many tokens: [when it may begin, its tokens]."""
-        with lock:
-            start = max(clock(), begun[-1][0] if begun else 0.0)
-            while begun and (
-                begun[0][0] <= start - 60
-                or len(begun) >= most
-                or sum(tokens for _, tokens in begun) + size > room
-            ):
-                start = max(start, begun.popleft()[0] + 60)
-            begun.append([start, size])
-            return begun[-1]
+    window = _Window(per_minute or math.inf, tokens_per_minute or math.inf, clock)
 
     def flow(request: Request) -> Flow:
         written = sum(len(one.text) for one in request.messages) / 4 + (request.max_tokens or 0)
-        place = enter(written)
+        place = window.enter(written)
         delay = place[0] - clock()
         if delay > 0:
             yield Sleep(delay)
@@ -7135,6 +7055,27 @@ def throttle(
     return middleware(flow)
 
 
+class _Window:
+    """The calls of the last minute: when they begin, and their tokens."""
+
+    def __init__(self, calls: float, tokens: float, clock: Callable[[], float]) -> None:
+        self.calls, self.tokens, self.clock = calls, tokens, clock
+        self.begun, self.lock = deque[list[float]](), threading.Lock()
+
+    def enter(self, size: float) -> list[float]:
+        """Find a place for a call of so many tokens: [when it may begin, its tokens]."""
+        with self.lock:
+            start = max(self.clock(), self.begun[-1][0] if self.begun else 0.0)
+            while self.begun and (
+                self.begun[0][0] <= start - 60
+                or len(self.begun) >= self.calls
+                or sum(tokens for _, tokens in self.begun) + size > self.tokens
+            ):
+                start = max(start, self.begun.popleft()[0] + 60)
+            self.begun.append([start, size])
+            return self.begun[-1]
+
+
 @factory
 def timeout(seconds: float) -> Middleware:
     """Give up on a call after some seconds in all, however slowly it drips.
@@ -7144,7 +7085,6 @@ def timeout(seconds: float) -> Middleware:
 
     Args:
         seconds: more than 0.
-
     Raises:
         LMTimeout: (when asked) the time is up; retryable.
 
@@ -7239,10 +7179,8 @@ def cache(store: Path_ | MutableMapping[str, str]) -> Middleware:
     Args:
         store: the path of an SQLite file, for any number of threads and processes at once; or any
             mutable mapping from text to text.
-
     Raises:
         DataError: the file is no SQLite file, or what is kept there is no response.
-
     Calls: one for each request that is not in the store.
 
     >>> lm = cache({})(scripted_lm(["Hello"]))
@@ -7250,28 +7188,25 @@ def cache(store: Path_ | MutableMapping[str, str]) -> Middleware:
     >>> lm(hello).cached, lm(hello).cached
     (False, True)
     """
-    kept = _Sqlite(os.fspath(store)) if isinstance(store, (str, os.PathLike)) else store
+    kept: Any = _Sqlite(os.fspath(store)) if isinstance(store, (str, os.PathLike)) else store
 
-    def find(lm: str, key: str) -> str | None:
+    def find(lm: str, key: str) -> Any:
         return kept.get(f"{_sha256(lm)}{key}")
 
-    def keep(lm: str, request: Request, text: str) -> str:
+    def keep(lm: str, request: Request, text: str) -> Any:
         return kept.setdefault(f"{_sha256(lm)}{request.key}", text)
 
     return _recalling(find, keep)
 
 
-class _Sqlite(MutableMapping[str, str]):
-    """A mapping from text to text in an SQLite file; one connection for each process."""
+class _Sqlite:
+    """Texts by key in an SQLite file; one connection for each process."""
 
     def __init__(self, path: str) -> None:
         self._path, self._lock = path, threading.Lock()
         self._connections: dict[int, sqlite3.Connection] = {}
         weakref.finalize(self, _disconnect, self._connections)
         self._ask("SELECT 1")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._path,)
 
     def _ask(self, command: str, *values: str) -> list[tuple[Any, ...]]:
         import sqlite3
@@ -7285,33 +7220,15 @@ class _Sqlite(MutableMapping[str, str]):
                 todo = f"see the file ({error})"
                 raise DataError("this cache cannot be used", self._path, "SQLite", todo) from error
 
-    def __getitem__(self, key: str) -> str:
+    def get(self, key: str) -> str | None:
+        """The text of a key, None where there is none."""
         rows = self._ask("SELECT value FROM calls WHERE key = ?", key)
-        return str(rows[0][0]) if rows else self.__missing__(key)
+        return rows[0][0] if rows else None
 
-    def __missing__(self, key: str) -> str:
-        raise KeyError(key)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        rows = self._ask("SELECT value FROM calls WHERE key = ?", key)
-        return rows[0][0] if rows else default
-
-    def setdefault(self, key: str, default: str = "") -> str:
-        self._ask("INSERT OR IGNORE INTO calls VALUES (?, ?)", key, default)
-        return self[key]
-
-    def __setitem__(self, key: str, value: str) -> None:
-        self._ask("INSERT OR REPLACE INTO calls VALUES (?, ?)", key, value)
-
-    def __delitem__(self, key: str) -> None:
-        if not self._ask("DELETE FROM calls WHERE key = ? RETURNING 1", key):
-            raise KeyError(key)
-
-    def __iter__(self) -> Iterator[str]:
-        return (key for (key,) in self._ask("SELECT key FROM calls ORDER BY key"))
-
-    def __len__(self) -> int:
-        return int(self._ask("SELECT count(*) FROM calls")[0][0])
+    def setdefault(self, key: str, text: str) -> str:
+        """Keep a text where there is none yet; return the one that stands."""
+        self._ask("INSERT OR IGNORE INTO calls VALUES (?, ?)", key, text)
+        return str(self.get(key))
 
 
 def _connect(path: str) -> sqlite3.Connection:
@@ -7361,11 +7278,9 @@ def record(path: Path_) -> Middleware:
 
     Args:
         path: of the file; it is made with the first call.
-
     Raises:
         DataError: there is no such folder; or a line of the file is no recorded call; says which. A
             last line that was torn by a kill is dropped with a warning, and its call made again.
-
     Calls: one for each request that is not on the cassette.
 
     >>> import tempfile
@@ -7496,13 +7411,11 @@ def replay_lm(path: Path_, *, strict: bool = False, lm: Any = None) -> ReplayLM:
         path: of a cassette that `record` wrote.
         strict: as a context manager, fail at the end if a recorded call was never asked for.
         lm: whose answers to give, where several LMs were asked the same; it is not asked.
-
     Raises:
         OSError: there is no such file.
         DataError: a line of it is no recorded call; says which.
         ReplayMiss: (when asked) the request is not on the cassette; shows the nearest one, and what
             differs. Or, at the end, a call was never asked for.
-
     Calls: none.
 
     >>> import tempfile
@@ -7609,11 +7522,9 @@ def budget(
         calls: LM calls in all, failed ones included, 0 or more.
         tokens: read and written, in all, 0 or more.
         usd: US dollars in all, 0 or more; the LM must know its `price`.
-
     Raises:
         DataError: nothing is limited, or a limit is negative.
         BudgetExceeded: (when asked) the call would be too much; says what was spent.
-
     Calls: none of its own. The limit holds for all threads of this process; it does not pickle.
 
     >>> lm = budget(calls=1)(stub_lm())
@@ -7693,10 +7604,8 @@ def fallback(*others: LM, when: Callable[[LMError], bool] | None = None) -> Midd
         *others: asked in this order after the first.
         when: tells which errors to go on after; by default those that may pass (`retryable`) and a
             prompt that is too long. A wrong key is raised: it would fail for ever.
-
     Raises:
         LMError: (when asked) that of the last LM, or one not to go on after.
-
     Calls: one of each LM at most.
 
     >>> failing = LMError("down")
@@ -7927,15 +7836,12 @@ def evaluate(
         dataset: examples with at least the inputs of the program.
         metric: (example, prediction) -> 0 to 1, bool, or `Score`; called on the workers.
         **options: params, failure_score, max_errors and progress; see `evaluating`.
-
     Returns:
         the evaluation, its rows in the order of the data set.
-
     Raises:
         DataError: no examples, or one lacks an input; more than `max_errors` rows failed.
         MetricError: the metric raised, or returned no number from 0 to 1; says for which row.
         LMError: the LM could not be asked.
-
     Calls: `program.max_calls` at most for each example.
 
     >>> qa = predict("question -> answer")
@@ -8250,9 +8156,7 @@ def judge(lm: LM, criterion: str, **options: Any) -> Judge:
         lm: the judge.
         criterion: what a good prediction is like, in words.
         **options: what `predict` takes.
-
     Calls: those of `predict` for each prediction.
-
     Reference: Zheng et al. 2023, arXiv 2306.05685.
 
     >>> polite = judge(scripted_lm([{"feedback": "Rude.", "grade": 2}]), "The answer is polite.")
@@ -8288,7 +8192,6 @@ def semantic_f1(
         field: what to compare; the other fields of the example are the question.
         threshold: score 1 from here on and 0 below; by default the F1 itself.
         **options: what `predict` takes.
-
     Calls: those of `predict` for each prediction.
 
     >>> reply = {"reasoning": "", "recall": 1.0, "precision": 0.5}
@@ -8321,7 +8224,6 @@ def complete_and_grounded(
     Args:
         context: the field of the passages, in the prediction or else in the example.
         **options: what `predict` takes; the other arguments are those of `semantic_f1`.
-
     Calls: those of `predict` for each prediction, twice.
 
     >>> replies = [{"reasoning": "", "completeness": 1}, {"reasoning": "", "groundedness": 0.5}]

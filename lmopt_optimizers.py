@@ -307,7 +307,6 @@ def optimizer(
         search: hunt -> flow; it yields `hunt.start()` first.
         bound: size -> plan.
         parts: whether some rows are held out to score on; else it gets all.
-
     Raises:
         TypeError: an unknown option.
 
@@ -649,7 +648,6 @@ def split(
         examples: at least two that differ; of equal ones, only the first is used.
         seed: of the order.
         share: of the first part, between 0 and 1; each part gets at least one example.
-
     Raises:
         DataError: there are fewer than two different examples.
 
@@ -777,10 +775,8 @@ def race(
     Args:
         dataset: the rows, the same ones that `beat` was scored on.
         beat: the evaluation to be beaten; without it every row is evaluated.
-
     Returns:
         the evaluation of the rows that were run; its score is then at most that of `beat`.
-
     Calls: `program.max_calls` at most for each row.
 
     >>> qa, rows = lmopt.predict("question -> answer"), [{"question": "?", "answer": "no"}] * 64
@@ -864,7 +860,6 @@ def proposer(**options: Any) -> lmopt.Program:
 
     Args:
         **options: what `predict` takes, such as an adapter or a temperature.
-
     Calls: those of `predict`.
 
     >>> [one.name for one in proposer().inputs]
@@ -895,7 +890,6 @@ def tpe(
         gamma: share of the best, between 0 and 1.
         startup: tries that are plain random before that.
         samples: how many to choose from.
-
     Reference: Bergstra et al. 2011, NeurIPS 24. Independent dimensions, as there.
 
     >>> tried = [((0,), 0.0), ((1,), 1.0), ((2,), 0.0)] * 3
@@ -940,11 +934,9 @@ def pareto(scores: Sequence[Sequence[float]]) -> list[int]:
 
     Args:
         scores: of each candidate, one for each row.
-
     Returns:
         for each candidate the number of rows it leads, 0 where it is dominated: each of those rows
         is led by another one that stays.
-
     Reference: Agrawal et al. 2025, arXiv 2507.19457, algorithm 2.
 
     >>> pareto([[1, 0, 0], [1, 1, 0], [0, 0, 1]])
@@ -1168,7 +1160,6 @@ def bootstrap_few_shot(lm: lmopt.LM, **options: Unpack[Teaching]) -> Optimizer:
     up. A teacher without demonstrations gets labelled ones, never of the examples it is run on.
 
     Calls: `rounds` runs of the teacher at most for each example; it stops when it has enough.
-
     Reference: Khattab et al. 2023, arXiv 2310.03714. Here examples run in blocks as large as the
     number of runs still wanted, which wastes none, and a score must reach 1 by default: half a
     right answer teaches the wrong half too.
@@ -1204,12 +1195,9 @@ def random_search(
     Args:
         candidates: how many random sets, 0 or more.
         stop_at: score at which to stop, 0 to 1.
-
     Raises:
         DataError: (when it searches) fewer than two examples and no valset; rows in both sets.
-
     Calls: a run for each of the held-out rows and candidates, and those of bootstrapping.
-
     Reference: Khattab et al. 2023, arXiv 2310.03714. Here the rows that score are never among those
     that demonstrate.
 
@@ -1274,9 +1262,7 @@ def tpe_search(
     Args:
         trials: combinations to try, 1 or more.
         sets: bootstrapped sets to choose from, 1 or more.
-
     Calls: a run for each held-out row and combination, and those of bootstrapping.
-
     Reference: Bergstra et al. 2011; the search of DSPy with Optuna, arXiv 2310.03714. Here a set is
     chosen, not a single demonstration, and the sampler is ours: see `tpe`.
 
@@ -1317,9 +1303,7 @@ def knn_few_shot(
     Args:
         embed: texts -> vectors, all of one length, such as an `embedder`.
         k: how many, 1 or more.
-
     Calls: none of an LM; one of `embed`.
-
     Reference: the facility location of Lin and Bilmes 2011, ACL; DSPy's KNNFewShot for the idea to
     choose demonstrations by nearness.
 
@@ -1379,9 +1363,7 @@ def copro(
         breadth: proposals in a round for each step, 1 or more.
         depth: rounds, 1 or more.
         shown: rows to look at for what goes wrong, 1 or more.
-
     Calls: for each round and step, runs on `shown` rows, `breadth` proposals and their scoring.
-
     Reference: Opsahl-Ong et al. 2024, arXiv 2406.11695, and OPRO, Yang et al. 2023, arXiv
     2309.03409. Here proposals see failures, not only the instructions, and rows to score on are
     held out.
@@ -1448,9 +1430,7 @@ def mipro(
         trials: pairs to try, 1 or more; by default as in the paper's code.
         minibatch: rows for a first score, 1 or more.
         full_every: minibatches between full scores, 1 or more.
-
     Calls: bootstrapping, proposals, `minibatch` runs for each trial, and the full scores.
-
     Reference: Opsahl-Ong et al. 2024, arXiv 2406.11695. Here the best pair of the minibatches races
     the best so far, and no proposal is thrown away.
 
@@ -1575,9 +1555,7 @@ def gepa(
         merge: whether to merge.
         max_merges: at most so often.
         stop: called with each trial; True ends the search.
-
     Calls: those of `max_runs` runs, and at most one proposal for every two minibatches.
-
     Reference: Agrawal et al. 2025, arXiv 2507.19457. Here scores that are known are used again, and
     the budget is never overshot.
 
@@ -1700,9 +1678,7 @@ def simba(
         minibatch: rows of a step, 1 or more.
         max_demos: demonstrations of a step of the program; with 0 only instructions are written.
         temperature: of the choice from the pool, more than 0.
-
     Calls: for each step 2 * `candidates` * `minibatch` runs, proposals, and a scoring.
-
     Reference: SIMBA of DSPy, https://dspy.ai. Here the start has its true score in the pool, and a
     winner is scored at once.
 
@@ -1796,9 +1772,7 @@ def infer_rules(
         candidates: how many sets of rules, 1 or more.
         rules: how many rules to ask for.
         shown: examples to infer them from, 1 or more.
-
     Calls: bootstrapping, a proposal for each candidate and step, and the scoring.
-
     Reference: InferRules of DSPy, https://dspy.ai. Here the candidate that scored best is returned.
 
     >>> infer_rules(lmopt.toy_lm(), candidates=2)
@@ -1861,9 +1835,7 @@ def avatar(
         upper: score from which a run went well, 0 to 1.
         lower: score up to which it went badly, 0 to 1.
         shown: runs of either kind at most, 1 or more.
-
     Calls: for each round, runs on the training half, a proposal for each step, and a scoring.
-
     Reference: Wu et al. 2024, arXiv 2406.11200. Here new instructions are measured before they are
     kept.
 
@@ -1913,11 +1885,9 @@ def tune(
         space: choices by name: a sampling setting, `adapter` (chat, json, xml or plain), `model`,
             or `demos`, the number of demonstrations to keep.
         trials: how many combinations to try at most, 1 or more.
-
     Raises:
         DataError: there is nothing to choose from.
         ParamsError: an unknown setting.
-
     Calls: those of scoring each combination.
 
     >>> optimize = tune(lmopt.toy_lm(), {"temperature": [0.0, 0.7], "adapter": ["chat"]})
@@ -1990,9 +1960,7 @@ def chain(*optimizers: Optimizer) -> Optimizer:
 
     Args:
         *optimizers: none of them is the identity.
-
     Calls: those of all.
-
     Reference: Soylu et al. 2024, arXiv 2407.10930 (BetterTogether).
 
     >>> len(list(chain().trials(lmopt.predict("q -> a"), [{"q": "?"}], lmopt.exact_match)))
@@ -2043,7 +2011,6 @@ def best_of(*optimizers: Optimizer, lm: lmopt.LM, **options: Unpack[Options]) ->
     Args:
         *optimizers: each gets the training half.
         lm: runs the program to score what they return.
-
     Calls: those of all, and a scoring for each.
 
     >>> both = best_of(labeled_few_shot(k=1), labeled_few_shot(k=4), lm=lmopt.toy_lm())
@@ -2070,10 +2037,8 @@ def only(path: str, optimizer: Optimizer) -> Optimizer:
     Args:
         path: of the step, or of a program that has steps.
         optimizer: what changes it.
-
     Raises:
         ParamsError: (when it searches) there is no such path.
-
     Calls: those of the optimizer.
 
     >>> task = lmopt.pipeline(x=lmopt.predict("q -> a"), y=lmopt.predict("a -> b"))
@@ -2099,7 +2064,6 @@ def limit(
         trials: after so many, the start included; 1 or more.
         calls: after the trial with which it has made so many LM calls; to stop within a trial, give
             its LM a `budget`.
-
     Calls: those of the optimizer at most.
 
     >>> short = limit(random_search(lmopt.toy_lm()), trials=2)
@@ -2142,7 +2106,6 @@ def if_better(
         optimizer: gets the training half.
         lm: runs both on the held-out rows.
         level: how probable a difference may be by chance, between 0 and 1.
-
     Calls: those of the optimizer, and two scorings.
 
     >>> rows = [{"animal": f"{a} {n}", "sound": a[:2]} for n in range(20) for a in ("dog", "cat")]
@@ -2217,7 +2180,6 @@ def report(trials: Iterable[Trial], *, title: str = "Optimization") -> str:
     Args:
         trials: of one search, in their order.
         title: of the page.
-
     Raises:
         DataError: there are no trials.
 
