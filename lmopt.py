@@ -553,28 +553,17 @@ class Event:
     """One finished run of a step, one LM request, or one other effect.
 
     A trace lists them in the order in which they were yielded, a step after what it did.
-
-    Attributes:
-        path: of the step; for "lm" of the step that asked; for "call" with the function's name.
-        kind: "step", "lm" or "call".
-        inputs: the fields given to a step, or the arguments of a call.
-        outputs: the fields a step returned, or the result of a call.
-        request: of an "lm" event.
-        response: of an "lm" event that succeeded.
-        error: class and message where it failed, else "".
-        parent: path of the step in which it happened, "" for the program itself.
-        seconds: how long it took; takes no part in equality.
     """
 
-    path: str
+    path: str  # of the step; for "lm" of the step that asked; for "call" with the function's name
     kind: Literal["step", "lm", "call"]
-    inputs: Any = None
-    outputs: Any = None
-    request: Request | None = None
-    response: Response | None = None
-    error: str = ""
-    parent: str = ""
-    seconds: float = field(default=0.0, eq=False)
+    inputs: Any = None  # the fields given to a step, or the arguments of a call
+    outputs: Any = None  # the fields a step returned, or the result of a call
+    request: Request | None = None  # of an "lm" event
+    response: Response | None = None  # of an "lm" event that succeeded
+    error: str = ""  # class and message where it failed, else ""
+    parent: str = ""  # path of the step in which it happened, "" for the program itself
+    seconds: float = field(default=0.0, eq=False)  # how long it took; takes no part in equality
 
 
 def usage(trace: Iterable[Event]) -> Usage:
@@ -967,14 +956,14 @@ def _scan(text: str, start: int) -> tuple[Any, int, bool]:
     if mark is None:
         whole = bool(ended or ended_too)
         return _string(double, single, whole), token.end(), whole
-    read = list(entries(text, token.end(), _CLOSING[mark]))
+    read = list(_entries(text, token.end(), _CLOSING[mark]))
     parts = [(key, value) for key, _, value, _, _ in read if value is not _NOTHING]
     _, _, value, end, whole = read[-1] if read else (None, 0, None, token.end(), False)
     made = dict(parts) if mark == "{" else [value for _, value in parts]
     return made, end, whole and value is _NOTHING
 
 
-def entries(text: str, start: int, closing: str) -> Iterator[tuple[Any, int, Any, int, bool]]:
+def _entries(text: str, start: int, closing: str) -> Iterator[tuple[Any, int, Any, int, bool]]:
     """Read the parts of a list or an object, behind its opening bracket.
 
     Yields:
@@ -1335,18 +1324,15 @@ class Field:
     """One input or output of a signature.
 
     Attributes:
-        name: a Python identifier.
-        type: any type that `words` understands.
-        desc: what it holds, shown in the prompt.
         default: for an input that may be left out.
 
     >>> Field("age", int, "in years")
     Field(name='age', type=<class 'int'>, desc='in years')
     """
 
-    name: str = field()
-    type: Any = str
-    desc: str = ""
+    name: str = field()  # a Python identifier
+    type: Any = str  # any type that `words` understands
+    desc: str = ""  # what it holds, shown in the prompt
     default: Any = field(factory=lambda: attrs.NOTHING, repr=False)
     words: str = field(init=False, eq=False, repr=False)
     holds_media: bool = field(init=False, eq=False, repr=False)
@@ -1612,7 +1598,6 @@ class Media:
 
     Attributes:
         url: http(s) URL or data URI.
-        name: of a file.
     Raises:
         DataError: neither a URL nor a data URI, or too large.
     """
@@ -1621,7 +1606,7 @@ class Media:
     url: str = field(
         validator=lambda self, attribute, url: _check_url(url), repr=lambda url: repr(cut(url, 40))
     )
-    name: str = ""
+    name: str = ""  # of a file
 
     @classmethod
     def from_bytes(cls: type[M], data: bytes, media_type: str, *, name: str = "") -> M:
@@ -1690,19 +1675,16 @@ class Message:
     """One message of a conversation.
 
     Attributes:
-        role: "system", "user", "assistant", or "tool" for the result of a call.
         content: its text; or its text and then the media that it names as "[image 1]".
-        tool_calls: what an assistant wants called.
-        tool_call_id: which call a tool's result answers.
 
     >>> Message("user", "Hello").content
     'Hello'
     """
 
-    role: str
+    role: str  # "system", "user", "assistant", or "tool" for the result of a call
     content: str | tuple[Any, ...]
-    tool_calls: tuple[ToolCall, ...] = ()
-    tool_call_id: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()  # what an assistant wants called
+    tool_call_id: str | None = None  # which call a tool's result answers
 
     @property
     def text(self) -> str:
@@ -1745,10 +1727,6 @@ class Tool:
     values of the parameters' types of them, and calls the function.
 
     Attributes:
-        name: by which a model calls it.
-        desc: what it does.
-        schema: JSON schema of its arguments.
-        fields: its parameters.
         function: what is called with the arguments by name.
 
     >>> def add(a: int, b: int = 1) -> int:
@@ -1757,10 +1735,10 @@ class Tool:
     ['a']
     """
 
-    name: str
-    desc: str
-    schema: Fields
-    fields: tuple[Field, ...] = field(eq=False, repr=False)
+    name: str  # by which a model calls it
+    desc: str  # what it does
+    schema: Fields  # JSON schema of its arguments
+    fields: tuple[Field, ...] = field(eq=False, repr=False)  # its parameters
     function: Callable[..., Any] = field(eq=False, repr=False)
 
     @classmethod
@@ -1893,43 +1871,30 @@ class Request:
     """What an LM is asked: the messages, and how to answer them.
 
     Attributes:
-        messages: the conversation so far.
-        model: instead of the LM's own.
-        temperature: of sampling, 0 or more.
-        max_tokens: of the reply.
-        top_p: share of probability to sample from, 0 to 1.
-        stop: texts that end the reply.
-        schema: JSON schema that the reply must follow.
         tools: that the model may call: `Tool`s, or definitions as the provider takes them.
-        tool_choice: which of them to call, as JSON.
-        rollout: tells apart deliberate re-samples of one prompt.
         extra: further options, sent to the provider as they are.
         step: path of the step that asks. This and what follows take no part in equality or key.
-        signature: of that step.
-        inputs: of that step.
-        adapter: that laid out the messages.
-        on_text: called with each piece of text as it arrives; with an empty one where the answer
-            starts over.
 
     >>> Request([Message("user", "Hello")]).key[:8]
     'ebd51c78'
     """
 
-    messages: tuple[Message, ...] = field(converter=_tuple)
-    model: str | None = None
-    temperature: float | None = None
-    max_tokens: int | None = None
-    top_p: float | None = None
-    stop: tuple[str, ...] = field(default=(), converter=_tuple)
-    schema: Fields | None = None
+    messages: tuple[Message, ...] = field(converter=_tuple)  # the conversation so far
+    model: str | None = None  # instead of the LM's own
+    temperature: float | None = None  # of sampling, 0 or more
+    max_tokens: int | None = None  # of the reply
+    top_p: float | None = None  # share of probability to sample from, 0 to 1
+    stop: tuple[str, ...] = field(default=(), converter=_tuple)  # texts that end the reply
+    schema: Fields | None = None  # JSON schema that the reply must follow
     tools: tuple[Any, ...] = field(default=(), converter=_tuple)
-    tool_choice: Any = None
-    rollout: int = 0
+    tool_choice: Any = None  # which of them to call, as JSON
+    rollout: int = 0  # tells apart deliberate re-samples of one prompt
     extra: Record = field(default=Record(), converter=_record)
     step: str | None = _hidden()
-    signature: Signature | None = _hidden()
-    inputs: Record | None = _hidden()
-    adapter: Adapter | None = _hidden()
+    signature: Signature | None = _hidden()  # of that step
+    inputs: Record | None = _hidden()  # of that step
+    adapter: Adapter | None = _hidden()  # that laid out the messages
+    # called with each piece of text as it arrives; with an empty one where the answer starts over
     on_text: Callable[[str], None] | None = _hidden()
 
     @property
@@ -1961,23 +1926,17 @@ class Response:
     """What an LM answered.
 
     Attributes:
-        text: of the reply.
         tool_calls: that the model asks for.
-        usage: what it cost; an answer from a cache keeps what it once cost.
-        model: that answered.
-        finish_reason: "stop"; "length" where the reply was cut off.
-        reasoning: the model's own thoughts, where the provider shows them.
-        logprobs: as the provider gives them.
         cached: whether it was answered from a cache; takes no part in equality.
     """
 
-    text: str
+    text: str  # of the reply
     tool_calls: tuple[ToolCall, ...] = field(default=(), converter=_tuple)
-    usage: Usage = Usage()
-    model: str = ""
-    finish_reason: str = "stop"
-    reasoning: str = ""
-    logprobs: Any = None
+    usage: Usage = Usage()  # what it cost; an answer from a cache keeps what it once cost
+    model: str = ""  # that answered
+    finish_reason: str = "stop"  # "stop"; "length" where the reply was cut off
+    reasoning: str = ""  # the model's own thoughts, where the provider shows them
+    logprobs: Any = None  # as the provider gives them
     cached: bool = field(default=False, eq=False)
 
 
@@ -1989,17 +1948,11 @@ LM = Callable[[Request], Response]
 
 
 class Part(typing.NamedTuple):
-    """What a reply, or the beginning of one, holds of a field.
+    """What a reply, or the beginning of one, holds of a field."""
 
-    Attributes:
-        text: as far as it is sure, without the markers of the format.
-        closed: whether nothing can be added to it any more.
-        data: what its value is read from.
-    """
-
-    text: str
-    closed: bool
-    data: Any
+    text: str  # as far as it is sure, without the markers of the format
+    closed: bool  # whether nothing can be added to it any more
+    data: Any  # what its value is read from
 
 
 @frozen(eq=False)
@@ -2007,23 +1960,21 @@ class Adapter(Made):
     """How a signature becomes messages, and how a reply becomes fields again.
 
     Attributes:
-        name: of the format.
         render: (signature, prompt, inputs) -> messages; pure, and the same up to the last message
             for all inputs, so that a provider can cache the prefix.
         parse: (signature, response) -> record of typed outputs; for any text at all it returns or
             raises `ParseError`, never anything else.
             It may also return a flow, whose effects then stand in the trace.
         schema: signature -> the JSON schema of a reply, for providers that can be held to one.
-        calls: how many LM calls one answer takes.
         fields: (signature, text, more) -> what the text holds, a `Part` by field: the one reading
             of a reply; where more may come, of its beginning. A part that is not closed only grows.
     """
 
-    name: str
+    name: str  # of the format
     render: Callable[[Signature, Prompt, Fields], tuple[Message, ...]] = field(repr=False)
     parse: Callable[[Signature, Response], Any] = field(repr=False)
     schema: Callable[[Signature], dict[str, Any]] | None = field(default=None, repr=False)
-    calls: int = 1
+    calls: int = 1  # how many LM calls one answer takes
     fields: Callable[[Signature, str, bool], Mapping[str, Part]] | None = field(
         default=None, repr=False
     )
@@ -2457,7 +2408,7 @@ def _json_fields(form: _Format, task: Signature, text: str, more: bool) -> dict[
     at = fence.end() if fence else 0
     with suppress(RecursionError):
         while not found and (at := text.find("{", at) + 1):
-            for key, begin, value, end, whole in entries(text, at, "}"):
+            for key, begin, value, end, whole in _entries(text, at, "}"):
                 if key in names and value is not _NOTHING:
                     said = (value if isinstance(value, str) else text[begin:end]).strip()
                     found.setdefault(key, Part(said, whole, value))
@@ -2559,10 +2510,8 @@ class Prompt:
     """All that can be learned of one step.
 
     Attributes:
-        instructions: what to do.
         demos: demonstrations, records with the fields of the step's signature.
         texts: descriptions that replace those of fields, by name.
-        model: the weights to use, instead of the LM's own.
         settings: sampling options: temperature, max_tokens, top_p, stop, rollout, extra.
     Raises:
         ParamsError: an unknown setting.
@@ -2571,10 +2520,10 @@ class Prompt:
     0.2
     """
 
-    instructions: str = ""
+    instructions: str = ""  # what to do
     demos: tuple[Record, ...] = field(default=(), converter=_records)
     texts: Record = field(default=Record(), converter=_record)
-    model: str | None = None
+    model: str | None = None  # the weights to use, instead of the LM's own
     settings: Record = field(default=Record(), converter=_settings)
 
 
@@ -2628,24 +2577,17 @@ class Program(Made):
     Pickled, it is how it was made, and the parameters it has now.
 
     Attributes:
-        name: of the program; of a step that runs alone, also its path.
-        inputs: the fields it takes.
-        body: (steps, **inputs) -> flow.
-        steps: the programs it may run, by name.
-        max_calls: how many LM calls one run makes at most.
         outputs: the names of its outputs, where they are known before it runs.
-        signature: of a step that asks an LM itself, else None.
-        prompt: of a step that has one itself, else None.
     """
 
-    name: str
-    inputs: tuple[Field, ...] = field(converter=_tuple)
-    body: Callable[..., Flow]
-    steps: Record = field(default=Record(), converter=_record)
-    max_calls: int = 1
+    name: str  # of the program; of a step that runs alone, also its path
+    inputs: tuple[Field, ...] = field(converter=_tuple)  # the fields it takes
+    body: Callable[..., Flow]  # (steps, **inputs) -> flow
+    steps: Record = field(default=Record(), converter=_record)  # the programs it may run, by name
+    max_calls: int = 1  # how many LM calls one run makes at most
     outputs: tuple[str, ...] = field(default=(), converter=_tuple)
-    signature: Signature | None = None
-    prompt: Prompt | None = None
+    signature: Signature | None = None  # of a step that asks an LM itself, else None
+    prompt: Prompt | None = None  # of a step that has one itself, else None
     made: Any = _made()
     takes: dict[str, Field] = field(init=False, repr=False)  # the inputs by name
 
@@ -3133,17 +3075,13 @@ class _Many:
     """The effect of driving a flow for each item; results in their order.
 
     Attributes:
-        flow: item -> flow.
-        items: as many as there are, lazily.
-        lm: what answers the requests in them.
-        tell: called with each result in its turn; what it raises ends all of it.
         watch: results -> the same results, as a progress bar takes them.
     """
 
-    flow: Callable[[Any], Flow]
-    items: Iterable[Any]
-    lm: Any
-    tell: Callable[[Any], Any]
+    flow: Callable[[Any], Flow]  # item -> flow
+    items: Iterable[Any]  # as many as there are, lazily
+    lm: Any  # what answers the requests in them
+    tell: Callable[[Any], Any]  # called with each result in its turn; what it raises ends all of it
     watch: Callable[[Iterable[Any]], Iterable[Any]] | None = None
 
     def told(self, results: Iterable[Any]) -> None:
@@ -3778,19 +3716,15 @@ class Chunk:
     """A piece of an output field, as it arrives.
 
     Attributes:
-        path: of the step that asked.
-        field: that the text belongs to; "" where the reply has no fields.
-        text: more of it, without the markers of the format.
         call: counts the answers of that step from 0: a higher one starts over, after a reply that
             could not be used or when the step runs again.
-        value: of a list or an object, what there is of it so far, as JSON data.
     """
 
-    path: str
-    field: str
-    text: str
+    path: str  # of the step that asked
+    field: str  # that the text belongs to; "" where the reply has no fields
+    text: str  # more of it, without the markers of the format
     call: int = 0
-    value: Any = None
+    value: Any = None  # of a list or an object, what there is of it so far, as JSON data
 
 
 def stream(
@@ -4557,19 +4491,15 @@ class Result:
     """What came of running code.
 
     Attributes:
-        output: what it printed, and the value of a last expression.
-        error: class and message of what it raised, "" where it ended well.
-        state: to go on with, as JSON data.
         calls: functions outside that it waits for, as (name, args, kwargs); run it again, from the
             state it was run from, with the answers among `state["answers"]`.
-        answer: the fields that it submitted.
     """
 
-    output: str = ""
-    error: str = ""
-    state: Any = None
+    output: str = ""  # what it printed, and the value of a last expression
+    error: str = ""  # class and message of what it raised, "" where it ended well
+    state: Any = None  # to go on with, as JSON data
     calls: tuple[Any, ...] = ()
-    answer: Fields | None = None
+    answer: Fields | None = None  # the fields that it submitted
 
 
 Interpreter = Callable[[str, Any], Result]
@@ -7687,17 +7617,11 @@ def _write_log(entry: Record) -> None:
 
 @frozen
 class Score:
-    """What a metric returns where a number is not enough.
+    """What a metric returns where a number is not enough."""
 
-    Attributes:
-        value: 0 (wrong) to 1 (right).
-        feedback: what was wrong and how to do better, for reflective optimizers.
-        steps: the same for single steps, by path.
-    """
-
-    value: float
-    feedback: str = ""
-    steps: Record = field(default=Record(), converter=_record)
+    value: float  # 0 (wrong) to 1 (right)
+    feedback: str = ""  # what was wrong and how to do better, for reflective optimizers
+    steps: Record = field(default=Record(), converter=_record)  # the same for single steps, by path
 
 
 Metric = Callable[[Record, Prediction], "float | bool | Score"]
@@ -7967,23 +7891,14 @@ def _row(program: Program, metric: Any, failure_score: float, example: Record) -
 
 @frozen
 class Comparison:
-    """How much better the second of two evaluations is, row by row.
+    """How much better the second of two evaluations is, row by row."""
 
-    Attributes:
-        difference: mean score of the second minus that of the first, -1 to 1.
-        interval: its 95 % interval.
-        p_value: how probable such a difference is when there is none.
-        better: number of rows in which the second scores higher.
-        worse: number of rows in which it scores lower.
-        rows: number of rows.
-    """
-
-    difference: float
-    interval: tuple[float, float]
-    p_value: float
-    better: int
-    worse: int
-    rows: int
+    difference: float  # mean score of the second minus that of the first, -1 to 1
+    interval: tuple[float, float]  # its 95 % interval
+    p_value: float  # how probable such a difference is when there is none
+    better: int  # number of rows in which the second scores higher
+    worse: int  # number of rows in which it scores lower
+    rows: int  # number of rows
 
 
 def compare(a: Evaluation, b: Evaluation) -> Comparison:
@@ -8106,16 +8021,13 @@ class Judge(Made):
     """A metric that a program computes; it is called as (example, prediction).
 
     Attributes:
-        program: what judges; it has prompts, which can be optimized as any.
-        lm: what answers its requests.
         fill: (example, prediction) -> the inputs of the program.
-        measure: prediction of the program -> score.
     """
 
-    program: Program
-    lm: LM = field(repr=False)
+    program: Program  # what judges; it has prompts, which can be optimized as any
+    lm: LM = field(repr=False)  # what answers its requests
     fill: Callable[[Fields, Fields], Fields] = field(repr=False)
-    measure: Callable[[Prediction], Score] = field(repr=False)
+    measure: Callable[[Prediction], Score] = field(repr=False)  # prediction of the program -> score
     made: Any = _made()
 
     def __call__(self, example: Fields, prediction: Fields) -> Score:

@@ -92,20 +92,16 @@ class Trial:
     """One set of parameters that an optimizer tried.
 
     Attributes:
-        params: the parameters.
         score: on the rows that the optimizer scores on, 0 to 1; None where it does not score.
-        note: what they are, and what happened.
-        parent: index of the trial they were made from, None for the start.
-        calls: how many LM calls the optimizer had made by then.
         evaluation: where the score comes from; shorter than the data where the trial lost early.
         out: whether it lost early; its score, of fewer rows, then compares with no other.
     """
 
-    params: lmopt.Params
+    params: lmopt.Params  # the parameters
     score: float | None = None
-    note: str = ""
-    parent: int | None = None
-    calls: int = 0
+    note: str = ""  # what they are, and what happened
+    parent: int | None = None  # index of the trial they were made from, None for the start
+    calls: int = 0  # how many LM calls the optimizer had made by then
     evaluation: lmopt.Evaluation | None = field(default=None, repr=False)
     out: bool = False
 
@@ -132,23 +128,17 @@ class Options(TypedDict, total=False):
 
     Attributes:
         valset: rows to score on, none of them in the training set; by default half of that.
-        propose: who writes instructions; by default `proposer()`.
-        prompt_lm: answers the proposer; by default `lm`.
-        seed: of all choices, 0 included.
-        workers: threads, as in `lmopt.evaluate`; they do not change the result.
-        executor: what to run rows on instead.
         progress: called as tqdm is, for the rows of each evaluation.
-        within: the only step, or program with steps, that may change; see `only`.
     """
 
     valset: lmopt.Dataset | None
-    propose: Propose | None
-    prompt_lm: lmopt.LM | None
-    seed: int
-    workers: int | None
-    executor: Executor | None
+    propose: Propose | None  # who writes instructions; by default `proposer()`
+    prompt_lm: lmopt.LM | None  # answers the proposer; by default `lm`
+    seed: int  # of all choices, 0 included
+    workers: int | None  # threads, as in `lmopt.evaluate`; they do not change the result
+    executor: Executor | None  # what to run rows on instead
     progress: Callable[..., Iterable[Any]] | None
-    within: str
+    within: str  # the only step, or program with steps, that may change; see `only`
 
 
 def _given(valset: lmopt.Dataset | None) -> Examples | None:
@@ -213,20 +203,15 @@ class Optimizer:
     Made by `optimizer`. In an event loop: `await optimize.arun(...)`, `optimize.atrials(...)`.
 
     Attributes:
-        name: of its factory.
-        lm: runs the program.
-        search: hunt -> flow.
-        bound: size -> plan.
         parts: whether some rows are held out to score on; else it gets all.
-        options: see `Options`.
     """
 
-    name: str
-    lm: Any = field(repr=False)
-    search: Callable[[Hunt], lmopt.Flow] = field(repr=False)
-    bound: Callable[[Size], Plan] = field(repr=False)
+    name: str  # of its factory
+    lm: Any = field(repr=False)  # runs the program
+    search: Callable[[Hunt], lmopt.Flow] = field(repr=False)  # hunt -> flow
+    bound: Callable[[Size], Plan] = field(repr=False)  # size -> plan
     parts: bool = field(default=True, repr=False)
-    options: _Options = field(default=_Options(), repr=False)
+    options: _Options = field(default=_Options(), repr=False)  # see `Options`
 
     def __call__(
         self, program: lmopt.Program, trainset: lmopt.Dataset, metric: lmopt.Metric
@@ -988,21 +973,17 @@ class Teaching(Options, total=False):
     """What optimizers that bootstrap take.
 
     Attributes:
-        max_bootstrapped: how many runs of the teacher to take, 0 or more.
-        max_labeled: how many demonstrations a step has at most, labelled ones included.
         rounds: how many times an example is tried, each time but the first with a new rollout at
             temperature 1; 1 or more.
-        threshold: score from which a run is taken, 0 to 1; 0 is a threshold.
         teacher: a program with the same steps, or other parameters; by default the program.
-        teacher_lm: runs the teacher.
     """
 
-    max_bootstrapped: int
-    max_labeled: int
+    max_bootstrapped: int  # how many runs of the teacher to take, 0 or more
+    max_labeled: int  # how many demonstrations a step has at most, labelled ones included
     rounds: int
-    threshold: float
+    threshold: float  # score from which a run is taken, 0 to 1; 0 is a threshold
     teacher: lmopt.Program | Mapping[str, lmopt.Prompt] | None
-    teacher_lm: lmopt.LM | None
+    teacher_lm: lmopt.LM | None  # runs the teacher
 
 
 @frozen(eq=False, repr=False)
@@ -1581,9 +1562,9 @@ def gepa(
                 return
             rng, merged = lmopt.seeded(hunt.seed, "gepa", number), None
             if trial and merges and number:
-                merged = yield from merging(hunt, rng)
+                merged = yield from _merging(hunt, rng)
                 merges -= merged is not None
-            trial = merged or (yield from mutating(hunt, rng, _batch(hunt, number, batch), turns))
+            trial = merged or (yield from _mutating(hunt, rng, _batch(hunt, number, batch), turns))
             idle = 0 if trial else idle + 1
 
     def bound(size: Size) -> Plan:
@@ -1608,7 +1589,7 @@ def _batch(hunt: Hunt, number: int, size: int) -> list[int]:
     return places
 
 
-def mutating(
+def _mutating(
     hunt: Hunt, rng: random.Random, places: Sequence[int], turns: Counter[int]
 ) -> lmopt.Flow:
     """Reflect on one step of a candidate of the front, as a part of `gepa`.
@@ -1632,7 +1613,7 @@ def mutating(
     return None
 
 
-def merging(hunt: Hunt, rng: random.Random) -> lmopt.Flow:
+def _merging(hunt: Hunt, rng: random.Random) -> lmopt.Flow:
     """Take from each of two candidates the steps that it alone has changed, as a part of `gepa`.
 
     Returns the trial of the child, None where there is nothing new to merge.

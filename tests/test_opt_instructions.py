@@ -22,6 +22,7 @@ from lmopt_optimizers import (
     Hunt,
     Plan,
     Trial,
+    _merging,
     avatar,
     best_of,
     bootstrap_few_shot,
@@ -35,7 +36,6 @@ from lmopt_optimizers import (
     knn_few_shot,
     labeled_few_shot,
     limit,
-    merging,
     mipro,
     only,
     optimizer,
@@ -379,12 +379,12 @@ def test_gepa_merges_what_two_candidates_have_changed_each():
     for path, text in zip("ab", right, strict=True):
         changed = start.params.replace(path, instructions=text)
         wanted(hunt.lm, hunt.trial(changed, path, 0, race=False))
-    want = next(merging(hunt, seeded(0, "x")))
+    want = next(_merging(hunt, seeded(0, "x")))
     (child,) = wanted(hunt.lm, want)
     assert child.note == "merged from 1 and 2" and child.score == 1.0
     assert [one.instructions for one in child.params.values()] == right
     with pytest.raises(StopIteration) as ended:  # there is nothing new to merge
-        next(merging(hunt, seeded(0, "x")))
+        next(_merging(hunt, seeded(0, "x")))
     assert ended.value.value is None
 
 
