@@ -1557,9 +1557,9 @@ def _inspect_function(function: Callable[..., Any], types: Fields) -> Signature:
     return Signature(inputs, outputs, inspect.getdoc(function) or "")
 
 
-def _parameters(function: Callable[..., Any], hints: Fields) -> list[Field]:
+def _parameters(function: Callable[..., Any], hints: Fields, skip: int = 0) -> list[Field]:
     fields = []
-    for one in inspect.signature(function).parameters.values():
+    for one in list(inspect.signature(function).parameters.values())[skip:]:
         if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.POSITIONAL_ONLY):
             todo = "name each input, so that no expected output can slip in"
             raise SignatureError("a parameter without a name", str(one), "a name", todo)
@@ -2855,7 +2855,7 @@ def program(
         if not inspect.isgeneratorfunction(body):
             todo = "yield what it wants done: answer = yield steps.answer(question=question)"
             raise SignatureError("a body that never yields", called, "a generator", todo)
-        takes = _parameters(body, {})[1:] if inputs is None else inputs
+        takes = _parameters(body, {}, 1) if inputs is None else inputs
         made: Any = (_by_name, (body.__module__, body.__qualname__), {})
         return Program(
             called, takes, body, Record(known), most, outputs, signature, prompt, made=made
