@@ -58,7 +58,7 @@ else:  # both modules were copied into a package
 
 __all__ = [
     # 1. Contract
-    "Trial", "Plan", "Size", "Options", "Optimizer", "optimizer", "winner", "Want", "Hunt",
+    "Trial", "Plan", "Size", "Options", "Optimizer", "optimizer", "best", "Want", "Hunt",
     # 2. Parts
     "split", "spread", "labeled", "labeled_demos", "step_demos", "resampled", "race", "cases",
     "description", "proposer", "Propose", "tpe", "pareto", "relayed",
@@ -328,11 +328,11 @@ def _better(best: Trial, trial: Trial) -> Trial:
     return best
 
 
-def winner(trials: Iterable[Trial]) -> Trial:
+def best(trials: Iterable[Trial]) -> Trial:
     """Return the best of the trials of a search; of equals, the earliest.
 
     >>> params = lmopt.predict("q -> a").params
-    >>> winner([Trial(params, 0.5), Trial(params, 0.7, "good"), Trial(params, 0.7, "late")]).note
+    >>> best([Trial(params, 0.5), Trial(params, 0.7, "good"), Trial(params, 0.7, "late")]).note
     'good'
     """
     return functools.reduce(_better, trials)
@@ -2148,8 +2148,8 @@ def summary(trials: Iterable[Trial]) -> str:
 
 
 def _place_of_best(trials: Sequence[Trial]) -> int:
-    best = winner(trials) if trials else None
-    return next((place for place, one in enumerate(trials) if one is best), 0)
+    found = best(trials) if trials else None
+    return next((place for place, one in enumerate(trials) if one is found), 0)
 
 
 def report(trials: Iterable[Trial], *, title: str = "Optimization") -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import lmopt
 from lmopt import evaluate, exact_match
-from lmopt_optimizers import Trial, bootstrap_few_shot, random_search, split, spread, winner
+from lmopt_optimizers import Trial, best, bootstrap_few_shot, random_search, split, spread
 
 TICKETS = Path(__file__).with_name("tickets.jsonl")
 TASK = """ticket -> team: Literal['billing', 'refunds', 'shipping', 'returns', 'account',
@@ -68,9 +68,9 @@ def main(given: argparse.Namespace, lm: lmopt.LM) -> lmopt.Comparison:
             print(f"  {trial.score:.3f} after {trial.calls} calls: {trial.note}", flush=True)
             trials.append(trial)
     finally:  # whatever happens, what is paid for is kept
-        lmopt.save(winner(trials).params, given.out)
-    best = winner(trials).params
-    after = evaluate(program, held_out, exact_match, lm=lm, params=best)
+        lmopt.save(best(trials).params, given.out)
+    found = best(trials).params
+    after = evaluate(program, held_out, exact_match, lm=lm, params=found)
     print(f"random_search:      {after}")
     gain = lmopt.compare(before, after)
     low, high = gain.interval
@@ -80,7 +80,7 @@ def main(given: argparse.Namespace, lm: lmopt.LM) -> lmopt.Comparison:
     )
 
     print("What changed:\n")
-    changes = lmopt.diff(program.params, best).splitlines()
+    changes = lmopt.diff(program.params, found).splitlines()
     print(*(lmopt.cut(line, 100) for line in changes[:8]), sep="\n")
     print(f"... and {len(changes) - 8} more lines\n" if len(changes) > 8 else "")
 
