@@ -929,9 +929,17 @@ def _data(text: str, *, lenient: bool = True) -> Any:
     return text
 
 
-def scan(text: str, start: int = 0) -> tuple[Any, int, bool]:
+_Item = tuple[Any, int, Any, int]  # its key, where the value begins, the value, where it ends
+_Memo = dict[int, tuple[list[_Item], int]]
+"""Of each list or object, by where it begins: the items that are whole, and where to go on."""
+
+
+def scan(text: str, start: int = 0, memo: _Memo | None = None) -> tuple[Any, int, bool]:
     """Read the JSON value, or what is meant as one, that begins at a place of a text.
 
+    Args:
+        memo: what was read of a beginning of this text before; kept, so that nothing whole is read
+            twice while the text grows.
     Returns:
         what is sure of the value by the end of the text, where it ends, and whether it is whole:
         False where more must come, and where it is none.
@@ -940,12 +948,12 @@ def scan(text: str, start: int = 0) -> tuple[Any, int, bool]:
     ({'a': [1]}, 9, False)
     """
     try:
-        return _scan(text, start)
+        return _scan(text, start, {} if memo is None else memo)
     except RecursionError:
         return _NOTHING, start, False
 
 
-def _scan(text: str, start: int) -> tuple[Any, int, bool]:
+def _scan(text: str, start: int, memo: _Memo) -> tuple[Any, int, bool]:
     token = _token().match(text, start)
     if token is None or (token[1] and token[1] not in _CLOSING):
         return _NOTHING, start, False
@@ -956,35 +964,39 @@ def _scan(text: str, start: int) -> tuple[Any, int, bool]:
     if mark is None:
         whole = bool(ended or ended_too)
         return _string(double, single, whole), token.end(), whole
-    read = list(_entries(text, token.end(), _CLOSING[mark]))
-    parts = [(key, value) for key, _, value, _, _ in read if value is not _NOTHING]
-    _, _, value, end, whole = read[-1] if read else (None, 0, None, token.end(), False)
-    made = dict(parts) if mark == "{" else [value for _, value in parts]
-    return made, end, whole and value is _NOTHING
+    items, end, whole, _ = _items(text, start, token.end(), _CLOSING[mark], memo)
+    if mark == "{":
+        return {key: value for key, _, value, _ in items}, end, whole
+    return [item[2] for item in items], end, whole
 
 
-def _entries(text: str, start: int, closing: str) -> Iterator[tuple[Any, int, Any, int, bool]]:
-    """Read the parts of a list or an object, behind its opening bracket.
+def _items(
+    text: str, start: int, at: int, closing: str, memo: _Memo
+) -> tuple[list[_Item], int, bool, bool]:
+    """Read the items of a list or an object.
 
-    Yields:
-        for each part its key, where its value begins, the value, where it ends, and whether that is
-        whole; at last, where the closing bracket is there, a whole one without a value.
+    Returns:
+        the items, where they end, whether that is all of them, and whether the last one is whole.
     """
-    while not (token := _token().match(text, start)) or token[1] != closing:
-        key, begin = None, start
+    items, at = memo.get(start, ([], at))
+    while not (token := _token().match(text, at)) or token[1] != closing:
+        key, begin = None, at
         if closing == "}":
-            key, end, whole = _scan(text, start)
+            key, end, whole = _scan(text, at, memo)
             colon = _token().match(text, end)
             if not whole or not colon or colon[1] != ":":
-                return
+                return items, at, False, True
             key, begin = key if isinstance(key, str) else _dump(key), colon.end()
-        value, start, whole = _scan(text, begin)
-        yield key, begin, value, start, whole
-        token = _token().match(text, start)
+        value, end, whole = _scan(text, begin, memo)
+        item = (key, begin, value, end)
+        token = _token().match(text, end)
         if not whole or not token or token[1] not in (",", closing):
-            return
-        start = token.end() if token[1] == "," else start
-    yield None, token.start(), _NOTHING, token.end(), True
+            shown = items if value is _NOTHING else [*items, item]
+            return shown, end, False, whole or value is _NOTHING
+        items.append(item)
+        at = token.end() if token[1] == "," else end
+        memo[start] = items, at
+    return items, token.end(), True, True
 
 
 def _bare(word: str) -> Any:
@@ -1966,8 +1978,9 @@ class Adapter(Made):
             raises `ParseError`, never anything else.
             It may also return a flow, whose effects then stand in the trace.
         schema: signature -> the JSON schema of a reply, for providers that can be held to one.
-        fields: (signature, text, more) -> what the text holds, a `Part` by field: the one reading
-            of a reply; where more may come, of its beginning. A part that is not closed only grows.
+        fields: (signature, text, more, memo) -> what the text holds, a `Part` by field: the one
+            reading of a reply; where more may come, of its beginning. A part that is not closed
+            only grows. The memo is for `scan`, of a text that grows.
     """
 
     name: str  # of the format
@@ -1975,9 +1988,7 @@ class Adapter(Made):
     parse: Callable[[Signature, Response], Any] = field(repr=False)
     schema: Callable[[Signature], dict[str, Any]] | None = field(default=None, repr=False)
     calls: int = 1  # how many LM calls one answer takes
-    fields: Callable[[Signature, str, bool], Mapping[str, Part]] | None = field(
-        default=None, repr=False
-    )
+    fields: Callable[..., Mapping[str, Part]] | None = field(default=None, repr=False)
     made: Any = _made()
 
 
@@ -2013,7 +2024,7 @@ class _Format:
     note: str = ", as JSON"  # behind the type of an output that is a list or an object
     structure: Callable[[_Format, Signature], str]
     reply: Callable[[_Format, Signature, Fields], str]
-    fields: Callable[[_Format, Signature, str, bool], dict[str, Part]]
+    fields: Callable[..., dict[str, Part]]
     read: Callable[[Any, Any], Any]  # (type, data of a part) -> value
 
 
@@ -2117,7 +2128,9 @@ def _pieces(mark: re.Pattern[str], text: str) -> list[tuple[str, str, bool]]:
     return [*made, (opened["name"], text[opened.end() :], False)] if opened else made
 
 
-def _fields(form: _Format, task: Signature, text: str, more: bool) -> dict[str, Part]:
+def _fields(
+    form: _Format, task: Signature, text: str, more: bool, memo: _Memo | None = None
+) -> dict[str, Part]:
     """Read a reply; of two fields that are equal, the first."""
     marks = _marks(form, task.wanted)
     ends = not (more or form.closes)  # where the text does
@@ -2401,18 +2414,21 @@ def _json_reply(form: _Format, task: Signature, values: Fields) -> str:
 _FENCED = r"```\w*[ \t]*\n\s*+(?=\{)"
 
 
-def _json_fields(form: _Format, task: Signature, text: str, more: bool) -> dict[str, Part]:
+def _json_fields(
+    form: _Format, task: Signature, text: str, more: bool, memo: _Memo | None = None
+) -> dict[str, Part]:
     """Read the first object that has one of the fields, in a fence if there is one in a fence."""
     names, found = {one.name for one in task.outputs}, dict[str, Part]()
     fence = re.search(_FENCED, text)
     at = fence.end() if fence else 0
     with suppress(RecursionError):
         while not found and (at := text.find("{", at) + 1):
-            for key, begin, value, end, whole in _entries(text, at, "}"):
-                if key in names and value is not _NOTHING:
-                    said = (value if isinstance(value, str) else text[begin:end]).strip()
-                    found.setdefault(key, Part(said, whole, value))
-                at = max(at, end)
+            items, end, _, whole = _items(text, at - 1, at, "}", {} if memo is None else memo)
+            for place, (key, begin, value, until) in enumerate(items, start=1):
+                if key in names:
+                    said = (value if isinstance(value, str) else text[begin:until]).strip()
+                    found.setdefault(key, Part(said, whole or place < len(items), value))
+            at = max(at, end)
     return found
 
 
@@ -3833,6 +3849,8 @@ class _Reader:
     def _begin(self) -> None:
         """Start over with an empty reply."""
         self._text, self._pieces, self._size, self._due = "", list[str](), 0, 1
+        self._memo: _Memo = {}  # of the reply, and of each field
+        self._memos: dict[str, _Memo] = {}
         self._restart()
 
     def _restart(self) -> None:
@@ -3852,16 +3870,22 @@ class _Reader:
         """Read all that is there, after each hundredth more, so that it takes n log n in all."""
         self._text, self._pieces = self._text + "".join(self._pieces), []
         self._due = self._size + self._size // 100 + 1
-        parts = self._fields(self._text, more)
+        parts = self._fields(self._text, more, self._memo)
         if not all(part.text.startswith(self._told.get(n, "")) for n, part in parts.items()):
             self._restart()  # what was told has turned out to be none
         for name, part in parts.items():
             new = part.text[len(self._told.get(name, "")) :]
             self._told[name] = part.text
-            value = scan(part.text)[0] if new and name in self._structured else _NOTHING
             if new:
-                sure = None if value is _NOTHING else value
-                self._tell(Chunk(self._path, name, new, self._call, sure))
+                value = self._value(name, part)
+                self._tell(Chunk(self._path, name, new, self._call, value))
+
+    def _value(self, name: str, part: Part) -> Any:
+        """What there is so far of a list or an object."""
+        if name not in self._structured or not isinstance(part.data, str):
+            return part.data if name in self._structured else None
+        value = scan(part.data, 0, self._memos.setdefault(name, {}))[0]
+        return None if value is _NOTHING else value
 
     def end(self, response: Any) -> None:
         """Read what of the answer was not streamed."""
@@ -3873,7 +3897,7 @@ class _Reader:
             self._read(False)
 
 
-def _unread(text: str, more: bool) -> dict[str, Part]:
+def _unread(text: str, more: bool, memo: _Memo) -> dict[str, Part]:
     """Read a reply without a known format: all of it is text of no field."""
     return {"": Part(text, not more, text)}
 
