@@ -16,7 +16,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import lmopt
-from lmopt import ParseError, Response, render_outputs, seeded, signature
+from lmopt import (
+    Adapter,
+    ParseError,
+    Request,
+    Response,
+    predict,
+    render_outputs,
+    seeded,
+    signature,
+    stream,
+)
 
 ADAPTERS = (lmopt.chat, lmopt.json, lmopt.xml, lmopt.plain)
 TASKS = [
@@ -102,6 +112,23 @@ def growth() -> float:
     )
 
 
+def streamed(adapter: Adapter, task: str, value: object) -> float:
+    """Seconds to stream a megabyte that arrives in single characters."""
+    wanted = signature(task)
+    reply = render_outputs(adapter, wanted, {"answer": value})
+    heard = predict(wanted, adapter=adapter)
+
+    def drips(request: Request) -> Response:
+        for character in reply:
+            request.on_text(character)
+        return Response(reply)
+
+    began = time.perf_counter()
+    for _ in stream(heard, drips, {}):
+        pass
+    return time.perf_counter() - began
+
+
 def main(replies: int) -> int:
     """Run, print the counts, return the exit status."""
     rng, counts, slowest = seeded(0, "fuzz"), Counter[str](), (0.0, "")
@@ -129,7 +156,10 @@ def main(replies: int) -> int:
     print(f"slowest: {slowest[0] * 1000:.1f} ms for {slowest[1]}")
     worst = growth()
     print(f"a megabyte takes at most {worst:.1f} times as long as half of one")
-    return int(slowest[0] > 0.05 or worst > 3)
+    values = {"-> answer": "line after line\n" * 62_500, "-> answer: list[int]": [*range(140_000)]}
+    longest = max(streamed(one, *pair) for one in ADAPTERS for pair in values.items())
+    print(f"a megabyte in single characters streams in {longest:.1f} s at most")
+    return int(slowest[0] > 0.05 or worst > 3 or longest > 10)
 
 
 if __name__ == "__main__":
