@@ -2116,12 +2116,6 @@ def if_better(
 # == 7. Report =====================================================================================
 
 
-def _escape(text: str) -> str:
-    from html import escape
-
-    return escape(text)
-
-
 def summary(trials: Iterable[Trial]) -> str:
     """Return a table of trials as text: score, its interval, calls, parent and note.
 
@@ -2129,21 +2123,18 @@ def summary(trials: Iterable[Trial]) -> str:
        #  score  95 %           calls  from  note
        0      -  -                  0     -  start
     """
-    lines = ["   #  score  95 %           calls  from  note"]
     shown = list(trials)
-    best = _place_of_best(shown)
+    lines, top = ["   #  score  95 %           calls  from  note"], _place_of_best(shown)
     for place, one in enumerate(shown):
         score = "-" if one.score is None else f"{one.score:.3f}"
-        spread_ = "-"
-        if one.evaluation is not None:
-            low, high = one.evaluation.interval
-            spread_ = f"{low:.3f} to {high:.3f}"
+        low, high = one.evaluation.interval if one.evaluation else (0.0, 0.0)
+        interval = f"{low:.3f} to {high:.3f}" if one.evaluation else "-"
         parent = "-" if one.parent is None else str(one.parent)
-        star = "*" if place == best and one.score is not None else " "
-        line = (
-            f"{star}{place:>3}  {score:>5}  {spread_:<14} {one.calls:>5}  {parent:>4}  {one.note}"
+        star = "*" if place == top and one.score is not None else " "
+        row = (
+            f"{star}{place:>3}  {score:>5}  {interval:<14} {one.calls:>5}  {parent:>4}  {one.note}"
         )
-        lines.append(line)
+        lines.append(row)
     return "\n".join(lines)
 
 
@@ -2156,13 +2147,8 @@ def report(trials: Iterable[Trial], *, title: str = "Optimization") -> str:
     """Return trials as one HTML page that needs nothing else: no network, no script.
 
     It has the score against the calls with 95 % intervals, the tree of candidates, the difference
-    of each prompt from its parent's, the rows of start and best side by side, and the cost.
-
-    Args:
-        trials: of one search, in their order.
-        title: of the page.
-    Raises:
-        DataError: there are no trials.
+    of each prompt from its parent's, the rows of start and best side by side, and the cost. No
+    trials are a DataError.
 
     >>> page = report([Trial(lmopt.predict("q -> a").params, 0.5, "start")])
     >>> page.startswith("<!doctype html>"), "<svg" in page
@@ -2171,16 +2157,13 @@ def report(trials: Iterable[Trial], *, title: str = "Optimization") -> str:
     shown = list(trials)
     if not shown:
         raise lmopt.DataError("no trials to report", shown, "one or more", "run the search first")
-    best = _place_of_best(shown)
+    top = _place_of_best(shown)
     parts = [
         f"<h1>{_escape(title)}</h1>",
-        _headline(shown, best),
-        "<h2>Score against calls</h2>",
-        f'<div class="wide">{_chart(shown, best)}</div>',
-        "<h2>Candidates</h2>",
-        _tree(shown, best),
-        "<h2>Start and best, row by row</h2>",
-        _side_by_side(shown[0], shown[best]),
+        _headline(shown, top),
+        f'<h2>Score against calls</h2>\n<div class="wide">{_chart(shown, top)}</div>',
+        f"<h2>Candidates</h2>\n{_tree(shown, top)}",
+        f"<h2>Start and best, row by row</h2>\n{_side_by_side(shown[0], shown[top])}",
     ]
     return _PAGE.format(title=_escape(title), body="\n".join(parts))
 
@@ -2209,8 +2192,14 @@ td, th {{ border-bottom: 1px solid #ddd; padding: .25rem .5rem; text-align: left
 """
 
 
-def _headline(trials: Sequence[Trial], best: int) -> str:
-    start, end = trials[0].score, trials[best].score
+def _escape(text: str) -> str:
+    from html import escape
+
+    return escape(text)
+
+
+def _headline(trials: Sequence[Trial], top: int) -> str:
+    start, end = trials[0].score, trials[top].score
     scores = "" if start is None or end is None else f"from {start:.3f} to <b>{end:.3f}</b>, "
     scored = [one for one in unique(trials, key=lambda one: one.params.digest) if one.evaluation]
     spent = sum((one.evaluation.usage for one in scored), lmopt.Usage())
@@ -2220,100 +2209,87 @@ def _headline(trials: Sequence[Trial], best: int) -> str:
     return f"<p>{scores}{len(trials)} trials, {calls:,} calls, {tokens}{cost}.</p>"
 
 
-def _chart(trials: Sequence[Trial], best: int) -> str:
+def _chart(trials: Sequence[Trial], top: int) -> str:
     """Score against calls, each with its interval, and the best so far as a line."""
     most = max(1, *(one.calls for one in trials))
-    scored = [(place, one) for place, one in enumerate(trials) if one.score is not None]
-
-    def at(calls: float, score: float) -> tuple[float, float]:
-        return round(50 + 730 * calls / most, 1), round(260 - 240 * score, 1)
-
-    marks = []
-    for level in (0.0, 0.25, 0.5, 0.75, 1.0):
-        _, y = at(0, level)
-        marks.append(f'<line x1="50" x2="780" y1="{y}" y2="{y}" stroke="#ddd"/>')
-        marks.append(f'<text x="44" y="{y + 4}" text-anchor="end">{level:.2f}</text>')
-    marks.append(f'<text x="780" y="285" text-anchor="end">{most:,} calls</text>')
     steps: list[str] = []
-    top = -1.0
-    for place, one in scored:
-        x, y = at(one.calls, one.score or 0.0)
+    marks = [_grid(level) for level in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    marks.append(f'<text x="780" y="285" text-anchor="end">{most:,} calls</text>')
+    highest = -1.0
+    for place, one in enumerate(trials):
+        if one.score is None:
+            continue
+        x, y = round(50 + 730 * one.calls / most, 1), _height(one.score)
         if one.evaluation is not None:
-            (_, high), (_, low) = (at(0, value) for value in one.evaluation.interval)
+            low, high = map(_height, one.evaluation.interval)
             marks.append(f'<line x1="{x}" x2="{x}" y1="{low}" y2="{high}" stroke="#9bc"/>')
-        if (one.score or 0.0) > top:
-            steps += [f"{x},{at(0, max(top, 0))[1]}", f"{x},{y}"] if steps else [f"{x},{y}"]
-            top = one.score or 0.0
+        if one.score > highest:
+            steps += [f"{x},{_height(max(highest, 0.0))}", f"{x},{y}"] if steps else [f"{x},{y}"]
+            highest = one.score
         tip = _escape(f"{place}: {one.score:.3f} after {one.calls} calls, {one.note}")
-        fill = "#c40" if place == best else "#27a"
+        fill = "#c40" if place == top else "#27a"
         marks.append(f'<circle cx="{x}" cy="{y}" r="4" fill="{fill}"><title>{tip}</title></circle>')
     if steps:
-        end = f"780,{at(0, top)[1]}"
-        line = f'<polyline points="{" ".join([*steps, end])}" fill="none" stroke="#27a"/>'
-        marks.append(line)
-    font = 'font-size="12" font-family="sans-serif"'
-    label = 'role="img" aria-label="score against calls"'
-    return f'<svg viewBox="0 0 800 295" {font} {label}>{"".join(marks)}</svg>'
+        points = " ".join([*steps, f"780,{_height(highest)}"])
+        marks.append(f'<polyline points="{points}" fill="none" stroke="#27a"/>')
+    look = 'font-size="12" font-family="sans-serif" role="img" aria-label="score against calls"'
+    return f'<svg viewBox="0 0 800 295" {look}>{"".join(marks)}</svg>'
 
 
-def _tree(trials: Sequence[Trial], best: int) -> str:
+def _height(score: float) -> float:
+    return round(260 - 240 * score, 1)
+
+
+def _grid(level: float) -> str:
+    y = _height(level)
+    line = f'<line x1="50" x2="780" y1="{y}" y2="{y}" stroke="#ddd"/>'
+    return f'{line}<text x="44" y="{y + 4}" text-anchor="end">{level:.2f}</text>'
+
+
+def _tree(trials: Sequence[Trial], top: int, parent: int | None = None) -> str:
     """Candidates below those they were made from, each with what it changed."""
-    made: dict[int | None, list[int]] = {}
-    for place, one in enumerate(trials):
-        made.setdefault(one.parent, []).append(place)
-
-    def branch(parent: int | None) -> str:
-        places = made.get(parent, [])
-        items = "".join(f"<li>{_leaf(trials, place, best)}{branch(place)}</li>" for place in places)
-        return f"<ul>{items}</ul>" if places else ""
-
-    return branch(None)
+    places = [place for place, one in enumerate(trials) if one.parent == parent]
+    items = [f"<li>{_leaf(trials, n, top)}{_tree(trials, n, top)}</li>" for n in places]
+    return f"<ul>{''.join(items)}</ul>" if items else ""
 
 
-def _leaf(trials: Sequence[Trial], place: int, best: int) -> str:
+def _leaf(trials: Sequence[Trial], place: int, top: int) -> str:
     one = trials[place]
     score = "not scored" if one.score is None else f"{one.score:.3f}"
     head = f"{place}: {score}, {_escape(one.note)}"
     if one.parent is None:
-        changes = "\n".join(f"{path}: {prompt.instructions}" for path, prompt in one.params.items())
-        body = _escape(changes)
+        lines = [f"{path}: {prompt.instructions}" for path, prompt in one.params.items()]
+        body = _escape("\n".join(lines))
     else:
         lines = lmopt.diff(trials[one.parent].params, one.params).split("\n")
         body = "\n".join(map(_colored, lines)) or "nothing changed"
-    kind = ' class="best" open' if place == best else ""
+    kind = ' class="best" open' if place == top else ""
     return f"<details{kind}><summary>{head}</summary><pre>{body}</pre></details>"
 
 
 def _colored(line: str) -> str:
     marked = not line.startswith(("+++", "---"))
     tag = {"+": "ins", "-": "del"}.get(line[:1], "") if marked else ""
-    shown = _escape(line)
-    return f"<{tag}>{shown}</{tag}>" if tag else shown
+    return f"<{tag}>{_escape(line)}</{tag}>" if tag else _escape(line)
 
 
-def _side_by_side(start: Trial, best: Trial, most: int = 200) -> str:
+def _side_by_side(start: Trial, top: Trial, most: int = 200) -> str:
     """The rows that both were scored on."""
-    if start.evaluation is None or best.evaluation is None:
+    if start.evaluation is None or top.evaluation is None:
         return "<p>The trials were not scored.</p>"
+    pairs = list(zip(start.evaluation.rows, top.evaluation.rows, strict=False))
     body = []
-    pairs = list(zip(start.evaluation.rows, best.evaluation.rows, strict=False))
     for before, after in pairs[:most]:
-        kind = {1: "up", -1: "down"}.get(
-            (after.score > before.score) - (after.score < before.score), ""
-        )
-        cells = [
-            _shown_record(before.example),
-            _shown_record(before.prediction, before.error),
-            f"{before.score:g}",
-            _shown_record(after.prediction, after.error),
-            f"{after.score:g}",
-        ]
+        kind = "up" if after.score > before.score else "down" if after.score < before.score else ""
+        cells = [_shown(before.example)]
+        for row in (before, after):
+            cells += [_shown(row.prediction, row.error), f"{row.score:g}"]
         body.append(f'<tr class="{kind}">{"".join(f"<td>{one}</td>" for one in cells)}</tr>')
     left = f"<p>and {len(pairs) - most} more rows</p>" if len(pairs) > most else ""
     head = "".join(f"<th>{one}</th>" for one in ("example", "start", "", "best", ""))
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(body)}</table></div>{left}'
 
 
-def _shown_record(record: lmopt.Fields, error: str = "") -> str:
+def _shown(record: lmopt.Fields, error: str = "") -> str:
     fields = [f"{name}: {lmopt.cut(lmopt.as_text(value), 160)}" for name, value in record.items()]
     return _escape("\n".join(fields) or error).replace("\n", "<br>")
