@@ -941,11 +941,11 @@ def scan(text: str, start: int = 0, memo: _Memo | None = None) -> tuple[Any, int
         memo: what was read of a beginning of this text before; kept, so that nothing whole is read
             twice while the text grows.
     Returns:
-        what is sure of the value by the end of the text, where it ends, and whether it is whole:
-        False where more must come, and where it is none.
+        what is sure of the value by the end of the text, how far it was read, and whether that is
+        all of it: False where more must come, and where it is none.
 
     >>> scan('{"a": [1, 2')
-    ({'a': [1]}, 9, False)
+    ({'a': [1]}, 11, False)
     """
     try:
         return _scan(text, start, {} if memo is None else memo)
@@ -960,7 +960,7 @@ def _scan(text: str, start: int, memo: _Memo) -> tuple[Any, int, bool]:
     mark, double, ended, single, ended_too, bare = token.groups()
     if bare is not None:  # at the very end it may go on
         whole = token.end() < len(text)
-        return (_bare(bare), token.end(), True) if whole else (_NOTHING, start, False)
+        return (_bare(bare), token.end(), True) if whole else (_NOTHING, token.end(), False)
     if mark is None:
         whole = bool(ended or ended_too)
         return _string(double, single, whole), token.end(), whole
@@ -972,11 +972,12 @@ def _scan(text: str, start: int, memo: _Memo) -> tuple[Any, int, bool]:
 
 def _items(
     text: str, start: int, at: int, closing: str, memo: _Memo
-) -> tuple[list[_Item], int, bool, bool]:
+) -> tuple[list[_Item], int, bool, int]:
     """Read the items of a list or an object.
 
     Returns:
-        the items, where they end, whether that is all of them, and whether the last one is whole.
+        the items, how far it read, whether that is all of them, and how many of them are sure: none
+        where what follows can be no item, as then what was read may have been meant otherwise.
     """
     items, at = memo.get(start, ([], at))
     while not (token := _token().match(text, at)) or token[1] != closing:
@@ -985,18 +986,23 @@ def _items(
             key, end, whole = _scan(text, at, memo)
             colon = _token().match(text, end)
             if not whole or not colon or colon[1] != ":":
-                return items, at, False, True
+                return items, end, False, _sure_of(items, text, end)
             key, begin = key if isinstance(key, str) else _dump(key), colon.end()
         value, end, whole = _scan(text, begin, memo)
         item = (key, begin, value, end)
         token = _token().match(text, end)
         if not whole or not token or token[1] not in (",", closing):
             shown = items if value is _NOTHING else [*items, item]
-            return shown, end, False, whole or value is _NOTHING
+            return shown, end, False, _sure_of(items, text, end)
         items.append(item)
         at = token.end() if token[1] == "," else end
         memo[start] = items, at
-    return items, token.end(), True, True
+    return items, token.end(), True, len(items)
+
+
+def _sure_of(items: list[_Item], text: str, end: int) -> int:
+    """How many items are sure where reading stopped: all if the text did too (in an escape)."""
+    return len(items) if re.compile(r"\s*+\\?\Z").match(text, end) else 0
 
 
 def _bare(word: str) -> Any:
@@ -2084,7 +2090,8 @@ def _unescaped(form: _Format, marks: _Marks, text: str) -> str:
         return marks.escaped.sub(r"\1\2", text)
     from html import unescape
 
-    return unescape(text)
+    # An ampersand that no semicolon ends is one, as in a link.
+    return re.sub(r"&#?\w+;", lambda entity: unescape(entity[0]), text)
 
 
 def _written(fields: Sequence[Field], values: Fields) -> dict[str, str]:
@@ -2297,7 +2304,7 @@ def _parse(form: _Format, task: Signature, response: Response) -> Record:
     for one in task.outputs:
         part = found.get(one.name)
         if part is None or not part.closed:
-            raise _missing(one, response)
+            raise _missing(one, part, response)
         try:
             values[one.name] = form.read(one.type, part.data)
         except (ValueError, RecursionError) as error:
@@ -2307,12 +2314,12 @@ def _parse(form: _Format, task: Signature, response: Response) -> Record:
     return _owned(values)
 
 
-def _missing(one: Field, response: Response) -> ParseError:
+def _missing(one: Field, part: Part | None, response: Response) -> ParseError:
     facts = {"field": one.name, "response": response}
     if response.finish_reason == "length":
         what, expected, todo = "the reply was cut off", "a complete reply", "raise max_tokens"
         return ParseError(what, response.text[-80:], expected, todo, **facts)
-    what = f"the field `{one.name}` is missing"
+    what = f"the field `{one.name}` is {'not complete' if part else 'missing'}"
     return ParseError(what, response.text, one.words, "write it", **facts)
 
 
@@ -2419,16 +2426,17 @@ def _json_fields(
 ) -> dict[str, Part]:
     """Read the first object that has one of the fields, in a fence if there is one in a fence."""
     names, found = {one.name for one in task.outputs}, dict[str, Part]()
-    fence = re.search(_FENCED, text)
+    fence = None if text.lstrip().startswith("{") else re.search(_FENCED, text)
     at = fence.end() if fence else 0
     with suppress(RecursionError):
         while not found and (at := text.find("{", at) + 1):
-            items, end, _, whole = _items(text, at - 1, at, "}", {} if memo is None else memo)
-            for place, (key, begin, value, until) in enumerate(items, start=1):
+            items, _, whole, sure = _items(text, at - 1, at, "}", {} if memo is None else memo)
+            for place, (key, begin, value, until) in enumerate(items):
                 if key in names:
                     said = (value if isinstance(value, str) else text[begin:until]).strip()
-                    found.setdefault(key, Part(said, whole or place < len(items), value))
-            at = max(at, end)
+                    closed = place < sure and (whole or more)
+                    found.setdefault(key, Part(said, closed, value))
+                at = until
     return found
 
 
@@ -3881,11 +3889,11 @@ class _Reader:
                 self._tell(Chunk(self._path, name, new, self._call, value))
 
     def _value(self, name: str, part: Part) -> Any:
-        """What there is so far of a list or an object."""
+        """What there is so far of a list or an object, where the text begins as one."""
         if name not in self._structured or not isinstance(part.data, str):
             return part.data if name in self._structured else None
         value = scan(part.data, 0, self._memos.setdefault(name, {}))[0]
-        return None if value is _NOTHING else value
+        return value if isinstance(value, (list, dict)) else None
 
     def end(self, response: Any) -> None:
         """Read what of the answer was not streamed."""
@@ -4425,7 +4433,8 @@ def react(
         failed = partial(Turn, "", "", {})
         return (yield from _agent(steps, inputs, "trajectory", max_steps, turn, failed))
 
-    calls, steps = 2 * max_steps + answer.max_calls, {"act": acting, "answer": answer}
+    calls = 2 * max_steps * acting.max_calls + answer.max_calls
+    steps = {"act": acting, "answer": answer}
     return _module(body, made, name, calls, steps, outputs=[*answer.outputs, "trajectory"])
 
 
@@ -4456,7 +4465,7 @@ def _act(seen: Signature, tools: Record, options: Fields) -> Program:
 
 
 def _acting(task: Signature, tools: Record, options: Fields) -> Program:
-    return predict(task, **{**options, "tools": tools.values(), "retries": 0, "name": "act"})
+    return predict(task, **{"retries": 0, **options, "tools": tools.values(), "name": "act"})
 
 
 def _act_natively(seen: Signature, tools: Record, options: Fields) -> Program:
@@ -4481,8 +4490,10 @@ def _act_natively(seen: Signature, tools: Record, options: Fields) -> Program:
         return {"thought": response.text or response.reasoning, "calls": response.tool_calls}
 
     texts = {f"tool.{one.name}": one.desc for one in tools.values()}
-    settings = {name: value for name, value in options.items() if name in SETTINGS}
-    prompt = Prompt(told, texts=texts, settings=settings)
+    chosen = {
+        name: value for name, value in options.items() if name in SETTINGS and name != "adapter"
+    }
+    prompt = Prompt(told, texts=texts, settings=chosen)
     return _module(body, made, "act", 1, signature=made, prompt=prompt)
 
 
@@ -4710,7 +4721,8 @@ def code_act(
 
         return (yield from _agent(steps, inputs, "history", max_steps, turn, partial(Cell, "")))
 
-    calls, steps = 2 * max_steps + answer.max_calls, {"act": act, "answer": answer}
+    calls = 2 * max_steps * act.max_calls + answer.max_calls
+    steps = {"act": act, "answer": answer}
     return _module(body, made, name, calls, steps, outputs=[*answer.outputs, "history"])
 
 
@@ -4787,7 +4799,7 @@ def recursive(
         given = {"variables": _variables(made, inputs, preview_chars)}
         return (yield from _agent(steps, given, "history", max_steps, turn, partial(Cell, "")))
 
-    calls = 2 * max_steps + max_queries + answer.max_calls
+    calls = 2 * max_steps * act.max_calls + max_queries + answer.max_calls
     steps = {"act": act, "query": query, "answer": answer}
     return _module(body, made, name, calls, steps, outputs=[*answer.outputs, "history"])
 
@@ -6838,8 +6850,8 @@ class Middleware(Made):
         identity: inner LM -> what decides the answers of the outer one.
     """
 
-    flow: Callable[[Layer, Request], Flow]
-    identity: Callable[[Any], str] = lambda inner: identity(inner)
+    flow: Callable[[Layer, Request], Flow] = field(repr=False)
+    identity: Callable[[Any], str] = field(default=lambda inner: identity(inner), repr=False)
     made: Any = _made()
 
     def __call__(self, inner: Any) -> Layer:

@@ -136,13 +136,17 @@ class Options(TypedDict, total=False):
     prompt_lm: lmopt.LM | None  # answers the proposer; by default `lm`
     seed: int  # of all choices, 0 included
     workers: int | None  # threads, as in `lmopt.evaluate`; they do not change the result
-    executor: Executor | None  # what to run rows on instead
+    executor: Executor | None  # what to run rows on instead; the outermost optimizer decides both
     progress: Callable[..., Iterable[Any]] | None
     within: str  # the only step, or program with steps, that may change; see `only`
 
 
 def _given(valset: lmopt.Dataset | None) -> Examples | None:
     return None if valset is None else tuple(map(lmopt.Record, valset))
+
+
+def _tops(within: str | tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(filter(None, [within])) if isinstance(within, str) else within
 
 
 @frozen(eq=False, repr=False)
@@ -154,7 +158,7 @@ class _Options:
     workers: int | None = None
     executor: Executor | None = None
     progress: Callable[..., Iterable[Any]] | None = None
-    within: str = ""
+    within: tuple[str, ...] = field(default=(), converter=_tops)
 
     def part(self, examples: Examples) -> tuple[Examples, Examples]:
         """Rows to learn from, and rows to score on; never the same."""
@@ -170,12 +174,14 @@ class _Options:
         return examples, self.valset
 
     def paths(self, program: lmopt.Program) -> list[str]:
-        """The steps that may change."""
-        known, top = list(program.params), self.within
-        found = [one for one in known if not top or one == top or one.startswith(f"{top}.")]
-        if top and not found:
-            expected = f"one of {', '.join(known)}"
-            raise lmopt.ParamsError("no such path", top, expected, "correct the path")
+        """The steps that may change: those at or below each path that limits it."""
+        found = list(program.params)
+        for top in self.within:
+            known = found
+            found = [one for one in known if one == top or one.startswith(f"{top}.")]
+            if not found:
+                expected = f"one of {', '.join(known)}"
+                raise lmopt.ParamsError("no such path", top, expected, "correct the path")
         return found
 
 
@@ -1915,11 +1921,30 @@ def _tuned(params: lmopt.Params, chosen: lmopt.Fields) -> lmopt.Params:
 # == 6. Combinators ================================================================================
 
 
+def _inside(outer: _Options, optimizer: Optimizer) -> Optimizer:
+    """An optimizer inside another one: it may change no more than that."""
+    tops = outer.within + optimizer.options.within
+    return evolve(optimizer, options=evolve(optimizer.options, within=tops))
+
+
 def _inner(hunt: Hunt, optimizer: Optimizer, params: lmopt.Params | None = None) -> lmopt.Flow:
-    """The flow of an optimizer inside another one, which may change what that may change."""
-    top = hunt.options.within
-    allowed = only(top, optimizer) if top and not optimizer.options.within else optimizer
+    """The flow of an optimizer inside another one."""
+    allowed = _inside(hunt.options, optimizer)
     return allowed.flow(hunt.program.with_params(params or {}), hunt.train, hunt.metric)
+
+
+def _bounds(size: Size, optimizers: Iterable[Optimizer]) -> Plan:
+    """What optimizers inside another one cost at most."""
+    inner = [_inside(size.options, one) for one in optimizers]
+    return sum((one.bounded(size.program, size.train) for one in inner), Plan())
+
+
+def _shared(optimizers: Iterable[Optimizer], **options: Unpack[Options]) -> Options:
+    """The options of a combinator: what runs rows for it is by default what does for its parts."""
+    chosen = [one.options for one in optimizers]
+    workers = max([one.workers for one in chosen if one.workers], default=None)
+    executor = next((one.executor for one in chosen if one.executor), None)
+    return {"workers": workers, "executor": executor, **options}
 
 
 def _best(hunt: Hunt, optimizer: Optimizer) -> lmopt.Flow:
@@ -1955,12 +1980,9 @@ def chain(*optimizers: Optimizer) -> Optimizer:
         for one in optimizers:
             best = yield from _link(hunt, one, best)
 
-    def bound(size: Size) -> Plan:
-        return sum((one.bounded(size.program, size.train) for one in optimizers), Plan())
-
-    return optimizer(
-        "chain", next((one.lm for one in optimizers), None), search, bound, parts=False
-    )
+    lm = next((one.lm for one in optimizers if one.lm is not None), None)
+    bound, shared = partial(_bounds, optimizers=optimizers), _shared(optimizers)
+    return optimizer("chain", lm, search, bound, parts=False, **shared)
 
 
 def _link(hunt: Hunt, optimizer: Optimizer, best: int | None) -> lmopt.Flow:
@@ -2006,10 +2028,9 @@ def best_of(*optimizers: Optimizer, lm: lmopt.LM, **options: Unpack[Options]) ->
             yield hunt.trial(best.params, one.name, 0)
 
     def bound(size: Size) -> Plan:
-        plan = size.plan((1 + len(optimizers)) * size.val)
-        return sum((one.bounded(size.program, size.train) for one in optimizers), plan)
+        return size.plan((1 + len(optimizers)) * size.val) + _bounds(size, optimizers)
 
-    return optimizer("best_of", lm, search, bound, **options)
+    return optimizer("best_of", lm, search, bound, **_shared(optimizers, **options))
 
 
 def only(path: str, optimizer: Optimizer) -> Optimizer:
@@ -2028,11 +2049,11 @@ def only(path: str, optimizer: Optimizer) -> Optimizer:
     >>> [len(prompt.demos) for prompt in params.values()]
     [0, 1]
     """
-    return evolve(optimizer, options=evolve(optimizer.options, within=path))
+    return _inside(_Options(within=path), optimizer)
 
 
-class _Enough(Exception):
-    """The search has gone on as long as it may."""
+class _Enough(BaseException):
+    """The search has gone on as long as it may; no `Exception`: what is inside is closed."""
 
 
 def limit(
@@ -2071,9 +2092,7 @@ def limit(
         with suppress(_Enough):
             yield from lmopt.through(_inner(hunt, optimizer), change)
 
-    def bound(size: Size) -> Plan:
-        return optimizer.bounded(size.program, size.train)
-
+    bound = partial(_bounds, optimizers=[optimizer])
     name = f"limit({optimizer.name})"
     return evolve(optimizer, name=name, search=search, bound=bound, parts=False)
 
@@ -2108,9 +2127,10 @@ def if_better(
         yield Trial(kept, shown.score, note, 0, hunt.calls, shown)
 
     def bound(size: Size) -> Plan:
-        return size.plan(2 * size.val) + optimizer.bounded(size.program, size.train)
+        return size.plan(2 * size.val) + _bounds(size, [optimizer])
 
-    return Optimizer("if_better", lm, search, bound, options=_Options(**options))
+    shared = _shared([optimizer], **options)
+    return Optimizer("if_better", lm, search, bound, options=_Options(**shared))
 
 
 # == 7. Report =====================================================================================

@@ -113,6 +113,16 @@ AS_MODELS_WRITE = [
     (lmopt.json, '{"n": 5, "t": "a', None),
     (lmopt.json, '{"n": "five", "t": "a"}', None),
     (lmopt.json, "[1]", None),
+    (lmopt.json, '{"t": "a", "n": 1,234}', None),
+    (lmopt.json, '{"n": 5, "t": "He said "a" to me"}', None),
+    (lmopt.json, "{'n': 5, 't': 'It's me'}", None),
+    (lmopt.json, '{"n": 10 + 5, "t": "a"}', None),
+    (lmopt.json, '{"n": 5, "t": "a" "b"}', None),
+    (lmopt.json, '{"n": 5, "t": It is fine}', None),
+    (lmopt.json, '{"n": 5, "t": "a"', None),
+    (lmopt.json, '{"n": 5, "t": "```\n{x}```"}', (5, "```\n{x}```")),
+    (lmopt.json, 'Of {x}:\n```json\n{"n": 5, "t": "a"}\n```', (5, "a")),
+    (lmopt.xml, "<n>5</n><t>?a=1&copy=2&lt=3&copy;</t>", (5, "?a=1&copy=2&lt=3©")),
     (lmopt.xml, "<n>5</n><t>a &lt;b&gt; & c</t>", (5, "a <b> & c")),
     (
         lmopt.xml,
@@ -211,6 +221,20 @@ def test_a_reply_that_cannot_be_read_says_which_field_and_why(reply, reason, par
     for part in parts:
         assert part in str(caught.value)
     assert caught.value.response.text == reply
+
+
+@pytest.mark.parametrize("reason", ["stop", "length"])
+def test_of_an_object_that_goes_wrong_nothing_is_taken(reason):
+    reply = '{"m": 7, "n": 1,234}'
+    for name in ("m", "n"):
+        with pytest.raises(ParseError, match="`n` is not complete|cut off|`m` is not complete"):
+            lmopt.json.parse(sig(f"-> {name}: int"), Response(reply, finish_reason=reason))
+
+
+def test_of_an_object_that_is_cut_off_what_is_before_the_cut_is_taken():
+    for end in ('"n', '"n": ', '"n": 3', '"n": {"a": "x\\', '"n": [1, '):
+        response = Response('{"m": 7, ' + end, finish_reason="length")
+        assert lmopt.json.parse(sig("-> m: int"), response) == {"m": 7}
 
 
 @adapters

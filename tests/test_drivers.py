@@ -711,7 +711,7 @@ TAGS = [[], [""], ["a"], ["a"], ["a"], ["a", ""], ["a", "é"], ["a", "é"], ["a"
 BOX = [{}, {}, {}, {}, {}, {}, {}, {"x": 12}]
 VALUES = {
     "chat": (lmopt.chat, TAGS[1:], BOX),  # at the first bracket, a header may begin
-    "json": (lmopt.json, [*TAGS[:7], *TAGS[8:]], [{}, {}, {"x": 12}]),  # a whole token at once
+    "json": (lmopt.json, [*TAGS[:7], *TAGS[8:]], BOX),  # a whole token at once
     "xml": (lmopt.xml, TAGS, BOX),
     "plain": (lmopt.plain, TAGS, BOX),
 }

@@ -319,6 +319,18 @@ def test_a_reply_that_does_not_parse_costs_a_step_not_the_run():
     assert len(react("q -> a: int", [lookup], max_steps=3)(lm, q="?").trajectory) == 3
 
 
+def test_the_options_of_an_agent_are_those_of_each_of_its_steps():
+    good = {"thought": "", "tool": "finish", "arguments": {}}
+    agent = react("q -> a", [lookup], retries=1, max_steps=2)
+    made = agent(scripted_lm(["What?", good, {"reasoning": "", "a": 1}]), q="?")
+    assert len(made.trajectory) == 1 and made.usage.calls == 3
+    assert agent.max_calls == 2 * 2 * 2 + 2
+    native = react("q -> a: int", [lookup], native=True, adapter=lmopt.json, temperature=0.5)
+    assert native.params["act"].settings == {"temperature": 0.5}
+    texts = iter(["All is known.", '{"reasoning": "", "a": 4}'])
+    assert native(lambda request: lmopt.Response(next(texts)), q="2+2?").a == 4
+
+
 def test_react_forgets_the_oldest_turn_where_the_prompt_is_too_long():
     sizes = []
 

@@ -2,6 +2,7 @@
 
 import itertools
 import statistics
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -501,6 +502,68 @@ def test_only_changes_one_step():
         assert changed in ([path], []) and list(made) == ["x", "y"]
     with pytest.raises(ParamsError, match="no such path: 'z'; expected one of x, y"):
         only("z", labeled_few_shot())(task, rows, exact_match)
+
+
+NESTED = lmopt.pipeline(
+    x=lmopt.pipeline(u=predict("text -> kind"), v=predict("kind -> size")), y=predict("size -> b")
+)
+
+
+@pytest.mark.parametrize(
+    ("nest", "steps"),
+    [
+        (lambda one: only("x", only("x.v", one)), ["x.v"]),
+        (lambda one: only("x.v", chain(only("x", one))), ["x.v"]),
+        (lambda one: only("x.v", limit(only("x", one), trials=9)), ["x.v"]),
+        (lambda one: chain(only("y", one), only("x.u", one)), ["x.u", "y"]),
+        (lambda one: only("x", only("y", one)), None),
+        (lambda one: only("x", chain(only("y", one))), None),
+    ],
+)
+def test_what_is_inside_may_change_no_more_than_what_is_outside(nest, steps):
+    rows = [{"text": str(n), "kind": "k", "size": "s", "b": "b"} for n in range(4)]
+    made = nest(tune(toy_lm(), {"temperature": [0.5]}))
+    if steps is None:
+        with pytest.raises(ParamsError, match="no such path: 'y'; expected one of x.u, x.v"):
+            list(made.trials(NESTED, rows, exact_match))
+        return
+    trials = list(made.trials(NESTED, rows, exact_match))
+    old = NESTED.params
+    assert steps == [one for one in old if any(t.params[one] != old[one] for t in trials)]
+
+
+def test_a_plan_is_that_of_the_steps_that_may_change():
+    rows = [{"text": str(n), "kind": "k", "size": "s", "b": "b"} for n in range(8)]
+    search = copro(toy_lm(), breadth=2, depth=1)
+    plan = only("x.v", search).plan(NESTED, rows)
+    assert plan.calls < search.plan(NESTED, rows).calls
+    assert only("x.v", chain(search)).plan(NESTED, rows) == plan
+    assert only("x.v", limit(search, trials=3)).plan(NESTED, rows) == plan
+
+
+def test_a_limit_holds_whatever_is_inside():
+    def inner():
+        return limit(random_search(toy_lm(), candidates=2), trials=3)
+
+    made = limit(chain(inner(), inner()), trials=2)
+    assert len(list(made.trials(TASK, ROWS, exact_match))) == 2
+
+
+@pytest.mark.parametrize(
+    "nest",
+    [
+        chain,
+        lambda one: chain(labeled_few_shot(), one),
+        lambda one: limit(one, trials=2),
+        lambda one: best_of(one, lm=toy_lm()),
+        lambda one: if_better(one, lm=toy_lm()),
+    ],
+)
+def test_a_combinator_has_the_workers_and_the_executor_of_what_is_inside(nest):
+    with ThreadPoolExecutor(3) as pool:
+        chosen = nest(random_search(toy_lm(), workers=8, executor=pool)).options
+        assert (chosen.workers, chosen.executor) == (8, pool)
+    assert best_of(random_search(toy_lm(), workers=8), lm=toy_lm(), workers=2).options.workers == 2
 
 
 def test_limit_stops_after_trials_or_calls():
