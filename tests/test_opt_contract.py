@@ -261,7 +261,7 @@ def test_the_same_bytes_in_every_process():
             stdout=subprocess.PIPE,
             text=True,
         )
-        for seed in ("0", "1", "random")
+        for seed in ("0", "random")
     ]
     seen = {process.communicate()[0] for process in started}
     here = [
