@@ -164,13 +164,14 @@ class _Options:
         """Rows to learn from, and rows to score on; never the same."""
         if self.valset is None:
             return split(examples, seed=self.seed)
-        both = set(examples) & set(self.valset)
+        known = set(examples)
+        both = [row for row in unique(self.valset) if row in known]
         if both or not self.valset:
             what = (
                 f"{len(both)} rows are in both trainset and valset" if both else "an empty valset"
             )
             todo = "take them out of one, or leave valset out"
-            raise lmopt.DataError(what, list(both)[:1], "rows of its own", todo)
+            raise lmopt.DataError(what, both[:1], "rows of its own", todo)
         return examples, self.valset
 
     def paths(self, program: lmopt.Program) -> list[str]:
