@@ -1,5 +1,6 @@
 """One program of every kind, with inputs; they run on `answer`, by whatever driver."""
 
+import asyncio
 from typing import Any
 
 import lmopt
@@ -36,6 +37,23 @@ from lmopt import (
 )
 
 stub = stub_lm()
+
+
+class Crowd:
+    """An LM of a loop that counts how many calls it gets at once at most."""
+
+    identity = "crowd"
+
+    def __init__(self, ask, concurrency):
+        self.ask, self.concurrency, self.now, self.most = ask, concurrency, 0, 0
+
+    async def acall(self, request):
+        self.now += 1
+        self.most = max(self.most, self.now)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        self.now -= 1
+        return self.ask(request)
 
 
 def answer(request: Request) -> Response:

@@ -113,6 +113,7 @@ AS_MODELS_WRITE = [
     (lmopt.json, '{"n": 5, "t": "a', None),
     (lmopt.json, '{"n": "five", "t": "a"}', None),
     (lmopt.json, "[1]", None),
+    (lmopt.json, r'{"n": 5, "t": "\q \u00e9\n\ud83d\ude00 \u00zz."}', (5, "\\q é\n😀 \\u00zz.")),
     (lmopt.json, '{"t": "a", "n": 1,234}', None),
     (lmopt.json, '{"n": 5, "t": "He said "a" to me"}', None),
     (lmopt.json, "{'n': 5, 't': 'It's me'}", None),
@@ -221,6 +222,12 @@ def test_a_reply_that_cannot_be_read_says_which_field_and_why(reply, reason, par
     for part in parts:
         assert part in str(caught.value)
     assert caught.value.response.text == reply
+
+
+def test_a_text_is_no_list_in_json():
+    for kind in ("list[str]", "dict[str, int]", "tuple[int, int]"):
+        with pytest.raises(ParseError, match="'Rome, Oslo' is not"):
+            lmopt.json.parse(sig(f"-> t: {kind}"), Response('{"t": "Rome, Oslo"}'))
 
 
 @pytest.mark.parametrize("reason", ["stop", "length"])

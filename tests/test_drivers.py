@@ -15,7 +15,7 @@ from pathlib import Path
 
 import programs
 import pytest
-from programs import PROGRAMS, answer, together
+from programs import PROGRAMS, Crowd, answer, together
 
 import lmopt
 from lmopt import (
@@ -439,30 +439,19 @@ def test_an_event_loop_goes_on_while_a_plain_lm_thinks():
 
 
 def test_in_a_loop_tools_may_be_asynchronous_and_requests_go_out_together_up_to_a_limit():
-    now, most = 0, 0
-
     async def tool(text):
         await asyncio.sleep(0)
         return text.upper()
 
-    class Counting:
-        concurrency = 3
-
-        async def acall(self, request):
-            nonlocal now, most
-            now, most = now + 1, max(most, now + 1)
-            for _ in range(5):
-                await asyncio.sleep(0)
-            now -= 1
-            return answer(request)
+    crowd = Crowd(answer, 3)
 
     @program(x=predict("a -> b"), max_calls=9)
     def body(steps, a):
         made = yield [steps.x(a=a) for _ in range(9)]
         return {"b": (yield invoke(tool, a)), "n": len(made)}
 
-    assert asyncio.run(arun(body, Counting(), {"a": "hi"})) == {"b": "HI", "n": 9}
-    assert most == 3
+    assert asyncio.run(arun(body, crowd, {"a": "hi"})) == {"b": "HI", "n": 9}
+    assert crowd.most == 3
     assert run(body, awaited, {"a": "hi"}) == {"b": "HI", "n": 9}
 
     async def wrong():
@@ -646,18 +635,19 @@ def test_in_lock_step_sleepers_wait_together():
     assert lm.batches == [20] and slept == [str(n) for n in range(20)]
 
 
+def talkative(sent, ended, request):
+    """Stream a million pieces; tell what was sent, and that it has ended."""
+    try:
+        for n in range(10**6):
+            request.on_text(f"{n}\n" if n else "[[ ## a ## ]]\n0\n")
+            sent.append(n)
+    finally:
+        ended.set()
+
+
 def test_who_stops_a_stream_early_stops_the_run():
     sent, ended = [], threading.Event()
-
-    def talkative(request):
-        try:
-            for n in range(10**6):
-                request.on_text(f"{n}\n" if n else "[[ ## a ## ]]\n0\n")
-                sent.append(n)
-        finally:
-            ended.set()
-
-    chunks = stream(predict("q -> a"), talkative, {"q": "?"})
+    chunks = stream(predict("q -> a"), partial(talkative, sent, ended), {"q": "?"})
     assert next(chunks).field == "a"
     chunks.close()
     assert ended.wait(10) and len(sent) < 10**6
@@ -740,16 +730,25 @@ def test_a_chunk_of_a_list_or_an_object_has_what_there_is_of_it_so_far(name):
     assert [one.value for one in whole[:-1]] == [["a", "é\n"], {"x": 12}, None]
 
 
+@pytest.mark.parametrize(
+    ("streamed", "reply"),
+    [
+        ('Like {"a": "x"}:\n```json\n{"a": "y"}\n```',) * 2,
+        ('{"a": "x', '{"a": "y"}'),
+    ],
+)
+def test_what_was_told_and_turns_out_to_be_none_starts_over(streamed, reply):
+    def spells(request):
+        for character in streamed:
+            request.on_text(character)
+        return Response(reply)
+
+    *chunks, end = stream(predict("q -> a", adapter=lmopt.json), spells, {"q": "?"})
+    assert [(one.text, one.call) for one in chunks] == [("x", 0), ("y", 1)] and end.a == "y"
+
+
 def test_who_stops_a_stream_in_a_loop_early_stops_the_run():
     sent, cancelled, ended = [], [], threading.Event()
-
-    def talkative(request):
-        try:
-            for n in range(10**6):
-                request.on_text(f"{n}\n" if n else "[[ ## a ## ]]\n0\n")
-                sent.append(n)
-        finally:
-            ended.set()
 
     async def patient(request):
         try:
@@ -759,7 +758,7 @@ def test_who_stops_a_stream_in_a_loop_early_stops_the_run():
             cancelled.append(request)
 
     async def main():
-        for lm in (talkative, patient):
+        for lm in (partial(talkative, sent, ended), patient):
             chunks = astream(predict("q -> a"), lm, {"q": "?"})
             assert (await anext(chunks)).field == "a"
             await chunks.aclose()

@@ -14,6 +14,7 @@ import pytest
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
+from programs import Crowd
 
 import lmopt
 from lmopt import (
@@ -759,26 +760,13 @@ def test_a_function_that_stops_an_iteration_is_an_error_and_no_endless_wait(what
 
 @pytest.mark.parametrize("what", ["judge", "fallback", "two_step"])
 def test_in_a_loop_every_lm_is_asked_as_often_at_once_as_it_likes(what):
-    now, most = 0, 0
-
-    class Single:
-        concurrency, identity = 1, "single"
-
-        async def acall(self, request):
-            nonlocal now, most
-            now, most = now + 1, max(most, now + 1)
-            for _ in range(5):
-                await asyncio.sleep(0)
-            now -= 1
-            return stub_lm()(request)
-
     async def fast(request):
         return stub_lm()(request)
 
     async def down(request):
         raise lmopt.ContextWindowExceeded("too long")
 
-    single, metric, lm, task = Single(), exact_match, fast, predict("a -> b")
+    single, metric, lm, task = Crowd(stub_lm(), 1), exact_match, fast, predict("a -> b")
     if what == "judge":
         metric = lmopt.judge(single, "Right.")
     elif what == "fallback":
@@ -787,7 +775,7 @@ def test_in_a_loop_every_lm_is_asked_as_often_at_once_as_it_likes(what):
         task = predict("a -> b", adapter=lmopt.two_step(single))
     data = [{"a": str(n), "b": "text"} for n in range(40)]
     asyncio.run(lmopt.aevaluate(task, data, metric, lm=lm))
-    assert most == 1
+    assert single.most == 1
 
 
 def test_an_lm_that_is_no_function_is_asked_in_its_way_and_no_lm_is_an_error():

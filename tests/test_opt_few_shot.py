@@ -37,6 +37,13 @@ def test_bootstrapping_takes_runs_that_went_well_and_fills_up_with_labels():
     assert all(int(demo.answer) == int(demo.question.split()[0]) + 1 for demo in demos)
 
 
+def test_without_bootstrapping_it_labels_and_asks_nothing():
+    search = bootstrap_few_shot(lambda request: pytest.fail("asked"), max_bootstrapped=0)
+    trials = list(search.trials(qa, ROWS, exact_match))
+    assert [(one.note, one.calls) for one in trials] == [("start", 0), ("labelled", 0)]
+    assert trials[1].params["predict"].demos
+
+
 def test_it_stops_when_it_has_enough_and_wastes_no_run():
     asked = []
 

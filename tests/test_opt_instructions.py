@@ -24,6 +24,7 @@ from lmopt_optimizers import (
     Plan,
     Trial,
     _merging,
+    _with_demo,
     avatar,
     best_of,
     bootstrap_few_shot,
@@ -502,6 +503,15 @@ def test_only_changes_one_step():
         assert changed in ([path], []) and list(made) == ["x", "y"]
     with pytest.raises(ParamsError, match="no such path: 'z'; expected one of x, y"):
         only("z", labeled_few_shot())(task, rows, exact_match)
+
+
+def test_a_demonstration_more_takes_the_place_of_an_old_one():
+    task, rows = predict("text -> label"), [{"text": str(n), "label": "x"} for n in range(3)]
+    params = task.params.replace("predict", demos=rows[:2])
+    (row,) = lmopt.evaluate(task, rows[2:], exact_match, lm=toy_lm()).rows
+    hunt = Hunt(task, tuple(rows), tuple(rows), exact_match, toy_lm())
+    demos = _with_demo(hunt, params, row, 2, seeded(0, "demos"))["predict"].demos
+    assert [one.text for one in demos] in (["0", "2"], ["1", "2"])
 
 
 NESTED = lmopt.pipeline(
