@@ -41,8 +41,8 @@ def main(given: argparse.Namespace, lm: lmopt.LM) -> lmopt.Comparison:
     folder = Path(given.out).resolve().parent
     if not folder.is_dir():  # found out now, not after the calls are paid for
         raise FileNotFoundError(f"no such folder for --out: {folder}")
-    rows = lmopt.read_examples(given.data)
     program = lmopt.predict(given.signature, instructions=given.instructions)
+    rows = lmopt.check_dataset(program, lmopt.read_examples(given.data))
     for name in program.outputs:
         if not any(name in row for row in rows):
             raise lmopt.DataError("no such field in the data", name, list(rows[:1]), "label it")

@@ -115,9 +115,10 @@ def test_on_real_questions_the_score_rises_from_nothing_to_half(real_data, make)
     [
         (("--data", "none.csv"), "FileNotFoundError: .*none.csv"),
         (("--data", "bad.jsonl"), "DataError: bad.jsonl: line 2: this is no JSON"),
+        (("--data", "empty.jsonl"), "DataError: an empty data set"),
         (("--signature", "ticket -> tema"), "DataError: no such field in the data: 'tema'"),
         (("--signature", "ticket"), "SignatureError: not one arrow: 'ticket'"),
-        (("--signature", "tickt -> team"), "DataError: missing field 'tickt'"),
+        (("--signature", "tickt -> team"), "DataError: example 0: missing field 'tickt'"),
         (("--lm", "acme/x"), "DataError: unknown LM: 'acme/x'"),
         (("--lm", "openai/gpt-4o-mini"), "Unauthorized: no API key: 'OPENAI_API_KEY'"),
         (("--demos", "-1"), "DataError: max_labeled is too small: -1"),
@@ -128,6 +129,7 @@ def test_bad_input_is_one_clear_line(tmp_path, arguments, message):
     (tmp_path / "bad.jsonl").write_text(
         '{"ticket": "a", "team": "b"}\n{"ticket": \n', encoding="utf-8"
     )
+    (tmp_path / "empty.jsonl").touch()
     done = run_script(*arguments, cwd=tmp_path)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert re.search(message, done.stderr)

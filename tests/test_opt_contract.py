@@ -130,11 +130,10 @@ def test_nothing_is_changed_and_the_result_fits_the_program(name, task):
 @table
 @programs
 def test_the_same_bytes_for_any_number_of_workers_and_any_delays(make, task):
-    made = {
-        lmopt.dumps(make(uneven, workers=workers)(task, ROWS, exact_match))
-        for workers in (1, 2, 16)
-    }
-    assert made == {lmopt.dumps(make(toy_lm())(task, ROWS, exact_match))}
+    one_after_the_other = lmopt.dumps(make(toy_lm())(task, ROWS, exact_match))
+    for workers in (2, 16):
+        made = lmopt.dumps(make(uneven, workers=workers)(task, ROWS, exact_match))
+        assert made == one_after_the_other
 
 
 toy = toy_lm()
