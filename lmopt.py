@@ -848,30 +848,36 @@ def coerce(tp: Any, data: Any) -> Any:
     return parts[2](tp, data) if kind == "scalar" else _COERCE[kind](tp, parts, data)
 
 
-def read(tp: Any, text: str) -> Any:
+def read(tp: Any, text: str, *, name: str = "") -> Any:
     """Make a value of a type from the text of a reply: `str` verbatim, anything else as JSON.
 
+    What a person can read in one way only is read: markdown lists, a choice in a short sentence,
+    JSON with a slip of the pen. What is cut off never is.
+
+    Args:
+        name: of the field; an object that holds nothing but it stands for its value.
     Raises:
         ValueError: the text is no such value.
 
-    >>> read(str, "null"), read(str | None, "null"), read(list[str], "['a',]"), read(int, "7")
-    ('null', None, ['a'], 7)
+    >>> read(str, "null"), read(str | None, "null"), read(list[str], "- a\\n- b"), read(int, "*7*")
+    ('null', None, ['a', 'b'], 7)
     """
-    if tp is str:
-        return text
-    if tp is Decimal:
-        return coerce(tp, text)  # digit by digit: JSON would make a float of it
-    # Prose is a value as it stands where a text is one of the alternatives.
-    kind, parts = shape(tp)
-    data = _data(text, lenient=not (tp is Any or (kind == "union" and str in parts)))
-    try:
-        value = coerce(tp, data)
-    except ValueError:
-        with suppress(ValueError):
-            return coerce(tp, text)
-        raise  # what was wrong with the data says more than that the text is none
-    # 1e3 is a number in JSON, but where a text is wanted it is these very characters.
-    return text if isinstance(value, str) and not isinstance(data, str) else value
+    return text if tp is str else _first_value(tp, _meant(tp, text, name), text)
+
+
+def _first_value(tp: Any, meant: Iterable[Any], text: Any) -> Any:
+    """The first of the readings that is a value; the first error says most of what was wrong."""
+    wrong: ValueError | None = None
+    for data in meant:
+        try:
+            value = coerce(tp, data)
+        except ValueError as error:
+            wrong = wrong or error
+        else:
+            # 1e3 is a number in JSON, but where a text is wanted it is these very characters.
+            verbatim = isinstance(value, str) and not isinstance(data, str)
+            return text if verbatim and isinstance(text, str) else value
+    raise wrong or _not(words(tp), text)
 
 
 def write(tp: Any, value: Any) -> str:
@@ -909,24 +915,182 @@ _CLOSING = {"[": "]", "(": ")", "{": "}"}
 _NOTHING = object()
 
 
-def _data(text: str, *, lenient: bool = True) -> Any:
-    """Return the JSON data that a text is, holds in a fenced block, or is meant to be; else it.
+def _free(tp: Any) -> bool:
+    """Whether any text is a value of a type as it stands, so that nothing is to be guessed."""
+    kind, parts = shape(tp)
+    if kind in ("union", "noted"):
+        return any(map(_free, parts if kind == "union" else parts[:1]))
+    return tp in (str, Any)
 
-    Lenient, it looks for an opening bracket in prose, and forgives single quotes, trailing commas,
-    bare keys and Python's constants; an end that is missing it never forgives.
+
+def _meant(tp: Any, text: str, name: str) -> Iterator[Any]:
+    """What a text may be meant as, the most exact reading first."""
+    plain = text.strip()
+    if tp is Decimal:
+        yield text  # digit by digit: JSON would make a float of it
+    for data in _loaded(text):
+        yield from _opened(tp, data, name)
+    if plain.lower() in _BARE:
+        yield _BARE[plain.lower()]
+    if not _free(tp):
+        fenced = [block.partition("\n")[2] for block in text.split("```", 2)[1:2]]
+        found = [list(_bracketed(one)) for one in (*fenced, text)]
+        if shape(tp)[0] == "list":
+            yield from _bullets(plain)
+            if found[-1][1:] and all(isinstance(one, dict) for one in found[-1]):
+                yield found[-1]
+        for data in concat([*map(_loaded, fenced), *found]):
+            yield from _opened(tp, data, name)
+        yield from _markup(plain)
+    yield text
+    if (braces := re.fullmatch(r"\{+([^{}]*)\}+", plain)) and not _free(tp):
+        yield re.sub(rf"^{name}\s*[:=]", "", braces[1].strip())
+
+
+def _loaded(text: str) -> list[Any]:
+    """The value of a JSON text; none where it is no JSON."""
+    try:
+        return [jsonlib.loads(text)]
+    except (ValueError, RecursionError):
+        return []
+
+
+def _opened(tp: Any, data: Any, name: str) -> Iterator[Any]:
+    """The data, and what it holds where it is but a wrapping."""
+    yield data
+    if isinstance(data, dict) and list(data) == [name]:
+        yield data[name]
+    if isinstance(data, list) and len(data) == 1 and shape(tp)[0] != "list":
+        yield data[0]
+    if isinstance(data, str) and shape(tp)[0] in STRUCTURED and data[:1] in [*"[{"]:
+        yield from _meant(tp, data, name)  # JSON in JSON
+
+
+_BULLET = re.compile(r"[ \t]*+(?:[-*+•]|\d{1,3}[.)])[ \t]++(?:\[[ xX]\][ \t]++)?")
+
+
+def _bullets(text: str) -> Iterator[list[str]]:
+    """The items of a list in Markdown, perhaps announced; of short lines; of words with commas."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    marked = [_BULLET.match(line) for line in lines]
+    first_item = 1 if lines and lines[0].endswith(":") else 0
+    if lines[first_item:] and all(marked[first_item:]):
+        pairs = zip(lines[first_item:], marked[first_item:], strict=True)
+        yield [line[match.end() :].strip() for line, match in pairs if match]
+    elif len(lines) > 1 and not any(marked) and not re.search(r"[][{}<>`\\]|:\n|.{80}", text):
+        yield [line.strip() for line in lines]
+    elif all(re.fullmatch(_WORDS, part) for part in text.split(", ")) and ", " in text:
+        yield text.split(", ")
+
+
+_WORDS = r"[^\s.;:!?(){}\[\]<>]+(?: [^\s.;:!?(){}\[\]<>]+){0,2}"  # no sentence
+
+
+def _bracketed(text: str) -> Iterator[Any]:
+    """The lists and objects that stand in a text, up to one that is cut off."""
+    at = 0
+    for _ in range(16):  # more are no answer, and each costs a reading
+        if not (opening := re.compile(r"[\[{]|\A\s*\(").search(text, at)):
+            return
+        start = opening.end() - 1
+        value, end, whole = scan(text, start)
+        if not whole and text[end:].strip():
+            value, end, whole = _forgiven(text, start)
+        if whole:
+            yield value
+        elif not text[end:].strip():
+            return
+        at = max(end, opening.end())
+
+
+# A quote ends a string where what follows may follow a string; else it belongs to it.
+_FOLLOWS = (
+    r"""(?=\s*+(?:[]}:]|\Z|//|/\*|["“]|,\s*+(?:["'“{[\]}]|[-\d]|\w++\s*:|true|false|null)))"""
+)
+
+
+@lru_cache(maxsize=1)
+def _slips() -> re.Pattern[str]:
+    """The tokens of JSON as people and models write it, one group for each kind."""
+    return re.compile(
+        r"""(?P<space>\s++|//[^\n]*+|/\*.*?\*/|\#[^\n]*+)"""
+        r"""|\"{3}(?P<triple>.*?)\"{3}|[“”„](?P<smart>[^“”]*+)[“”]"""
+        rf"""|"(?P<double>(?:[^"\\]|\\.|"(?!{_FOLLOWS}))*+)\""""
+        rf"""|'(?P<single>(?:[^'\\]|\\.|'(?!{_FOLLOWS}))*+)'"""
+        r"""|(?P<mark>[][{}:,])|(?P<bare>[^\s"'“”„\[\]{}:,#/][^"“”\[\]{}:,\n]*+)""",
+        re.DOTALL,
+    )
+
+
+def _forgiven(text: str, start: int) -> tuple[Any, int, bool]:
+    """Read a list or an object with slips of the pen: as `scan`, but all of it or nothing.
+
+    Comments, triple and smart quotes, a quote inside a string, bare words with blanks, a missing
+    comma or one too many.
     """
-    fenced = [block.partition("\n")[2] for block in text.split("```", 2)[1:2]]
-    for candidate in (text, *fenced):
-        with suppress(ValueError, RecursionError):
-            return jsonlib.loads(candidate)
-    if text.strip().lower() in _BARE:
-        return _BARE[text.strip().lower()]
-    for candidate in (*fenced, text) if lenient else ():
-        if opening := re.search(r"[\[{]|\A\s*\(", candidate):
-            value, _, whole = scan(candidate, opening.end() - 1)
-            if whole:
-                return value
-    return text
+    made: list[str] = []
+    if len(text) > 30_000:  # nobody mends that by hand
+        return _NOTHING, len(text), False
+    depth, at, value = 0, start, False  # whether the last token ends a value
+    while at < len(text):
+        if not (token := _slips().match(text, at)):
+            return _NOTHING, at, False
+        at, kind, said = token.end(), token.lastgroup or "", token[token.lastgroup or 0]
+        if kind == "space":
+            continue
+        closes = kind == "mark" and said in "]}"
+        if made and made[-1] == "," and closes:
+            made.pop()
+        if value and not (closes or said in (",", ":")):
+            made.append(",")
+        if said == ":" and kind == "mark" and made and not made[-1].startswith('"'):
+            made.append(_dump(made.pop()))  # a key is a text
+        made.append(said if kind == "mark" else _dump(_token_value(kind, said)))
+        value = closes or kind != "mark"
+        depth += (kind == "mark" and said in "[{") - closes
+        if not depth:
+            data = _loaded("".join(made))
+            return first(data or [_NOTHING]), at, bool(data)
+    return _NOTHING, at, False
+
+
+def _token_value(kind: str, said: str) -> Any:
+    if kind == "bare":
+        return _bare(re.sub(r"\s+(?://|#).*", "", said).strip())
+    if kind in ("double", "single"):
+        return _string(said if kind == "double" else None, said, True)
+    return said
+
+
+def _elements(text: str) -> list[tuple[str, str, str]]:
+    """The outermost tags of a text: name, attributes, what is between; none if one stays open."""
+    made: list[tuple[str, str, str]] = []
+    opened, depth = None, 0
+    for tag in re.finditer(r"<(/?)(\w[\w.-]*+)([^<>]*+)>", text):
+        if tag[1]:
+            depth -= 1
+            if depth == 0 and opened:
+                made.append((opened[2], opened[3], text[opened.end() : tag.start()].strip()))
+        elif not tag[3].endswith("/"):
+            opened, depth = (tag, 1) if depth == 0 else (opened, depth + 1)
+        if not 0 <= depth <= 20:
+            return []
+    return made if depth == 0 else []
+
+
+def _markup(text: str) -> Iterator[Any]:
+    """What tags are meant as: a list of what they hold, or objects by their names."""
+    found = _elements(text) if text[:1] == "<" else []
+    values = [next(_markup(inner), inner) for _, _, inner in found]
+    if len({tag for tag, _, _ in found}) == 1:
+        yield values
+    rows: list[dict[str, Any]] = [{}] if found else []
+    for (tag, attributes, _), value in zip(found, values, strict=True):
+        named = re.search(r"""(?:key|name)=["'](\w+)["']""", attributes)
+        key = named[1] if named else tag
+        rows += [{}] if key in rows[-1] else []
+        rows[-1][key] = value
+    yield from rows[:1] if len(rows) < 2 else [rows]
 
 
 _Item = tuple[Any, int, Any, int]  # its key, where the value begins, the value, where it ends
@@ -1008,7 +1172,8 @@ def _sure_of(items: list[_Item], text: str, end: int) -> int:
 def _bare(word: str) -> Any:
     """A bare word: a constant, a number, or else a text without its quotes."""
     try:
-        return _BARE[word.lower()] if word.lower() in _BARE else jsonlib.loads(word)
+        digits = re.sub(r"\A(-?)\.(?=\d)", r"\g<1>0.", word)
+        return _BARE[word.lower()] if word.lower() in _BARE else jsonlib.loads(digits)
     except ValueError:
         return word
 
@@ -1065,19 +1230,55 @@ def _at(place: str, tp: Any, data: Any) -> Any:
         raise ValueError(f"at {place}: {error}") from error
 
 
-_NUMBER = r"[-+]?(\d+|\d{1,3}(,\d{3})+)(\.\d*)?([eE][-+]?\d+)?"
+_ANSWER = re.compile(
+    r"\s*(?:(?:the|my|final)\s+)*(?:answer|result|value)\s*[*_]*(?:\s+is\b|\s*[:=])", re.IGNORECASE
+)
+_AROUND = " \t\r\n*_`\"'“”[]{}"
+
+
+def _plain(data: Any) -> Any:
+    """A text without what a person would not take for a part of it: marks, a label, a full stop."""
+    if not isinstance(data, str):
+        return data
+    text = data.strip(_AROUND)
+    if label := _ANSWER.match(text):
+        text = text[label.end() :]
+    return text.strip(_AROUND).rstrip(".!").strip(_AROUND)
+
+
+_CURRENCY = r"(?:[$€£¥₹]|\b(?:USD|EUR|GBP|CHF|JPY|INR|euros?|dollars?|Rs)\b\.?)?"
+_NUMBER = re.compile(
+    rf"{_CURRENCY}\s*([-+]?)\s*{_CURRENCY}\s*"
+    r"(\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+(?:_\d+)*(?:\.\d*)?|\.\d+)"
+    r"(e[-+]?\d+)?(?:\s*[^\W\d_]+(?:/[^\W\d_]+)?(?:\s+old)?|\s*[%°$€£¥]\w?)?",
+    re.IGNORECASE,
+)
+# A word behind a number that makes it another number, or more than one.
+_NO_UNIT = re.compile(
+    r"\d\s*(?:k|m|b|bn|mn|x|hundred|thousand|[mbtrz]+illions?|dozen|lakh|crore|or|and|to|plus|half)\b",
+    re.IGNORECASE,
+)
 
 
 def _digits(data: Any) -> str | None:
-    """The digits of a number in a text, without currency and commas; None if it is none."""
-    text = data.strip().lstrip("$€£") if isinstance(data, str) else ""
-    return text.replace(",", "") if re.fullmatch(_NUMBER, text) else None
+    """The digits of a number in a text, without currency, unit and commas; None if it is none."""
+    text = _plain(data) if isinstance(data, str) else ""
+    found = _NUMBER.fullmatch(text)
+    if not found or _NO_UNIT.search(text):
+        return None
+    sign, number, power = found.groups()
+    return f"{sign}{number.replace(',', '').replace('_', '')}{power or ''}"
 
 
 def _to_number(tp: Any, data: Any) -> Any:
     value = data
     if (digits := _digits(data)) is not None:
         value = int(digits) if digits.lstrip("+-").isdecimal() else float(digits)
+    elif (
+        tp is float and isinstance(data, str) and re.fullmatch(r"\d+\s*/\s*[1-9]\d*", _plain(data))
+    ):
+        over, under = map(int, _plain(data).split("/"))
+        value = over / under
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _not(f"a value of type {tp.__name__}", data)
     if tp is int and isinstance(value, float) and not value.is_integer():
@@ -1088,19 +1289,45 @@ def _to_number(tp: Any, data: Any) -> Any:
 def _to_decimal(tp: Any, data: Any) -> Decimal:
     if isinstance(data, Decimal):
         return data
-    plain = _data(data) if isinstance(data, str) and not _digits(data) else data
-    number = repr(plain) if type(plain) in (int, float) else plain
+    number = repr(data) if type(data) in (int, float) else data
     if (digits := _digits(number)) is None:
         raise _not("a decimal number", data)
     return _build(data, Decimal, digits)
+
+
+_MONTHS = (
+    "january", "february", "march", "april", "may", "june",
+    "july", "august", "september", "october", "november", "december",
+)  # fmt: skip
+_DAY = r"(\d{1,2})(?:st|nd|rd|th)?"
+_IN_WORDS = (
+    re.compile(rf"(?:\w+,?\s+)?{_DAY}(?:\s+of)?\s+([a-z]{{3,9}})\.?,?\s+(\d{{4}})", re.IGNORECASE),
+    re.compile(rf"(?:\w+,\s+)?([a-z]{{3,9}})\.?\s+{_DAY},?\s+(\d{{4}})", re.IGNORECASE),
+)
+
+
+def _day(text: str) -> str:
+    """A date in words or digits that has one reading, as YYYY-MM-DD; any other text as it is."""
+    if found := re.fullmatch(r"(\d{4})([/.])(\d{1,2})\2(\d{1,2})(.*)", text):
+        return f"{found[1]}-{int(found[3]):02}-{int(found[4]):02}{found[5]}"
+    if found := re.fullmatch(r"(\d{1,2})([/.-])(\d{1,2})\2(\d{4})", text):
+        day, month = sorted([int(found[1]), int(found[3])], reverse=True)
+        return f"{found[4]}-{month:02}-{day:02}" if day > 12 or day == month else text
+    for number, form in enumerate(_IN_WORDS):
+        if found := form.fullmatch(text):
+            day, name = int(found[1 + number]), found[2 - number].lower()
+            known = [place for place, one in enumerate(_MONTHS, start=1) if one.startswith(name)]
+            return f"{found[3]}-{known[0]:02}-{day:02}" if known else text
+    return text
 
 
 def _to_moment(tp: Any, data: Any) -> Any:
     if type(data) is tp:
         return data
     try:
-        return tp.fromisoformat(data.strip())
-    except (AttributeError, ValueError):
+        text = _plain(data) if tp is clock else _day(_plain(data))
+        return tp.fromisoformat(re.sub(r"(?<=\d)[T ]\d\d:.*", "", text) if tp is date else text)
+    except (AttributeError, TypeError, ValueError):
         raise _not(f"a {_SCALARS[tp][0]}", data) from None
 
 
@@ -1108,14 +1335,14 @@ _SAID = {"true": True, "yes": True, "false": False, "no": False}
 
 
 def _to_bool(tp: Any, data: Any) -> bool:
-    said = _SAID.get(data.strip().lower()) if isinstance(data, str) else data
+    said = _SAID.get(_loose(data)) if isinstance(data, str) else data
     if isinstance(said, bool):
         return said
     raise _not("true or false", data)
 
 
 def _to_none(tp: Any, data: Any) -> None:
-    if data is not None and str(data).strip().lower() not in ("null", "none"):
+    if data is not None and _loose(data) not in ("null", "none", "n/a"):
         raise _not("null", data)
 
 
@@ -1135,7 +1362,12 @@ _SCALARS: dict[Any, tuple[str, dict[str, Any], Callable[[Any, Any], Any], Any]] 
     bool: ("true or false", {"type": "boolean"}, _to_bool, True),
     None: ("null", {"type": "null"}, _to_none, None),
     type(None): ("null", {"type": "null"}, _to_none, None),
-    Decimal: ("decimal number", {"type": "string"}, _to_decimal, "1"),
+    Decimal: (
+        "decimal number",
+        {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]+)?$"},  # else models write words
+        _to_decimal,
+        "1",
+    ),
     date: ("date YYYY-MM-DD", {"type": "string", "format": "date"}, _to_moment, "2000-01-01"),
     datetime: (
         "time in ISO 8601",
@@ -1149,13 +1381,19 @@ _SCALARS: dict[Any, tuple[str, dict[str, Any], Callable[[Any, Any], Any], Any]] 
 
 
 def _to_choice(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
-    """Find the choice whose value is the data, or failing that, reads like it."""
+    """Find the choice whose value is the data; or that reads like it; or that a sentence names."""
     text = canonical(data, other=repr)
-    exact = [choice for choice in parts if canonical(choice) == text]
-    alike = [choice for choice in parts if _loose(data) in map(_loose, _names(choice))]
-    if not exact and (len(alike) != 1 or not isinstance(data, str)):
+    if exact := [choice for choice in parts if canonical(choice) == text]:
+        return exact[0]
+    names = [list(map(_loose, _names(choice))) for choice in parts]
+    alike = [choice for choice, own in zip(parts, names, strict=True) if _loose(data) in own]
+    if isinstance(data, str) and not alike:
+        alike = [
+            choice for choice, own in zip(parts, names, strict=True) if _says(data, own, names)
+        ]
+    if not isinstance(data, str) or len(alike) != 1:
         raise _not(words(tp), data)
-    return first(exact or alike)
+    return alike[0]
 
 
 def _names(choice: Any) -> list[Any]:
@@ -1163,24 +1401,51 @@ def _names(choice: Any) -> list[Any]:
 
 
 def _loose(text: Any) -> str:
-    return str(text).strip(" \t\n\"'`.").casefold()
+    return " ".join(re.split(r"[\s_-]+", str(_plain(text)).casefold()))
+
+
+def _says(data: str, names: list[str], known: list[list[str]]) -> bool:
+    """Whether a text says one of these names and no other: first, last, or with marks around it."""
+    text = re.sub(r"[\s_-]+", " ", data[:1000].casefold()).strip()
+    others = [re.escape(one) for one in concat(known) if one not in names]
+    for name in names:
+        word = rf"(?<!\w){re.escape(name)}(?!\w)"
+        said, mark = rf"{_MARK}*\s*{word}\s*{_MARK}*", _MARK
+        at_start, at_end = rf"\A{said}\s*(?:[:.,;(]|[-–—] )", rf"(?:\bis|\bbe|[:=])\s*{said}[.!]?\Z"
+        if re.search(rf"{at_start}|{at_end}|{mark}\s*{word}\s*{mark}", text):
+            rest = re.sub(word, "", text)
+            return not re.search(rf"(?<!\w)(?:{'|'.join(others) or '(?!)'})(?!\w)", rest)
+    return False
+
+
+_MARK = r"[]\[(){}<>*`\"'“”]"
 
 
 def _to_union(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
     """Take the first alternative that gives the data back as it is, else the first that takes it.
 
-    Text comes last. So the shape of the data is what tells alternatives apart.
+    A class wins where the data has its attributes and no others; text comes last. So the shape of
+    the data is what tells alternatives apart.
     """
-    if type(data) in parts:
+    if type(data) in parts and not isinstance(data, dict):
         return data
     made = []
     for alternative in sorted(parts, key=lambda one: one is str):
         with suppress(ValueError):
             made.append(coerce(alternative, data))
+            if _is_whole(alternative, data):
+                return made[-1]
     if not made:
         raise _not(words(tp), data)
     text = canonical(data, other=repr)
     return next((value for value in made if canonical(value, other=repr) == text), made[0])
+
+
+def _is_whole(tp: Any, data: Any) -> bool:
+    kind, parts = shape(tp)
+    return (
+        kind == "object" and isinstance(data, Mapping) and set(data) <= {one.name for one in parts}
+    )
 
 
 def _to_noted(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
@@ -1209,7 +1474,10 @@ def _to_row(tp: Any, parts: tuple[Any, ...], data: Any) -> tuple[Any, ...]:
 def _to_items(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
     """Make a list, tuple or set; a single item stands for a list of one."""
     if not isinstance(data, (list, tuple, set, frozenset)):
-        if data is None or (isinstance(data, str) and data.lstrip()[:1] in ("", *"[{`")):
+        # A text may be one item, but none that may be several, or the beginning of a list.
+        text = data if isinstance(data, str) else "a"
+        several = _free(parts[0]) and re.search(r"[,;\n]|\A\s*<", text)
+        if data is None or several or text.lstrip()[:1] in ("", *"[{`"):
             raise _not(f"a JSON list, {words(tp)}", data)
         data = [data]
     items = [_at(f"[{index}]", parts[0], item) for index, item in enumerate(data)]
@@ -1235,11 +1503,16 @@ def _to_object(tp: Any, parts: tuple[_Attribute, ...], data: Any) -> Any:
         return data
     if not isinstance(data, Mapping):
         raise _not(f"a JSON object, {words(tp)}", data)
-    missing = [a.name for a in parts if a.required and a.name not in data]
-    if missing:
-        raise ValueError(f"{cut(repr(data), 80)} has no {missing[0]!r}; expected {words(tp)}")
+    missing = [a for a in parts if a.required and a.name not in data]
+    if asked := [a.name for a in missing if not _takes_none(a.type)]:
+        raise ValueError(f"{cut(repr(data), 80)} has no {asked[0]!r}; expected {words(tp)}")
     given = {a.name: _at(a.name, a.type, data[a.name]) for a in parts if a.name in data}
-    return _build(data, partial(tp, **given))
+    return _build(data, partial(tp, **dict.fromkeys([a.name for a in missing]), **given))
+
+
+def _takes_none(tp: Any) -> bool:
+    kind, parts = shape(tp)
+    return tp in (None, Any, type(None)) or (kind == "union" and any(map(_takes_none, parts)))
 
 
 _COERCE: dict[str, Callable[[Any, tuple[Any, ...], Any], Any]] = {
@@ -1397,10 +1670,15 @@ class Signature:
     outputs: tuple[Field, ...] = field(converter=_tuple)
     instructions: str = ""
     wanted: tuple[str, ...] = field(init=False, eq=False, repr=False)  # names of the outputs
+    shown: tuple[str, ...] = field(init=False, eq=False, repr=False)  # of all but a history
 
     @wanted.default
-    def _names(self) -> tuple[str, ...]:
+    def _wanted(self) -> tuple[str, ...]:
         return tuple(one.name for one in self.outputs)
+
+    @shown.default
+    def _shown(self) -> tuple[str, ...]:
+        return *(one.name for one in self.inputs if one.type is not History), *self.wanted
 
     def __attrs_post_init__(self) -> None:
         names = Counter(one.name for one in self.inputs + self.outputs)
@@ -1970,7 +2248,7 @@ class Part(typing.NamedTuple):
 
     text: str  # as far as it is sure, without the markers of the format
     closed: bool  # whether nothing can be added to it any more
-    data: Any  # what its value is read from
+    data: Any = _NOTHING  # as JSON data, where the format has that; else it is read from the text
 
 
 @frozen(eq=False)
@@ -2023,7 +2301,7 @@ class _Format:
     joint: str  # between two fields
     mark: str  # pattern of a marker: its label as `name`, and, if it closes, something as `shut`
     look: str = ""  # pattern of what looks like one; without it, & < > are escaped
-    hint: str = ""  # what every text that looks like one holds
+    hints: tuple[str, ...] = ()  # of which every text that looks like one holds one
     end: str = ""  # of a reply
     shown: tuple[str, ...] = ("outputs",)  # sides of the signature in the structure
     nice: bool = False  # labels are what a person would write
@@ -2031,7 +2309,6 @@ class _Format:
     structure: Callable[[_Format, Signature], str]
     reply: Callable[[_Format, Signature, Fields], str]
     fields: Callable[..., dict[str, Part]]
-    read: Callable[[Any, Any], Any]  # (type, data of a part) -> value
 
 
 # -- marked formats: each field between markers, a text or JSON --
@@ -2042,7 +2319,7 @@ class _Marks(typing.NamedTuple):
 
     labels: dict[str, str]  # by name
     around: dict[str, tuple[str, str]]  # by name, what opens and closes
-    names: dict[str, str]  # by label
+    names: dict[str, str]  # by label, and by name and label in small letters
     mark: re.Pattern[str]
     look: re.Pattern[str]
     escaped: re.Pattern[str]
@@ -2053,26 +2330,27 @@ def _marks(form: _Format, names: tuple[str, ...]) -> _Marks:
     nice = [name.replace("_", " ").strip() or name for name in names]
     shown = [text[:1].upper() + text[1:] for text in nice] if form.nice else names
     labels = dict(zip(names, shown if len(set(shown)) == len(shown) else names, strict=True))
-    longest_first = sorted(labels.values(), key=len, reverse=True)
+    spelled = {one: one for one in names} | {label: name for name, label in labels.items()}
+    known = "|".join(re.escape(one) for one in sorted(spelled, key=len, reverse=True)) or r"\w+"
 
     def pattern(text: str) -> re.Pattern[str]:
-        known = "|".join(map(re.escape, longest_first))
-        return re.compile(text.replace("NAMES", known), re.MULTILINE)
+        return re.compile(text.replace("NAMES", known), re.MULTILINE | re.IGNORECASE)
 
-    look = pattern(rf"^([ \t]*+)(\\*{form.look})")
-    escaped = pattern(rf"^([ \t]*+)\\(\\*{form.look})")
+    look = pattern(rf"(^[ \t]*+|(?<!\\)(?=\\*+{_END}))(\\*(?:{form.look}|{_END}))")
+    escaped = pattern(rf"(^[ \t]*+|(?<!\\)(?=\\++{_END}))\\(\\*(?:{form.look}|{_END}))")
     around = {n: (form.opens.format(one), form.closes.format(one)) for n, one in labels.items()}
-    names_of = {label: name for name, label in labels.items()}
-    return _Marks(labels, around, names_of, pattern(form.mark), look, escaped)
+    small = {one.casefold(): name for one, name in reversed(spelled.items())}
+    mark = form.mark if form.closes else rf"{form.mark}|(?<!\\){_END}"
+    return _Marks(labels, around, small | spelled, pattern(mark), look, escaped)
 
 
-def _marks_of(form: _Format, fields: Sequence[Field]) -> _Marks:
-    return _marks(form, tuple([one.name for one in fields]))
+# What ends the reply wherever it stands: the last marker of the chat format, a token of the model.
+_END = r"(?:\[\[ ## completed ## \]\]|</s>|<\|\w+\|>)"
 
 
-def _mark(form: _Format, fields: Sequence[Field], texts: Mapping[str, str]) -> list[str]:
+def _mark(form: _Format, task: Signature, texts: Mapping[str, str]) -> list[str]:
     """Write texts between their markers; what looks like a marker in one of them is escaped."""
-    marks, made = _marks_of(form, fields), []
+    marks, made = _marks(form, task.shown), []
     for name, text in texts.items():
         opens, closes = marks.around[name]
         made.append(f"{opens}{_escaped(form, marks, text)}{closes}")
@@ -2082,7 +2360,7 @@ def _mark(form: _Format, fields: Sequence[Field], texts: Mapping[str, str]) -> l
 def _escaped(form: _Format, marks: _Marks, text: str) -> str:
     if not form.look:
         return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return marks.look.sub(r"\1\\\2", text) if form.hint in text else text
+    return marks.look.sub(r"\1\\\2", text) if any(one in text for one in form.hints) else text
 
 
 def _unescaped(form: _Format, marks: _Marks, text: str) -> str:
@@ -2103,13 +2381,13 @@ _UNKNOWN = "(unknown)"
 
 def _reply(form: _Format, task: Signature, values: Fields) -> str:
     texts = dict.fromkeys([one.name for one in task.outputs], _UNKNOWN)
-    marked = _mark(form, task.outputs, texts | _written(task.outputs, values))
+    marked = _mark(form, task, texts | _written(task.outputs, values))
     return form.joint.join([*marked, form.end] if form.end else marked)
 
 
 def _structure(form: _Format, task: Signature) -> str:
     fields = list(concat(getattr(task, side) for side in form.shown))
-    layout = _mark(form, fields, {one.name: f"{{{one.name}}}" for one in fields})
+    layout = _mark(form, task, {one.name: f"{{{one.name}}}" for one in fields})
     shown = form.joint.join([*layout, form.end] if form.end else layout)
     return "\n\n".join(filter(None, [form.start, shown]))
 
@@ -2120,9 +2398,12 @@ def _pieces(mark: re.Pattern[str], text: str) -> list[tuple[str, str, bool]]:
     Where markers close, the same label inside is text, as is whatever stands inside another one.
     """
     if "shut" not in mark.groupindex:
-        parts = mark.split(text)
-        last = len(parts) - 2
-        return [(parts[n], parts[n + 1], n < last) for n in range(1, last + 1, 2)]
+        found = list(mark.finditer(text))
+        ends = [one.start() for one in found[1:]] + [len(text)]
+        return [
+            (one[one.lastgroup] if one.lastgroup else "", text[one.end() : end], end < len(text))
+            for one, end in zip(found, ends, strict=False)
+        ]
     made, opened, depth = [], None, 0
     for match in mark.finditer(text):
         if opened and match["name"] == opened["name"]:
@@ -2139,33 +2420,31 @@ def _fields(
     form: _Format, task: Signature, text: str, more: bool, memo: _Memo | None = None
 ) -> dict[str, Part]:
     """Read a reply; of two fields that are equal, the first."""
-    marks = _marks(form, task.wanted)
-    ends = not (more or form.closes)  # where the text does
+    marks = _marks(form, task.shown)
     found: dict[str, Part] = {}
     for label, piece, ended in _pieces(marks.mark, text):
-        name = marks.names.get(label)
-        if name is not None and name not in found:
+        name = marks.names.get(label) or marks.names.get(label.casefold())
+        if name in task.wanted and name not in found:
             said = (piece if ended or not more else _sure(form, marks, piece)).strip()
             if "\\" in said or "&" in said:
                 said = _unescaped(form, marks, said)
-            found[name] = Part(said, ended or ends, said)
-    start = "" if more or not form.nice else marks.mark.split(text, maxsplit=1)[0].strip()
-    if start:  # a base model goes on where the question ended
-        found.setdefault(task.outputs[0].name, Part(start, True, start))
+            found[name] = Part(said, ended or not (more or form.closes))
     return found
 
 
-# The end of a text that may be the start of a tag or of an entity.
-_UNSURE = r"(?:<(?:/?\w*+\s*+)?|&(?:#\w*|[^\s<&;#]{0,32}))\Z"
+# The end of a text that may be the start of a tag or of an entity, or of what ends a reply.
+_UNSURE = r"(?:<(?:/?\w[^<>]*+|/)?|&(?:#\w*|[^\s<&;#]{0,32}))\Z"
+_UNENDED = r"(?<!\\)\\*+(?:\[(?:\[[ #\w\]]*+)?|<(?:/s?|\|\w*+\|?)?)?\Z"
 
 
 def _sure(form: _Format, marks: _Marks, text: str) -> str:
     """The text without an end that may become a marker, or something escaped."""
     if not form.look:
         return re.sub(_UNSURE, "", text, count=1)
+    text = re.sub(_UNENDED, "", text, count=1)
     line = text[text.rfind("\n") + 1 :]
-    begun = line.lstrip(" \t").lstrip("\\")
-    starts = marks.names if form.nice else [form.hint]
+    begun = line.lstrip(" \t").lstrip("\\").lstrip("*_#>- ").casefold()
+    starts = [*map(str.casefold, marks.names)] if form.nice else ["[["]
     unsure = any(one.startswith(begun) or begun.startswith(one) for one in starts)
     return text[: len(text) - len(line)] if unsure else text
 
@@ -2197,20 +2476,20 @@ def _complete(task: Signature, demo: Record) -> bool:
 
 def _turn(form: _Format, task: Signature, values: Record, note: str = "") -> Iterator[Message]:
     """A question and its answer, as a demonstration or from a history."""
-    yield Message("user", _content(form, task.inputs, values, before=note))
+    yield Message("user", _content(form, task, values, before=note))
     yield Message("assistant", form.reply(form, task, values))
 
 
 def _content(
     form: _Format,
-    fields: Sequence[Field],
+    task: Signature,
     values: Fields,
     *,
     before: str = "",
     after: str = "",
 ) -> str | tuple[Any, ...]:
     """Lay out the inputs; media become "[image 1]" in the text, and follow it."""
-    media: list[Media] = []
+    fields, media = task.inputs, list[Media]()
 
     def number(one: Media) -> str:
         media.append(one)
@@ -2220,8 +2499,8 @@ def _content(
         values = {
             f.name: jsonable(values[f.name], media=number) for f in fields if f.name in values
         }
-        fields = [evolve(one, type=Any) for one in fields]
-    asked = form.joint.join(_mark(form, fields, _written(fields, values)))
+        fields = tuple(evolve(one, type=Any) for one in fields)
+    asked = form.joint.join(_mark(form, task, _written(fields, values)))
     text = "\n\n".join(filter(None, [before, asked, after]))
     return (text, *media) if media else text
 
@@ -2258,9 +2537,10 @@ def _frame(
     demos = sorted(prompt.value.demos, key=partial(_complete, shown))
     notes = ["" if _complete(shown, demo) else _PARTIAL for demo in demos]
     turns = concat(_turn(form, shown, *pair) for pair in zip(demos, notes, strict=True))
-    listed, labels = _listed(shown), ", ".join(_marks_of(form, shown.outputs).labels.values())
+    marks = _marks(form, shown.shown)
+    listed, labels = _listed(shown), [marks.labels[name] for name in shown.wanted]
     system = Message("system", _system(form, shown, prompt.value))
-    ending, marks = form.ending.format(fields=listed, labels=labels), _marks_of(form, shown.inputs)
+    ending = form.ending.format(fields=listed, labels=", ".join(labels))
     plain = shown is task.value and not any(one.holds_media for one in shown.inputs)
     layout = [(one.name, one.type, *marks.around[one.name]) for one in shown.inputs]
     return (system, *turns), ending, marks, layout if plain else None
@@ -2279,7 +2559,7 @@ def _render(form: _Format, task: Signature, prompt: Prompt, inputs: Fields) -> t
     shown = _without_history(task)
     past = [inputs[f.name] for f in task.inputs if f.type is History and f.name in inputs]
     turns = concat(_turn(form, shown, turn) for one in past for turn in _history(one).turns)
-    content = _content(form, shown.inputs, inputs, after=ending)
+    content = _content(form, shown, inputs, after=ending)
     return (*prefix, *turns, Message("user", content))
 
 
@@ -2297,21 +2577,87 @@ def _history(value: Any) -> History:
         raise DataError("this is no history", value, "earlier turns", todo) from error
 
 
+def _read(
+    form: _Format, task: Signature, text: str, more: bool = False, memo: _Memo | None = None
+) -> Mapping[str, Part]:
+    """Read a reply, or the beginning of one; where it is in another format, in that."""
+    text = _without_thought(form, task, text)
+    found = form.fields(form, task, text, more, memo)
+    if more:
+        return found
+    found = found or _elsewhere(form, task, text)
+    if form.nice and (start := text[: _marked(form, task, text)].strip()):
+        found.setdefault(task.wanted[0], Part(start, True))  # a base model just goes on
+    return found or _only_value(form, task, text)
+
+
+def _marked(form: _Format, task: Signature, text: str) -> int:
+    """Where the first marker of a text stands, or its end."""
+    found = _marks(form, task.shown).mark.search(text)
+    return found.start() if found else len(text)
+
+
+def _elsewhere(form: _Format, task: Signature, text: str) -> dict[str, Part]:
+    """Read a reply that is in another format, if all of it is."""
+    for other in (_JSON, _CHAT, _XML, _LABELS):
+        parts = other.fields(other, task, text, False) if other.name != form.name else {}
+        if all(name in parts and parts[name].closed for name in task.wanted):
+            return parts
+    return {}
+
+
+def _without_thought(form: _Format, task: Signature, text: str) -> str:
+    """The text with blanks for a thought before the answer; places stay as they are."""
+    marks = _marks(form, task.shown)
+    start = text.lstrip()
+    if not start.startswith("<think>"):
+        # Where the template of the model has opened it, the reply only closes it.
+        if "</think>" not in text or start[:1] == "{" or marks.mark.match(start):
+            return text
+    elif "think" in task.shown and form.closes:
+        return text
+    _, ended, rest = text.partition("</think>")
+    return " " * (len(text) - len(rest)) + rest if ended else ""
+
+
+def _only_value(form: _Format, task: Signature, text: str) -> dict[str, Part]:
+    """A reply that is nothing but the value of the only field, where that is no free text."""
+    one, echoes = task.outputs[0], _marked(form, task, text) < len(text)
+    if task.wanted[1:] or echoes or _free(one.type):
+        return {}
+    try:
+        read(one.type, text.strip(), name=one.name)
+    except (ValueError, RecursionError):
+        return {}
+    return {one.name: Part(text.strip(), True)}
+
+
 def _parse(form: _Format, task: Signature, response: Response) -> Record:
-    text, cut_off = response.text, response.finish_reason == "length"
-    found = form.fields(form, task, text, cut_off)
+    found = _read(form, task, response.text, response.finish_reason == "length")
     values = {}
     for one in task.outputs:
         part = found.get(one.name)
         if part is None or not part.closed:
             raise _missing(one, part, response)
         try:
-            values[one.name] = form.read(one.type, part.data)
+            values[one.name] = _value(one, part)
         except (ValueError, RecursionError) as error:
             what, facts = f"the field `{one.name}` cannot be read ({error})", {"field": one.name}
-            wrong = (what, part.data, one.words, "correct it")
+            given = part.text if part.data is _NOTHING else part.data
+            wrong = (what, given, one.words, "correct it")
             raise ParseError(*wrong, **facts, response=response) from error
     return _owned(values)
+
+
+def _value(one: Field, part: Part) -> Any:
+    """The value of a field: read from a text, or made of JSON data."""
+    if part.data is _NOTHING:
+        return read(one.type, part.text, name=one.name)
+    data = part.data
+    if one.type is str and isinstance(data, (list, dict)):  # a list of lines is a text
+        lines = isinstance(data, list) and all(isinstance(line, str) for line in data)
+        return "\n".join(data) if lines else _dump(data)
+    return _first_value(one.type, _opened(one.type, data, one.name), data)
 
 
 def _missing(one: Field, part: Part | None, response: Response) -> ParseError:
@@ -2332,16 +2678,14 @@ def _known_adapter(name: str) -> Adapter:
 
 
 def _adapter(form: _Format, **more: Any) -> Adapter:
-    parse, fields = partial(_parse, form), partial(form.fields, form)
+    parse, fields = partial(_parse, form), partial(_read, form)
     made: Any = (_known_adapter, (form.name,), {})
     return Adapter(form.name, partial(_render, form), parse, fields=fields, made=made, **more)
 
 
 # -- the formats --
 
-_MARKED: dict[str, Any] = {
-    "structure": _structure, "reply": _reply, "fields": _fields, "read": read,
-}  # fmt: skip
+_MARKED: dict[str, Any] = {"structure": _structure, "reply": _reply, "fields": _fields}
 _CHAT = _Format(
     name="chat",
     start="Each value stands below its header, in this structure:",
@@ -2351,9 +2695,9 @@ _CHAT = _Format(
     closes="",
     joint="\n\n",
     # The white space is possessive: a line of a million blanks must not be scanned twice.
-    mark=r"^[ \t]*+\[\[[ \t]*+##[ \t]*+(?P<name>\w+)[ \t]*+##[ \t]*+\]\]",
-    look=r"\[\[[ \t]*+##",
-    hint="[[",
+    mark=r"^[ \t]*+\[\[[ \t]*+#*+[ \t]*+(?P<name>NAMES|completed)[ \t]*+#*+[ \t]*+\]\]:?",
+    look=r"\[\[[ \t]*+(?:##|#*+[ \t]*+(?:NAMES|completed)\b)",
+    hints=("[[", "</s>", "<|"),
     end="[[ ## completed ## ]]",
     shown=("inputs", "outputs"),
     **_MARKED,
@@ -2371,23 +2715,23 @@ def sections(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     marks = _marks(_CHAT, ())
     for name, piece, _ in _pieces(marks.mark, text):
-        found.setdefault(name, _unescaped(_CHAT, marks, piece.strip()))
+        if name:
+            found.setdefault(name, _unescaped(_CHAT, marks, piece.strip()))
     return found
 
 
-xml = _adapter(
-    _Format(
-        name="xml",
-        start="Each value stands in a tag, with &amp; &lt; &gt; for & < >, in this structure:",
-        ending="Reply with these fields in order, each in its tag: {fields}.",
-        opens="<{}>\n",
-        closes="\n</{}>",
-        joint="\n",
-        mark=r"<(?P<shut>/?)(?P<name>NAMES)\s*>",
-        shown=("inputs", "outputs"),
-        **_MARKED,
-    )
+_XML = _Format(
+    name="xml",
+    start="Each value stands in a tag, with &amp; &lt; &gt; for & < >, in this structure:",
+    ending="Reply with these fields in order, each in its tag: {fields}.",
+    opens="<{}>\n",
+    closes="\n</{}>",
+    joint="\n",
+    mark=r"<(?P<shut>/?)(?P<name>NAMES)(?:\s[^<>]*+)?>",
+    shown=("inputs", "outputs"),
+    **_MARKED,
 )
+xml = _adapter(_XML)
 """Each value in a tag of its name."""
 
 _PLAIN = _Format(
@@ -2397,9 +2741,9 @@ _PLAIN = _Format(
     opens="{}: ",
     closes="",
     joint="\n",
-    mark=r"^[ \t]*+(?P<name>NAMES)[ \t]*+:",
-    look=r"(?:NAMES)[ \t]*+:",
-    hint=":",
+    mark=r"^[ \t]*+(?:[-*>#]++[ \t]++)?[*_]*+(?P<name>NAMES)[*_]*+[ \t]*+:[*_]*+",
+    look=r"(?:[-*>#]++[ \t]++)?[*_]*+(?:NAMES)[*_]*+[ \t]*+:",
+    hints=(":", "</s>", "<|"),
     nice=True,
     **_MARKED,
 )
@@ -2407,8 +2751,18 @@ plain = _adapter(_PLAIN)
 """A label before each value, as in "Question: ..."; for base models and small ones."""
 
 
+# Not to be asked for, but read: the headers and labels that models make of those they were shown.
+_LABELS = evolve(
+    _CHAT,
+    name="labels",
+    mark=r"^[ \t]*+(?:[-*>]++[ \t]++)?(?:"
+    r"\[{1,2}[ \t]*+#*+[ \t]*+(?P<name>NAMES|completed)[ \t]*+(?:#*+[ \t]*+\]{1,2}:?|[=#:]+)"
+    r"|#*+[ \t]*+[*_`]*+(?P<label>NAMES)[*_`]*+[ \t]*+(?:[:=][*_`]*+|$))|\[/(?:NAMES)\]",
+)
+
+
 def _json_structure(form: _Format, task: Signature) -> str:
-    layout = _mark(form, task.inputs, {one.name: f"{{{one.name}}}" for one in task.inputs})
+    layout = _mark(form, task, {one.name: f"{{{one.name}}}" for one in task.inputs})
     start = ["Each input stands below its header, in this structure:", *layout] if layout else []
     fields = ", ".join(f"{_dump(f.name)}: {{{f.name}}}" for f in task.outputs)
     return "\n\n".join([*start, form.start, f"{{{fields}}}"])
@@ -2430,21 +2784,38 @@ def _json_fields(
     at = fence.end() if fence else 0
     with suppress(RecursionError):
         while not found and (at := text.find("{", at) + 1):
+            drafted = more and not fence and text[: at - 1].strip()  # and the answer is cut off
             items, _, whole, sure = _items(text, at - 1, at, "}", {} if memo is None else memo)
             for place, (key, begin, value, until) in enumerate(items):
                 if key in names:
                     said = (value if isinstance(value, str) else text[begin:until]).strip()
-                    closed = place < sure and (whole or more)
+                    closed = place < sure and (whole or more) and not drafted
                     found.setdefault(key, Part(said, closed, value))
                 at = until
-    return found
+    if more or any(part.closed for part in found.values()):
+        return found
+    return _json_whole(task, text) or found
 
 
-def _json_read(tp: Any, data: Any) -> Any:
-    value = coerce(tp, data)
-    if isinstance(data, str) and shape(tp)[0] in STRUCTURED:
-        raise _not(words(tp), data)
-    return value
+def _json_whole(task: Signature, text: str) -> dict[str, Part]:
+    """An object that has all the fields, with slips of the pen, or in a list, or in a text."""
+    whole = [_unwrapped(one) for one in [*_loaded(text), *_bracketed(text)]]
+    for one in whole:
+        given = {str(key).casefold(): value for key, value in one.items()}
+        if all(name.casefold() in given for name in task.wanted):
+            found = {name: one.get(name, given[name.casefold()]) for name in task.wanted}
+            return {name: Part(as_text(value), True, value) for name, value in found.items()}
+    return {}
+
+
+def _unwrapped(data: Any) -> Fields:
+    """An object, where it stands in a list, or as JSON in a text; or parts of it in a list."""
+    if isinstance(data, str) and data.lstrip()[:1] in [*"[{"]:
+        return _unwrapped(first([*_loaded(data), None]))
+    if isinstance(data, list) and all(isinstance(one, dict) for one in data):
+        keys = list(concat(data))
+        return merge(data) if len(set(keys)) == len(keys) else {}
+    return data if isinstance(data, dict) else {}
 
 
 def _json_schema(task: Signature) -> dict[str, Any]:
@@ -2453,20 +2824,17 @@ def _json_schema(task: Signature) -> dict[str, Any]:
     return _with_defs(_closed(properties), defs)  # the prompt describes them
 
 
-json = _adapter(
-    evolve(
-        _CHAT,
-        name="json",
-        start="The reply is one JSON object, in this structure:",
-        ending="Reply with one JSON object with these fields in order: {fields}.",
-        note="",
-        structure=_json_structure,
-        reply=_json_reply,
-        fields=_json_fields,
-        read=_json_read,
-    ),
-    schema=_json_schema,
+_JSON = evolve(
+    _CHAT,
+    name="json",
+    start="The reply is one JSON object, in this structure:",
+    ending="Reply with one JSON object with these fields in order: {fields}.",
+    note="",
+    structure=_json_structure,
+    reply=_json_reply,
+    fields=_json_fields,
 )
+json = _adapter(_JSON, schema=_json_schema)
 """The outputs as one JSON object; its schema goes into the request too."""
 
 
@@ -3890,9 +4258,9 @@ class _Reader:
 
     def _value(self, name: str, part: Part) -> Any:
         """What there is so far of a list or an object, where the text begins as one."""
-        if name not in self._structured or not isinstance(part.data, str):
+        if name not in self._structured or part.data is not _NOTHING:
             return part.data if name in self._structured else None
-        value = scan(part.data, 0, self._memos.setdefault(name, {}))[0]
+        value = scan(part.text, 0, self._memos.setdefault(name, {}))[0]
         return value if isinstance(value, (list, dict)) else None
 
     def end(self, response: Any) -> None:
@@ -3907,7 +4275,7 @@ class _Reader:
 
 def _unread(text: str, more: bool, memo: _Memo) -> dict[str, Part]:
     """Read a reply without a known format: all of it is text of no field."""
-    return {"": Part(text, not more, text)}
+    return {"": Part(text, not more)}
 
 
 # -- again, from a trace --
@@ -4477,7 +4845,7 @@ def _act_natively(seen: Signature, tools: Record, options: Fields) -> Program:
     made = Signature(seen.inputs, (Field("thought"), Field("calls", list[ToolCall])), told)
 
     def body(step: Step, /, **inputs: Any) -> Flow:
-        prompt, asked = step.prompt, [one for one in made.inputs if one.name != "trajectory"]
+        prompt, asked = step.prompt, made.without("trajectory")
         said = [Message("system", prompt.instructions)]
         said.append(Message("user", _content(_CHAT, asked, inputs) or "Begin."))
         for number, turn in enumerate(inputs["trajectory"], start=1):
@@ -6440,7 +6808,7 @@ def _openai_tool(one: Any) -> Any:
 
 def _openai_tool_call(data: Any) -> ToolCall:
     called = data["function"]
-    given = _data(called["arguments"] or "{}")
+    given = first(_meant(dict, called["arguments"] or "{}", ""))
     # What is no object cannot be told from a wrong argument: the tool will say what it expects.
     arguments = given if isinstance(given, dict) else {"arguments": called["arguments"]}
     return ToolCall(data.get("id") or "", called["name"], arguments)

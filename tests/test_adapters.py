@@ -115,11 +115,11 @@ AS_MODELS_WRITE = [
     (lmopt.json, "[1]", None),
     (lmopt.json, r'{"n": 5, "t": "\q \u00e9\n\ud83d\ude00 \u00zz."}', (5, "\\q é\n😀 \\u00zz.")),
     (lmopt.json, '{"t": "a", "n": 1,234}', None),
-    (lmopt.json, '{"n": 5, "t": "He said "a" to me"}', None),
-    (lmopt.json, "{'n': 5, 't': 'It's me'}", None),
+    (lmopt.json, '{"n": 5, "t": "He said "a" to me"}', (5, 'He said "a" to me')),
+    (lmopt.json, "{'n': 5, 't': 'It's me'}", (5, "It's me")),
     (lmopt.json, '{"n": 10 + 5, "t": "a"}', None),
     (lmopt.json, '{"n": 5, "t": "a" "b"}', None),
-    (lmopt.json, '{"n": 5, "t": It is fine}', None),
+    (lmopt.json, '{"n": 5, "t": It is fine}', (5, "It is fine")),
     (lmopt.json, '{"n": 5, "t": "a"', None),
     (lmopt.json, '{"n": 5, "t": "```\n{x}```"}', (5, "```\n{x}```")),
     (lmopt.json, 'Of {x}:\n```json\n{"n": 5, "t": "a"}\n```', (5, "a")),
@@ -452,7 +452,11 @@ STREAMED = [
         "Sure!\n [[##a##]] x\n\\[[ ## b ## ]]\n[[ ## b ## ]] 2",
         {"a": "x\n[[ ## b ## ]]", "b": "2"},
     ),
-    (chat, "[[ ## a ## ]]\nx\n[[ ## other ## ]]\ny\n[[ ## a ## ]]\nz", {"a": "x"}),
+    (
+        chat,
+        "[[ ## a ## ]]\nx\n[[ ## other ## ]]\ny\n[[ ## a ## ]]\nz",
+        {"a": "x\n[[ ## other ## ]]\ny"},
+    ),  # no field of this signature
     (
         lmopt.json,
         '```json\n{"a": "x\\n\\ud83d\\ude00\\"", "b": [1, "]", {"c": 2}], "d": 3}\n```',

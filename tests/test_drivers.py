@@ -700,10 +700,11 @@ TAGS = [[], [""], ["a"], ["a"], ["a"], ["a", ""], ["a", "é"], ["a", "é"], ["a"
         ["a", "é\n"], ["a", "é\n"]]  # fmt: skip
 BOX = [{}, {}, {}, {}, {}, {}, {}, {"x": 12}]
 VALUES = {
-    "chat": (lmopt.chat, TAGS[1:], BOX),  # at the first bracket, a header may begin
+    # At a bracket or a backslash, a marker may begin.
+    "chat": (lmopt.chat, [*TAGS[1:7], *TAGS[8:]], BOX),
     "json": (lmopt.json, [*TAGS[:7], *TAGS[8:]], BOX),  # a whole token at once
     "xml": (lmopt.xml, TAGS, BOX),
-    "plain": (lmopt.plain, TAGS, BOX),
+    "plain": (lmopt.plain, [*TAGS[1:7], *TAGS[8:]], BOX),
 }
 
 
