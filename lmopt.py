@@ -49,12 +49,14 @@ from __future__ import annotations
 
 import ast
 import builtins
+import collections.abc as abc
 import contextvars
 import functools
 import importlib
 import inspect
 import json as jsonlib  # `json` is an adapter here
 import math
+import operator
 import os
 import random
 import re
@@ -79,14 +81,13 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager, suppress
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from datetime import time as clock
 from decimal import Decimal
 from enum import Enum, EnumMeta
 from functools import lru_cache, partial
-from operator import mul
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar, Union
 
 import attrs
 from attrs import evolve, field, frozen
@@ -332,16 +333,30 @@ def _has(name: str) -> Callable[[Any], bool]:
     return lambda kind: hasattr(kind, name)
 
 
+def _is_text_like(kind: Any) -> bool:
+    """Whether values of a class are made from a text and written as one: addresses, URLs, IDs."""
+    return isinstance(kind, type) and (
+        kind.__module__ in ("uuid", "pathlib", "ipaddress")
+        or (hasattr(kind, "__get_pydantic_core_schema__") and not hasattr(kind, "model_fields"))
+    )
+
+
 # What kind of value it is, and the simpler value that stands for it in JSON.
 _SIMPLER: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
     (lambda kind: issubclass(kind, Enum), lambda value: value.value),
     (lambda kind: issubclass(kind, (date, clock)), lambda value: value.isoformat()),
     (lambda kind: issubclass(kind, Decimal), str),
+    (lambda kind: issubclass(kind, timedelta), lambda value: value.total_seconds()),
+    (_has("as_posix"), lambda value: value.as_posix()),
+    (_has("get_secret_value"), lambda value: value.get_secret_value()),
+    (_has("tolist"), lambda value: value.tolist()),  # of numpy and pandas
     (lambda kind: issubclass(kind, Media), lambda one: {one.kind: one.url, "name": one.name}),
     (attrs.has, _attrs_dict),
     (_has("__dataclass_fields__"), _data_dict),
-    (_has("model_dump"), lambda value: value.model_dump(mode="json")),
+    (lambda kind: getattr(kind, "__pydantic_root_model__", False), lambda value: value.root),
+    (_has("model_fields"), lambda value: {n: getattr(value, n) for n in type(value).model_fields}),
     (_has("_asdict"), lambda value: value._asdict()),
+    (lambda kind: _is_text_like(kind), str),
 )
 
 
@@ -661,10 +676,43 @@ def _made() -> Any:
 # differently: Literal["a", "b"] and Literal["b", "a"].
 
 Shape = tuple[str, tuple[Any, ...]]
-"""One of scalar, choice, union, noted, media, row, list, dict, object; and what it is made of."""
+"""One of scalar, choice, union, noted, boxed, media, row, list, dict, object; and its parts."""
 
 STRUCTURED = ("row", "list", "dict", "object")
 """The kinds that are written as a JSON list or object."""
+
+_LISTS = (list, tuple, abc.Sequence, abc.MutableSequence, abc.Collection, abc.Iterable)
+_DICTS = (dict, abc.Mapping, abc.MutableMapping, Record)
+
+
+def _other_name(tp: Any) -> Any:
+    """The type that a NewType, a `type` statement or a type variable stands for; else None."""
+    if isinstance(tp, TypeVar):
+        return tp.__bound__ or Any
+    return getattr(tp, "__supertype__", None) or getattr(tp, "__value__", None)
+
+
+# A text from which a value can be made, of the classes that do not take any.
+_SAMPLES = {
+    "UUID": "00000000-0000-0000-0000-000000000000", "IPv4Address": "127.0.0.1",
+    "IPv6Address": "::1", "IPv4Network": "127.0.0.0/8", "IPv6Network": "::/64",
+    "EmailStr": "ann@example.org", "AnyUrl": "https://example.org/",
+    "HttpUrl": "https://example.org/",
+}  # fmt: skip
+
+
+def _boxed(tp: Any) -> tuple[Any, ...] | None:
+    """Of a class around one plain value: that one's type, what makes one of it, words, a sample."""
+    if tp is timedelta:
+        return float, lambda seconds: timedelta(seconds=seconds), "number of seconds", 1.0
+    if getattr(tp, "__pydantic_root_model__", False):
+        root = tp.model_fields["root"].annotation
+        return root, tp, words(root), sample(root)
+    if not _is_text_like(tp):
+        return None
+    ours = tp.__module__ in ("uuid", "pathlib", "ipaddress")
+    make = tp if ours else sys.modules["pydantic"].TypeAdapter(tp).validate_python
+    return str, make, tp.__name__, _SAMPLES.get(tp.__name__, "text")
 
 
 def shape(tp: Any) -> Shape:
@@ -684,15 +732,19 @@ def shape(tp: Any) -> Shape:
     if origin in (Union, pytypes.UnionType):
         return "union", args
     if hasattr(tp, "__metadata__"):
-        return "noted", (tp.__origin__, *tp.__metadata__)
+        return "noted", (tp.__origin__, *_notes(tp.__metadata__))
+    if (same := _other_name(tp)) is not None:
+        return "noted", (same,)
     if isinstance(tp, type) and issubclass(tp, Media):
         return "media", ()
     if origin is tuple and tp is not tuple and args[1:] != (...,):
         return "row", args
-    if origin in (list, tuple, set, frozenset):
+    if origin in (*_LISTS, set, frozenset):
         return "list", args[:1] or (Any,)
-    if origin in (dict, Mapping, Record):
+    if origin in _DICTS:
         return "dict", args or (str, Any)
+    if (inner := _boxed(tp)) is not None:
+        return "boxed", inner
     if (known := _attributes(tp)) is not None:
         return "object", known
     expected = "str, int, float, bool, Literal, an Enum, X | None, list, dict, a class"
@@ -719,8 +771,10 @@ def words(tp: Any, inside: tuple[Any, ...] = ()) -> str:
     if kind == "media":
         return str(tp.kind)
     if kind == "noted":
-        notes = concat([one] if isinstance(one, str) else _limits(one) for one in parts[1:])
-        return f"{words(parts[0], inside)} ({', '.join(notes)})"
+        notes = list(concat([one] if isinstance(one, str) else _limits(one) for one in parts[1:]))
+        return words(parts[0], inside) + (f" ({', '.join(notes)})" if notes else "")
+    if kind == "boxed":
+        return str(parts[2])
     if kind == "object":
         return _object_words(tp, parts, inside)
     inner = [words(one, inside) for one in parts]
@@ -732,8 +786,8 @@ def words(tp: Any, inside: tuple[Any, ...] = ()) -> str:
 def _object_words(tp: Any, parts: Iterable[_Attribute], inside: tuple[Any, ...]) -> str:
     if tp in inside:
         return str(tp.__name__)
-    known = [f"{a.name}: {words(a.type, (*inside, tp))}" + (f" ({a.desc})" * bool(a.desc))
-             for a in parts]  # fmt: skip
+    noted = {a.name: Annotated[a.type, a.desc] if a.desc else a.type for a in parts}
+    known = [f"{name}: {words(kind, (*inside, tp))}" for name, kind in noted.items()]
     body = "{" + ", ".join(known) + "}"
     recursive = re.search(rf"\b{tp.__name__}\b", body)
     return f"{tp.__name__} {body}" if recursive else body
@@ -781,7 +835,7 @@ def _schema(tp: Any, defs: _Defs) -> dict[str, Any]:
         return _choice_schema([jsonable(choice) for choice in parts])
     if kind == "media":
         return {"type": "string"}
-    if kind == "noted":
+    if kind in ("noted", "boxed"):
         return _schema(parts[0], defs)
     if kind == "object":
         if tp not in defs:
@@ -826,6 +880,8 @@ def sample(tp: Any, inside: tuple[Any, ...] = ()) -> Any:
         return f"data:{tp.kind}/x;base64,AA=="
     if kind == "noted":
         return sample(parts[0], inside)
+    if kind == "boxed":
+        return parts[3]
     if kind == "union":
         return sample(next(one for one in parts if one not in inside), inside)
     if kind == "object":
@@ -845,6 +901,7 @@ def coerce(tp: Any, data: Any) -> Any:
     ([1000, 2], True, [3])
     """
     kind, parts = shape(tp)
+    data = data.tolist() if hasattr(data, "tolist") else data  # of numpy and pandas
     return parts[2](tp, data) if kind == "scalar" else _COERCE[kind](tp, parts, data)
 
 
@@ -1449,11 +1506,18 @@ def _is_whole(tp: Any, data: Any) -> bool:
 
 
 def _to_noted(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
-    """Coerce, then ask the attrs validators in the annotation."""
+    """Coerce, then check what the annotation demands."""
     value = coerce(parts[0], data)
-    for check in filter(callable, parts[1:]):
-        _build(data, check, None, _Attribute("value", parts[0]), value)
+    for note in parts[1:]:
+        if callable(note):  # as attrs calls its validators
+            _build(data, note, None, _Attribute("value", parts[0]), value)
+        elif not _allowed(note, value):
+            raise ValueError(f"{cut(repr(data), 80)} is refused: expected {words(tp)}")
     return value
+
+
+def _to_boxed(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
+    return data if isinstance(data, tp) else _build(data, parts[1], coerce(parts[0], data))
 
 
 def _to_media(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
@@ -1482,7 +1546,7 @@ def _to_items(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
         data = [data]
     items = [_at(f"[{index}]", parts[0], item) for index, item in enumerate(data)]
     kind: Any = typing.get_origin(tp) or tp
-    return items if kind is list else _build(data, kind, items)
+    return _build(data, kind, items) if kind in (tuple, set, frozenset) else items
 
 
 def _to_dict(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
@@ -1499,15 +1563,17 @@ def _to_dict(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
 
 
 def _to_object(tp: Any, parts: tuple[_Attribute, ...], data: Any) -> Any:
-    if not typing.is_typeddict(tp) and isinstance(data, tp):
+    made: Any = typing.get_origin(tp) or tp
+    if not _is_typed_dict(made) and isinstance(data, made):
         return data
     if not isinstance(data, Mapping):
         raise _not(f"a JSON object, {words(tp)}", data)
-    missing = [a for a in parts if a.required and a.name not in data]
+    names = {a.key: next((n for n in (a.name, a.key) if n in data), None) for a in parts}
+    missing = [a for a in parts if a.required and names[a.key] is None]
     if asked := [a.name for a in missing if not _takes_none(a.type)]:
         raise ValueError(f"{cut(repr(data), 80)} has no {asked[0]!r}; expected {words(tp)}")
-    given = {a.name: _at(a.name, a.type, data[a.name]) for a in parts if a.name in data}
-    return _build(data, partial(tp, **dict.fromkeys([a.name for a in missing]), **given))
+    given = {a.key: _at(a.name, a.type, data[n]) for a in parts if (n := names[a.key]) is not None}
+    return _build(data, partial(made, **{a.key: None for a in missing}, **given))
 
 
 def _takes_none(tp: Any) -> bool:
@@ -1516,8 +1582,8 @@ def _takes_none(tp: Any) -> bool:
 
 
 _COERCE: dict[str, Callable[[Any, tuple[Any, ...], Any], Any]] = {
-    "choice": _to_choice, "union": _to_union, "noted": _to_noted, "media": _to_media,
-    "row": _to_row, "list": _to_items, "dict": _to_dict, "object": _to_object,
+    "choice": _to_choice, "union": _to_union, "noted": _to_noted, "boxed": _to_boxed,
+    "media": _to_media, "row": _to_row, "list": _to_items, "dict": _to_dict, "object": _to_object,
 }  # fmt: skip
 
 
@@ -1531,14 +1597,63 @@ class _Attribute(typing.NamedTuple):
     type: Any
     required: bool = True
     desc: str = ""
+    alias: str = ""  # by which the constructor takes it, if it is another name
+
+    @property
+    def key(self) -> str:
+        return self.alias or self.name
 
 
 def _attributes(tp: Any) -> tuple[_Attribute, ...] | None:
     """The attributes that a class is made from; None for a type that is no such class."""
-    for fits, read_one in _CLASSES if isinstance(tp, type) else ():
-        if fits(tp):
-            return tuple(read_one(tp, typing.get_type_hints(tp, include_extras=True)))
+    made: Any = typing.get_origin(tp) or tp
+    for fits, read_one in _CLASSES if isinstance(made, type) else ():
+        if fits(made):
+            given = dict(
+                zip(getattr(made, "__parameters__", ()), typing.get_args(tp), strict=False)
+            )
+            hints = typing.get_type_hints(made, include_extras=True)
+            found = read_one(made, {n: _filled(hint, given) for n, hint in hints.items()})
+            return tuple(map(_described_attribute, found))
     return None
+
+
+def _filled(hint: Any, given: Mapping[Any, Any]) -> Any:
+    """A hint with types in the place of type variables."""
+    if isinstance(hint, TypeVar):
+        return given.get(hint, hint)
+    inner = () if isinstance(hint, type) else getattr(hint, "__parameters__", ())
+    return hint[tuple(given.get(one, Any) for one in inner)] if inner else hint
+
+
+def _described_attribute(one: _Attribute) -> _Attribute:
+    kind, desc = described(one.type, one.desc)
+    return one._replace(type=kind, desc=desc)
+
+
+def described(tp: Any, desc: str = "") -> tuple[Any, str]:
+    """Return a type without the texts in its annotation, and those as its description.
+
+    >>> described(Annotated[int, "in years"])
+    (<class 'int'>, 'in years')
+    """
+    if not hasattr(tp, "__metadata__"):
+        return tp, desc
+    notes = list(_notes(tp.__metadata__))
+    texts = [desc, *[one for one in notes if isinstance(one, str)]]
+    rest = [one for one in notes if not isinstance(one, str)]
+    bare = Annotated[(tp.__origin__, *rest)] if rest else tp.__origin__
+    return bare, ", ".join(filter(None, texts))
+
+
+def _notes(metadata: Iterable[Any]) -> Iterator[Any]:
+    """What an annotation says, with that of pydantic's `Field` in its parts."""
+    for one in metadata:
+        if hasattr(one, "metadata") and hasattr(one, "description"):
+            yield from filter(None, [one.description])
+            yield from _notes(one.metadata)
+        elif one is not None:
+            yield one
 
 
 def _attrs_class(tp: Any, hints: Fields) -> Iterator[_Attribute]:
@@ -1550,24 +1665,45 @@ def _attrs_class(tp: Any, hints: Fields) -> Iterator[_Attribute]:
             yield _Attribute(a.alias or a.name, hints.get(a.name, Any), required, desc)
 
 
+# What notes and validators demand, by the attribute that holds the limit: words, and the check.
+_DEMANDS: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
+    "gt": ("> {}", operator.gt),
+    "ge": (">= {}", operator.ge),
+    "lt": ("< {}", operator.lt),
+    "le": ("<= {}", operator.le),
+    "multiple_of": ("a multiple of {}", lambda value, limit: value % limit == 0),
+    "min_length": ("length at least {}", lambda value, limit: len(value) >= limit),
+    "max_length": ("length at most {}", lambda value, limit: len(value) <= limit),
+    "pattern": ("matching {}", lambda value, pattern: re.search(pattern, value)),
+}
+
+
+def _demanded(note: Any) -> dict[str, Any]:
+    found = {name: getattr(note, name, None) for name in _DEMANDS}
+    return {name: limit for name, limit in found.items() if limit is not None}
+
+
+def _allowed(note: Any, value: Any) -> bool:
+    """Whether a value is within what a note of annotated-types or pydantic demands."""
+    if type(note).__name__ == "Predicate":
+        return bool(note.func(value))
+    return all(_DEMANDS[name][1](value, limit) for name, limit in _demanded(note).items())
+
+
 def _limits(validator: Any) -> list[str]:
-    """Word what an attrs validator demands; one of your own is worded by its docstring."""
-    if validator is None or isinstance(validator, type(attrs.validators.instance_of(int))):
-        return []
+    """Word what a validator or a note demands; the docstring words a function of your own."""
     if inner := getattr(validator, "_validators", None):
         return list(concat(map(_limits, inner)))
-    named: dict[str, Callable[[Any], str]] = {
-        "bound": lambda v: f"{v.compare_op} {v.bound}",
-        "min_length": lambda v: f"length at least {v.min_length}",
-        "max_length": lambda v: f"length at most {v.max_length}",
-        "options": lambda v: f"one of {', '.join(_dump(jsonable(one)) for one in v.options)}",
-        "pattern": lambda v: f"matching {v.pattern.pattern}",
-        "validator": lambda v: ", ".join(_limits(v.validator)),
-    }
-    for name, worded in named.items():
-        if hasattr(validator, name):
-            return [worded(validator)]
-    return (inspect.getdoc(validator) or "").split("\n")[:1]
+    if hasattr(validator, "validator"):
+        return _limits(validator.validator)
+    if hasattr(validator, "bound"):
+        return [f"{validator.compare_op} {validator.bound}"]
+    if hasattr(validator, "options"):
+        return [f"one of {', '.join(_dump(jsonable(one)) for one in validator.options)}"]
+    if inspect.isfunction(validator):
+        return (inspect.getdoc(validator) or "").split("\n")[:1]
+    found = _demanded(validator).items()
+    return [_DEMANDS[name][0].format(getattr(limit, "pattern", limit)) for name, limit in found]
 
 
 def _data_class(tp: Any, hints: Fields) -> Iterator[_Attribute]:
@@ -1579,10 +1715,13 @@ def _data_class(tp: Any, hints: Fields) -> Iterator[_Attribute]:
             yield _Attribute(a.name, hints[a.name], required, str(a.metadata.get("desc", "")))
 
 
+def _is_typed_dict(tp: Any) -> bool:
+    return hasattr(tp, "__required_keys__") and hasattr(tp, "__total__")  # also a backported one
+
+
 def _typed_dict(tp: Any, hints: Fields) -> Iterator[_Attribute]:
     for name, kind in hints.items():
-        origin: Any = typing.get_origin(kind)
-        outer = origin is typing.Required or origin is typing.NotRequired
+        outer = str(typing.get_origin(kind)).endswith(("Required", "ReadOnly"))
         inner = typing.get_args(kind)[0] if outer else kind
         yield _Attribute(name, inner, name in tp.__required_keys__)
 
@@ -1594,14 +1733,17 @@ def _named_tuple(tp: Any, hints: Fields) -> Iterator[_Attribute]:
 
 def _pydantic_model(tp: Any, hints: Fields) -> Iterator[_Attribute]:
     for name, info in tp.model_fields.items():
-        desc = ", ".join([info.description or "", *map(repr, info.metadata)]).strip(", ")
-        yield _Attribute(name, info.annotation, info.is_required(), desc)
+        kind = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
+        alias = info.validation_alias
+        choices = [one for one in getattr(alias, "choices", [alias]) if isinstance(one, str)]
+        desc = info.description or ""
+        yield _Attribute(name, kind, info.is_required(), desc, choices[0] if choices else "")
 
 
 _CLASSES: tuple[tuple[Callable[[Any], bool], Callable[..., Iterator[_Attribute]]], ...] = (
     (attrs.has, _attrs_class),
     (lambda tp: hasattr(tp, "__dataclass_fields__"), _data_class),
-    (typing.is_typeddict, _typed_dict),
+    (_is_typed_dict, _typed_dict),
     (lambda tp: issubclass(tp, tuple) and hasattr(tp, "_fields"), _named_tuple),
     (lambda tp: hasattr(tp, "model_fields") and hasattr(tp, "model_validate"), _pydantic_model),
 )
@@ -1656,7 +1798,8 @@ class Field:
 class Signature:
     """What a step takes, what it returns, and what it is to do.
 
-    Edits return a new signature. The name of every field is its own, across both sides.
+    Edits return a new signature. The name of every field is its own, across both sides. Outputs
+    that are the attributes of a class `made` must make one of it; `coerce(made, prediction)` does.
 
     Raises:
         SignatureError: a name stands twice, or there is no output.
@@ -1669,6 +1812,7 @@ class Signature:
     inputs: tuple[Field, ...] = field(converter=_tuple)
     outputs: tuple[Field, ...] = field(converter=_tuple)
     instructions: str = ""
+    made: Any = field(default=None, repr=False)  # the class that the outputs are attributes of
     wanted: tuple[str, ...] = field(init=False, eq=False, repr=False)  # names of the outputs
     shown: tuple[str, ...] = field(init=False, eq=False, repr=False)  # of all but a history
 
@@ -1795,7 +1939,7 @@ def _parse_side(text: str, types: Fields) -> list[Field]:
         todo = "remove stars, slashes and defaults"
         raise SignatureError("wrong syntax", text, "'name, name: type'", todo)
     return [
-        Field(one.arg, _resolve(one.annotation, text, types) if one.annotation else str)
+        _field(one.arg, _resolve(one.annotation, text, types) if one.annotation else str)
         for one in given.args
     ]
 
@@ -1807,6 +1951,10 @@ def _resolve(node: ast.expr, text: str, types: Fields) -> Any:
             return _named_type(name, text, types)
         case ast.Constant(value=value):
             return value
+        case ast.Attribute(value=outer, attr=name):  # a class inside of one
+            with suppress(SignatureError):
+                if isinstance(found := vars(_resolve(outer, text, types)).get(name), type):
+                    return found
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(value))):
             return -value
         case ast.Tuple(elts=parts) | ast.List(elts=parts):
@@ -1839,28 +1987,65 @@ def _named_type(name: str, text: str, types: Fields) -> Any:
     raise SignatureError("unknown type name", name, f"a known type in {text!r}", todo)
 
 
+# One pattern for each style of docstring: where the parameters stand, and what one looks like.
+_STYLES = (
+    (r":param ", r"^:param(?:\s+[^\s:]+)?\s+(\w+):[ \t]*(.*(?:\n[ \t]+\S.*)*)"),
+    (
+        r"(?:Args|Arguments|Parameters):[ \t]*\n",
+        r"^[ ]{2,8}\*{0,2}(\w+)(?:[ ]*\([^)]*\))?:[ \t]*(.*(?:\n[ ]{5,}\S.*)*)",
+    ),
+    (r"Parameters[ \t]*\n-{3,}", r"^(\w+)[ ]*(?::.*)?\n((?:[ \t]+\S.*\n?)+)"),
+)
+
+
+def _documented(doc: str) -> tuple[str, dict[str, str]]:
+    """Read a docstring: what the function does, and the text of each parameter."""
+    for heading, parameter in _STYLES:
+        if found := re.search(rf"^{heading}", doc, re.MULTILINE):
+            rest = doc[found.start() :] if heading == ":param " else doc[found.end() :]
+            texts = re.findall(parameter, rest, re.MULTILINE)
+            return doc[: found.start()].strip(), {n: " ".join(text.split()) for n, text in texts}
+    return doc.strip(), {}
+
+
 def _inspect_function(function: Callable[..., Any], types: Fields) -> Signature:
     name = getattr(function, "__name__", "")
+    if isinstance(function, type):
+        todo = f"write a function that returns it, or 'text -> found: {name}' with types="
+        raise SignatureError("a class is no task", name, "a text or a function", todo)
+    about, texts = _documented(inspect.getdoc(function) or "")
     try:
-        hints = typing.get_type_hints(function, localns=dict(types))
-        inputs = _parameters(function, hints)
+        hints = typing.get_type_hints(function, localns=dict(types), include_extras=True)
+        inputs = _parameters(function, hints, texts=texts)
     except (NameError, TypeError) as error:
         todo = f"pass types= for names it cannot see ({error})"
         raise SignatureError("a wrong annotation", name, "types", todo) from error
     result = hints.get("return", str)
     parts = None if isinstance(result, EnumMeta) else _attributes(result)
-    outputs = [Field(one.name, one.type, one.desc) for one in parts or [_Attribute(name, result)]]
-    return Signature(inputs, outputs, inspect.getdoc(function) or "")
+    if parts is None:
+        return Signature(inputs, [_field(name, result)], about)
+    return Signature(inputs, [Field(a.name, a.type, a.desc) for a in parts], about, made=result)
 
 
-def _parameters(function: Callable[..., Any], hints: Fields, skip: int = 0) -> list[Field]:
+def _field(name: str, tp: Any, desc: str = "", default: Any = attrs.NOTHING) -> Field:
+    kind, told = described(tp, desc)
+    return Field(name, kind, told, default)
+
+
+def _parameters(
+    function: Callable[..., Any],
+    hints: Fields,
+    *,
+    texts: Mapping[str, str] = pytypes.MappingProxyType({}),
+    skip: int = 0,
+) -> list[Field]:
     fields = []
     for one in list(inspect.signature(function).parameters.values())[skip:]:
         if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.POSITIONAL_ONLY):
             todo = "name each input, so that no expected output can slip in"
             raise SignatureError("a parameter without a name", str(one), "a name", todo)
         default = attrs.NOTHING if one.default is one.empty else one.default
-        fields.append(Field(one.name, hints.get(one.name, str), default=default))
+        fields.append(_field(one.name, hints.get(one.name, str), texts.get(one.name, ""), default))
     return fields
 
 
@@ -2046,8 +2231,8 @@ class Tool:
         """
         if isinstance(function, Tool):
             return function
-        about, texts = _described(inspect.getdoc(function) or "")
-        fields = [evolve(f, desc=texts.get(f.name, "")) for f in _tool_fields(function)]
+        about, texts = _documented(inspect.getdoc(function) or "")
+        fields = _tool_fields(function, texts)
         inner = getattr(function, "func", function)  # of a partial
         called = name or getattr(inner, "__name__", type(inner).__name__)
         defs: _Defs = {}
@@ -2109,7 +2294,7 @@ class Tool:
             raise DataError(what, value, one.words, "correct it") from error
 
 
-def _tool_fields(function: Callable[..., Any]) -> list[Field]:
+def _tool_fields(function: Callable[..., Any], texts: Mapping[str, str]) -> list[Field]:
     inner: Any = getattr(function, "func", function)
     typed = inner if inspect.isroutine(inner) else type(inner).__call__
     try:
@@ -2118,7 +2303,7 @@ def _tool_fields(function: Callable[..., Any]) -> list[Field]:
         known = "types that can be resolved"
         raise SignatureError("a wrong annotation", repr(function), known, str(error)) from error
     any_of = {name: hints.get(name, Any) for name in inspect.signature(function).parameters}
-    return _parameters(function, any_of)
+    return _parameters(function, any_of, texts=texts)
 
 
 def _call_mcp(call: Callable[[str, dict[str, Any]], Any], name: str, /, **arguments: Any) -> Any:
@@ -2135,27 +2320,6 @@ def _schema_type(schema: Fields) -> Any:
     plain_types = {"string": str, "integer": int, "number": float, "boolean": bool, "object": dict}
     kind = schema.get("type")
     return plain_types.get(kind, Any) if isinstance(kind, str) else Any
-
-
-# One pattern for each style of docstring: where the parameters stand, and what one looks like.
-_STYLES = (
-    (r":param ", r"^:param(?:\s+[^\s:]+)?\s+(\w+):[ \t]*(.*(?:\n[ \t]+\S.*)*)"),
-    (
-        r"(?:Args|Arguments|Parameters):[ \t]*\n",
-        r"^[ ]{2,8}\*{0,2}(\w+)(?:[ ]*\([^)]*\))?:[ \t]*(.*(?:\n[ ]{5,}\S.*)*)",
-    ),
-    (r"Parameters[ \t]*\n-{3,}", r"^(\w+)[ ]*(?::.*)?\n((?:[ \t]+\S.*\n?)+)"),
-)
-
-
-def _described(doc: str) -> tuple[str, dict[str, str]]:
-    """Read a docstring: what the function does, and the text of each parameter."""
-    for heading, parameter in _STYLES:
-        if found := re.search(rf"^{heading}", doc, re.MULTILINE):
-            rest = doc[found.start() :] if heading == ":param " else doc[found.end() :]
-            texts = re.findall(parameter, rest, re.MULTILINE)
-            return doc[: found.start()].strip(), {n: " ".join(text.split()) for n, text in texts}
-    return doc.strip(), {}
 
 
 def _hidden() -> Any:
@@ -2646,7 +2810,20 @@ def _parse(form: _Format, task: Signature, response: Response) -> Record:
             given = part.text if part.data is _NOTHING else part.data
             wrong = (what, given, one.words, "correct it")
             raise ParseError(*wrong, **facts, response=response) from error
+    try:
+        _together_made(task, values)
+    except ValueError as error:
+        what = f"the fields do not go together ({error})"
+        wrong = (what, values, f"a {task.made.__name__}", "correct them")
+        raise ParseError(*wrong, response=response) from error
     return _owned(values)
+
+
+def _together_made(task: Signature, values: dict[str, Any]) -> None:
+    """Let the class that the outputs are attributes of check them."""
+    names = {one.name for one in _attributes(task.made) or ()} if task.made else set()
+    if names and names <= values.keys():
+        coerce(task.made, {name: values[name] for name in names})
 
 
 def _value(one: Field, part: Part) -> Any:
@@ -2861,7 +3038,7 @@ def two_step(lm: LM) -> Adapter:
         source = "text"
         while source in [one.name for one in task.outputs]:
             source += "_"
-        reader = Signature((Field(source),), task.outputs, _EXTRACT)
+        reader = Signature((Field(source),), task.outputs, _EXTRACT, task.made)
         given = Record({source: response.text})
         messages = chat.render(reader, Prompt(_EXTRACT), given)
         request = Request(messages, signature=reader, inputs=given, adapter=chat)
@@ -3247,7 +3424,7 @@ def program(
         if not inspect.isgeneratorfunction(body):
             todo = "yield what it wants done: answer = yield steps.answer(question=question)"
             raise SignatureError("a body that never yields", called, "a generator", todo)
-        takes = _parameters(body, {}, 1) if inputs is None else inputs
+        takes = _parameters(body, {}, skip=1) if inputs is None else inputs
         made: Any = (_by_name, (body.__module__, body.__qualname__), {})
         return Program(
             called, takes, body, Record(known), most, outputs, signature, prompt, made=made
@@ -6022,7 +6199,7 @@ def _knn_demos(
     def body(steps: Steps, /, **inputs: Any) -> Flow:
         step = steps[program.name]
         (vector,) = yield Call(embed, ([_asked_text(step, inputs)],), {}, "embed")
-        likeness = [math.fsum(map(mul, unit(vector), one)) for one in vectors]
+        likeness = [math.fsum(map(operator.mul, unit(vector), one)) for one in vectors]
         order = sorted(range(len(rows)), key=lambda place: (-likeness[place], place))
         nearest = [rows[place] for place in reversed(order[:k])]
         changed = {

@@ -378,7 +378,7 @@ def test_pydantic_models_are_met_by_duck_typing():
         homes: list[Address] = pydantic.Field(default_factory=list)
         born: dt.date | None = None
 
-    assert words(Address) == "{street: str, number: int (of the house, Gt(gt=0))}"
+    assert words(Address) == "{street: str, number: int (> 0, of the house)}"
     home = '{"street": "A", "number": "1,000"}'
     user = read(User, f'{{"name": "Ann", "homes": [{home}], "born": "2000-01-02"}}')
     address = Address(street="A", number=1000)
