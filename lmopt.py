@@ -104,6 +104,7 @@ from toolz import (  # type: ignore[import-untyped]
     pluck,
     unique,
     valfilter,
+    valmap,
 )
 
 # What only some calls need (asyncio, sqlite3, subprocess, httpx, ...) is imported where it is used:
@@ -121,7 +122,7 @@ __all__ = [
     # 1. Errors
     "LmoptError", "SignatureError", "ParamsError", "DataError", "MetricError", "ParseError",
     "LMError", "RateLimited", "ContextWindowExceeded", "Unauthorized", "LMTimeout",
-    "BudgetExceeded", "ReplayMiss",
+    "Refused", "BudgetExceeded", "ReplayMiss",
     # 2. Records
     "Record", "Prediction", "Event", "Usage", "jsonable", "canonical", "as_text", "seeded",
     "factory",
@@ -229,6 +230,7 @@ class ParseError(LmoptError, ValueError):
     """A reply does not hold the fields asked for; its raw text is in `response.text`."""
 
     field: str | None = None
+    told: str = ""  # what a model is told of it
     request: Request | None = None
     response: Response | None = None
 
@@ -258,6 +260,12 @@ class LMTimeout(LMError, TimeoutError):
     """The provider did not answer in time."""
 
 
+class Refused(LMError):
+    """The model, or a filter of its provider, refuses to answer; `response` holds what it said."""
+
+    response: Response | None = None
+
+
 class BudgetExceeded(LmoptError, RuntimeError):
     """The next call would spend more than was allowed."""
 
@@ -272,7 +280,7 @@ def stops(error: Exception) -> bool:
     >>> stops(Unauthorized("no key")), stops(ParseError("no answer")), stops(ZeroDivisionError())
     (True, False, False)
     """
-    passing = (ParseError, ContextWindowExceeded)
+    passing = (ParseError, ContextWindowExceeded, Refused)
     return isinstance(error, LmoptError) and not isinstance(error, passing)
 
 
@@ -777,7 +785,7 @@ def words(tp: Any, inside: tuple[Any, ...] = ()) -> str:
         return str(parts[2])
     if kind == "object":
         return _object_words(tp, parts, inside)
-    inner = [words(one, inside) for one in parts]
+    inner = [words(one, inside) for one in parts if one is not Media]  # that is never written
     if kind == "union":
         return " or ".join(inner)
     return f"{'' if kind == 'row' else kind}[{', '.join(inner)}]"
@@ -791,6 +799,21 @@ def _object_words(tp: Any, parts: Iterable[_Attribute], inside: tuple[Any, ...])
     body = "{" + ", ".join(known) + "}"
     recursive = re.search(rf"\b{tp.__name__}\b", body)
     return f"{tp.__name__} {body}" if recursive else body
+
+
+def _kind(tp: Any) -> str:
+    """What kind of type it is, whatever is noted on it."""
+    kind, parts = shape(tp)
+    return _kind(parts[0]) if kind == "noted" else kind
+
+
+def _has_media(tp: Any, inside: tuple[Any, ...] = ()) -> bool:
+    kind, parts = shape(tp)
+    if kind in ("scalar", "choice") or tp in inside:
+        return False
+    inner = [one.type for one in parts] if kind == "object" else parts
+    inner = inner[:1] if kind in ("noted", "boxed") else inner
+    return kind == "media" or any(_has_media(one, (*inside, tp)) for one in inner)
 
 
 def json_schema(tp: Any) -> dict[str, Any]:
@@ -836,7 +859,8 @@ def _schema(tp: Any, defs: _Defs) -> dict[str, Any]:
     if kind == "media":
         return {"type": "string"}
     if kind in ("noted", "boxed"):
-        return _schema(parts[0], defs)
+        held = [one.schema for one in parts[1:] if isinstance(one, _Held)]
+        return dict(held[0]) if held else _schema(parts[0], defs)
     if kind == "object":
         if tp not in defs:
             defs[tp] = {}  # it may hold itself
@@ -851,6 +875,13 @@ def _schema(tp: Any, defs: _Defs) -> dict[str, Any]:
         return {"type": "array", "items": _closed({"key": inner[0], "value": inner[1]})}
     items = {"anyOf": list(unique(inner, key=canonical))} if inner else {"type": "null"}
     return {"type": "array", "items": items, "minItems": len(inner), "maxItems": len(inner)}
+
+
+@frozen
+class _Held:
+    """In an annotation: the schema to hold a model to, narrower than that of the type."""
+
+    schema: Fields
 
 
 def _choice_schema(values: list[Any]) -> dict[str, Any]:
@@ -992,7 +1023,7 @@ def _meant(tp: Any, text: str, name: str) -> Iterator[Any]:
     if not _free(tp):
         fenced = [block.partition("\n")[2] for block in text.split("```", 2)[1:2]]
         found = [list(_bracketed(one)) for one in (*fenced, text)]
-        if shape(tp)[0] == "list":
+        if _kind(tp) == "list":
             yield from _bullets(plain)
             if found[-1][1:] and all(isinstance(one, dict) for one in found[-1]):
                 yield found[-1]
@@ -1017,9 +1048,9 @@ def _opened(tp: Any, data: Any, name: str) -> Iterator[Any]:
     yield data
     if isinstance(data, dict) and list(data) == [name]:
         yield data[name]
-    if isinstance(data, list) and len(data) == 1 and shape(tp)[0] != "list":
+    if isinstance(data, list) and len(data) == 1 and _kind(tp) != "list":
         yield data[0]
-    if isinstance(data, str) and shape(tp)[0] in STRUCTURED and data[:1] in [*"[{"]:
+    if isinstance(data, str) and _kind(tp) in STRUCTURED and data[:1] in [*"[{"]:
         yield from _meant(tp, data, name)  # JSON in JSON
 
 
@@ -1524,9 +1555,11 @@ def _to_media(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
     if isinstance(data, tp):
         return data
     given = {"url": data} if isinstance(data, str) else data
-    if not isinstance(given, Mapping) or not (url := given.get(tp.kind, given.get("url"))):
-        raise _not(f"the URL or data URI of {tp.kind}", data)
-    return tp(url, given.get("name", ""))
+    for kind in (tp, Image, Audio, File) if isinstance(given, Mapping) else ():
+        url = given.get(kind.kind, given.get("url") if kind is tp else None)
+        if url and issubclass(kind, tp):
+            return _build(data, kind, url, given.get("name", ""))
+    raise _not(f"the URL or data URI of {tp.kind}", data)
 
 
 def _to_row(tp: Any, parts: tuple[Any, ...], data: Any) -> tuple[Any, ...]:
@@ -1757,7 +1790,7 @@ class Field:
     """One input or output of a signature.
 
     Attributes:
-        default: for an input that may be left out.
+        default: for a field that may be left out.
 
     >>> Field("age", int, "in years")
     Field(name='age', type=<class 'int'>, desc='in years')
@@ -1786,11 +1819,17 @@ class Field:
 
     @holds_media.default
     def _holds_media(self) -> bool:
-        return bool(re.search(r"\b(image|audio|file)\b", self.words))
+        return _has_media(self.type)
+
+    @property
+    def is_history(self) -> bool:
+        """Whether it holds earlier turns, which become messages of their own."""
+        kind, parts = (self.type is History), typing.get_args(self.type)
+        return kind or (History in parts and set(parts) <= {History, type(None)})
 
     @property
     def required(self) -> bool:
-        """Whether the input must be given."""
+        """Whether the field must be given."""
         return self.default is attrs.NOTHING
 
 
@@ -1822,7 +1861,7 @@ class Signature:
 
     @shown.default
     def _shown(self) -> tuple[str, ...]:
-        return *(one.name for one in self.inputs if one.type is not History), *self.wanted
+        return *(one.name for one in self.inputs if not one.is_history), *self.wanted
 
     def __attrs_post_init__(self) -> None:
         names = Counter(one.name for one in self.inputs + self.outputs)
@@ -1910,7 +1949,7 @@ def signature(
 
 
 def _request_outputs(made: Signature) -> str:
-    inputs = [one for one in made.inputs if one.type is not History]  # that is not one to name
+    inputs = [one for one in made.inputs if not one.is_history]  # that is not one to name
     given, wanted = (", ".join(f"`{f.name}`" for f in side) for side in (inputs, made.outputs))
     start = f"Given the fields {given}, produce" if given else "Produce"
     return f"{start} the fields {wanted}."
@@ -2199,6 +2238,11 @@ class History:
     turns: tuple[Record, ...] = field(default=(), converter=_records)
 
 
+def _fit_name(name: str) -> str:
+    """A name that providers take; they refuse dots, blanks, and more than 64 characters."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", str(name)).strip("_")[:64] or "tool"
+
+
 @frozen
 class Tool:
     """A function that a model may call.
@@ -2216,54 +2260,53 @@ class Tool:
     ['a']
     """
 
-    name: str  # by which a model calls it
+    name: str = field(converter=_fit_name)  # by which a model calls it
     desc: str  # what it does
     schema: Fields  # JSON schema of its arguments
     fields: tuple[Field, ...] = field(eq=False, repr=False)  # its parameters
     function: Callable[..., Any] = field(eq=False, repr=False)
+    open: bool = False  # whether it takes arguments of other names too
 
     @classmethod
-    def of(cls, function: Callable[..., Any], *, name: str = "", desc: str = "") -> Tool:
+    def of(cls, function: Any, *, name: str = "", desc: str = "") -> Tool:
         """Make a tool of a function; its docstring (Google, NumPy or reST style) describes it.
 
+        A tool of LangChain, any object with `name`, `description`, `args_schema` and `invoke`, is
+        taken as well.
+
         Raises:
-            SignatureError: it has a parameter without a name, or of an unknown type.
+            SignatureError: it has a parameter of an unknown type, or it is no function.
         """
         if isinstance(function, Tool):
             return function
+        if hasattr(function, "args_schema") and hasattr(function, "invoke"):
+            return _duck_tool(function, name, desc)
+        if not callable(function):
+            todo = "pass a function, or an object with name, description, args_schema and invoke"
+            raise SignatureError("this is no tool", function, "a function", todo)
         about, texts = _documented(inspect.getdoc(function) or "")
-        fields = _tool_fields(function, texts)
+        kinds, fields = _tool_fields(function, texts)
+        by_place = [one for one, kind in kinds.items() if kind == inspect.Parameter.POSITIONAL_ONLY]
+        made = partial(_placed, function, by_place) if by_place else function
+        more = inspect.Parameter.VAR_KEYWORD in kinds.values()
         inner = getattr(function, "func", function)  # of a partial
         called = name or getattr(inner, "__name__", type(inner).__name__)
-        defs: _Defs = {}
-        required = {"required": [one.name for one in fields if one.required]}
-        schema = _with_defs({**_fields_schema(fields, defs), **required}, defs)
-        return cls(called, desc or about, schema, tuple(fields), function)
+        return cls(called, desc or about, _tool_schema(fields, more), tuple(fields), made, more)
 
     @classmethod
     def from_mcp(cls, description: Any, call: Callable[[str, dict[str, Any]], Any]) -> Tool:
         """Make a tool of an MCP tool description; `call(name, arguments)` calls it.
 
+        Calling it returns the text of the outcome, or an image, audio or file.
+
         Args:
-            description: a mapping or an object with name, description and inputSchema.
-            call: sends the call, and returns the result.
+            description: a mapping or an object with name, description and the schema of the input.
+            call: sends the call, and returns the result; it may be `async`.
         """
-        get = description.get if isinstance(description, Mapping) else partial(getattr, description)
-        schema = get("inputSchema", None) or {"type": "object", "properties": {}}
-        required = schema.get("required", ())
-        fields = tuple(
-            Field(
-                name,
-                _schema_type(one),
-                one.get("description", ""),
-                attrs.NOTHING if name in required else one.get("default"),
-            )
-            for name, one in schema.get("properties", {}).items()
-        )
-        name = get("name", "")
-        return cls(
-            name, get("description", "") or "", schema, fields, partial(_call_mcp, call, name)
-        )
+        schema = _either(description, "inputSchema", "input_schema") or {}
+        name = str(_either(description, "name"))
+        about = str(_either(description, "description") or "")
+        return _schema_tool(name, about, schema, partial(_call_mcp, call, name))
 
     def __call__(self, /, **arguments: Any) -> Any:
         """Call the function with these arguments, checked."""
@@ -2272,54 +2315,177 @@ class Tool:
     def checked(self, arguments: Fields) -> dict[str, Any]:
         """Return the arguments as values of the parameters' types.
 
+        A null for what may be left out is left out.
+
         Raises:
             DataError: one is missing, unknown or of a wrong type; worded for a model to act on.
         """
         known = {one.name: one for one in self.fields}
         expected = ", ".join(f"{f.name}: {f.words}" for f in self.fields) or "no arguments"
         for name, value in arguments.items():
-            if name not in known:
+            if name not in known and not self.open:
                 raise DataError(f"{self.name} has no argument {name!r}", value, expected, "drop it")
         for one in self.fields:
             if one.required and one.name not in arguments:
                 what = f"{self.name} lacks the argument {one.name!r}"
                 raise DataError(what, dict(arguments), expected, "give it")
-        return {name: self._value(known[name], value) for name, value in arguments.items()}
+        return {
+            name: self._value(known[name], value) if name in known else value
+            for name, value in arguments.items()
+            if value is not None or name not in known or known[name].required
+        }
 
     def _value(self, one: Field, value: Any) -> Any:
         try:
-            return coerce(one.type, value)
+            return _first_value(one.type, _opened(one.type, value, one.name), value)
         except ValueError as error:
             what = f"{self.name} cannot take the argument {one.name!r} ({error})"
             raise DataError(what, value, one.words, "correct it") from error
 
 
-def _tool_fields(function: Callable[..., Any], texts: Mapping[str, str]) -> list[Field]:
+def _tool_fields(
+    function: Callable[..., Any], texts: Mapping[str, str]
+) -> tuple[dict[str, Any], list[Field]]:
+    """The kind of each parameter, and the fields of those that have a name."""
     inner: Any = getattr(function, "func", function)
-    typed = inner if inspect.isroutine(inner) else type(inner).__call__
+    typed = inner if inspect.isroutine(inner) or isinstance(inner, type) else type(inner).__call__
     try:
         hints = typing.get_type_hints(typed, include_extras=True)
-    except (NameError, TypeError) as error:
-        known = "types that can be resolved"
-        raise SignatureError("a wrong annotation", repr(function), known, str(error)) from error
-    any_of = {name: hints.get(name, Any) for name in inspect.signature(function).parameters}
-    return _parameters(function, any_of, texts=texts)
+        known = inspect.signature(function).parameters.values()
+    except (NameError, TypeError, ValueError) as error:
+        expected = "types that can be resolved"
+        raise SignatureError("a wrong annotation", repr(function), expected, str(error)) from error
+    kinds = {one.name: one.kind for one in known}
+    named = [one for one in known if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    defaults = {p.name: attrs.NOTHING if p.default is p.empty else p.default for p in named}
+    return kinds, [
+        _field(p, hints.get(p, Any), texts.get(p, ""), default) for p, default in defaults.items()
+    ]
 
 
-def _call_mcp(call: Callable[[str, dict[str, Any]], Any], name: str, /, **arguments: Any) -> Any:
-    return call(name, arguments)
+def _placed(function: Callable[..., Any], names: Sequence[str], /, **arguments: Any) -> Any:
+    """Call a function that takes some arguments by their place only."""
+    given = [arguments.pop(name) for name in names if name in arguments]
+    return function(*given, **arguments)
 
 
-def _schema_type(schema: Fields) -> Any:
+def _tool_schema(fields: Sequence[Field], more: bool) -> dict[str, Any]:
+    defs: _Defs = {}
+    made = _fields_schema(fields, defs)
+    for one in fields:
+        if not one.required and one.default is not None:
+            with suppress(DataError):
+                made["properties"][one.name]["default"] = jsonable(one.default)
+    required = [one.name for one in fields if one.required]
+    return _with_defs({**made, "required": required, "additionalProperties": more}, defs)
+
+
+# -- tools that a JSON schema describes --
+
+
+def _either(value: Any, *names: str) -> Any:
+    """What a mapping or an object has under one of these names."""
+    get = value.get if isinstance(value, Mapping) else partial(getattr, value)
+    return next((found for name in names if (found := get(name, None)) is not None), None)
+
+
+def _schema_tool(name: str, desc: str, schema: Fields, call: Callable[[Fields], Any]) -> Tool:
+    """A tool that is called with one mapping; names that are none in Python are mapped back."""
+    properties, required = schema.get("properties") or {}, schema.get("required") or ()
+    names = {re.sub(r"\W", "_", one): one for one in properties}
+    fields = tuple(
+        _field(
+            made,
+            _schema_type(properties[own], schema),
+            properties[own].get("description", ""),
+            attrs.NOTHING if own in required else properties[own].get("default"),
+        )
+        for made, own in names.items()
+    )
+    shown = {
+        **schema,
+        "type": "object",
+        "properties": {made: properties[own] for made, own in names.items()},
+        "required": [made for made, own in names.items() if own in required],
+    }
+    return Tool(name, desc, shown, fields, partial(_renamed, call, names))
+
+
+def _renamed(call: Callable[[Fields], Any], names: Fields, /, **arguments: Any) -> Any:
+    return call({names[name]: value for name, value in arguments.items()})
+
+
+def _duck_tool(tool: Any, name: str, desc: str) -> Tool:
+    schema = tool.args_schema
+    asked = schema if isinstance(schema, Mapping) else schema.model_json_schema()
+    only_async = hasattr(tool, "coroutine") and getattr(tool, "func", None) is None
+    call = tool.ainvoke if only_async and tool.coroutine else tool.invoke
+    return _schema_tool(name or tool.name, desc or inspect.cleandoc(tool.description), asked, call)
+
+
+def _call_mcp(call: Callable[[str, dict[str, Any]], Any], name: str, arguments: Fields) -> Any:
+    result = call(name, jsonable(dict(arguments)))
+    return _later(result) if inspect.isawaitable(result) else _mcp_outcome(result)
+
+
+async def _later(result: Awaitable[Any]) -> Any:
+    return _mcp_outcome(await result)
+
+
+def _mcp_outcome(result: Any) -> Any:
+    """The text of what an MCP tool returned, its only image, audio or file, or its structure."""
+    parts = _either(result, "content")
+    if not isinstance(parts, (list, tuple)):
+        return result
+    made = [_mcp_part(one) for one in parts]
+    text = "\n".join(one for one in made if isinstance(one, str))
+    if _either(result, "isError", "is_error"):
+        raise RuntimeError(text or "the tool failed")
+    media = [one for one in made if isinstance(one, Media)]
+    structured = _either(result, "structuredContent", "structured_content")
+    return text or (media[0] if media else "" if structured is None else structured)
+
+
+def _mcp_part(part: Any) -> Any:
+    kinds = {"image": Image, "audio": Audio, "resource": File}
+    kind, inner = _either(part, "type"), _either(part, "resource") or part
+    data, media_type = _either(inner, "data", "blob"), _either(inner, "mimeType", "mime_type")
+    if kind in kinds and data is not None:
+        return kinds[kind](f"data:{media_type or 'application/octet-stream'};base64,{data}")
+    return str(_either(inner, "text", "uri") or "")
+
+
+def _schema_type(schema: Any, root: Fields, inside: tuple[str, ...] = ()) -> Any:
     """The type that a JSON schema describes; Any for what has no name here."""
-    if "enum" in schema:
-        return Literal[tuple(schema["enum"])]
-    if schema.get("type") == "array":
-        item: Any = _schema_type(schema.get("items", {}))
-        return list[item]
-    plain_types = {"string": str, "integer": int, "number": float, "boolean": bool, "object": dict}
-    kind = schema.get("type")
-    return plain_types.get(kind, Any) if isinstance(kind, str) else Any
+    if not isinstance(schema, Mapping):
+        return Any
+    if ref := schema.get("$ref"):
+        found = get_in(str(ref).lstrip("#/").split("/"), root, {})
+        return Any if ref in inside else _schema_type(found, root, (*inside, ref))
+    turn = partial(_schema_type, root=root, inside=inside)
+    kind, choices = schema.get("type"), schema.get("enum")
+    if choices or "const" in schema:
+        return Literal[tuple(choices or [schema["const"]])]
+    several = schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf", ())[:1]
+    if isinstance(kind, list):
+        several = [{**schema, "type": one} for one in kind]
+    if several:
+        return Union[tuple(map(turn, several))]  # noqa: UP007
+    if kind == "array":
+        return list[turn(schema.get("items", {}))]  # type: ignore[misc]
+    if kind == "object" and schema.get("properties"):
+        return _typed_mapping(schema, turn)
+    plain_types = {"string": str, "integer": int, "number": float, "boolean": bool, "null": None}
+    return plain_types.get(kind, dict if kind == "object" else Any)  # type: ignore[arg-type]
+
+
+def _typed_mapping(schema: Fields, turn: Callable[[Any], Any]) -> Any:
+    required, made = schema.get("required") or (), dict[str, Any]()
+    for name, one in schema["properties"].items():
+        kind = Annotated[turn(one), one["description"]] if one.get("description") else turn(one)
+        made[name] = kind if name in required else typing.NotRequired[kind]
+    make: Any = typing.TypedDict
+    return make(re.sub(r"\W", "_", str(schema.get("title") or "Object")), made)
 
 
 def _hidden() -> Any:
@@ -2467,7 +2633,7 @@ class _Format:
     look: str = ""  # pattern of what looks like one; without it, & < > are escaped
     hints: tuple[str, ...] = ()  # of which every text that looks like one holds one
     end: str = ""  # of a reply
-    shown: tuple[str, ...] = ("outputs",)  # sides of the signature in the structure
+    shown: bool = True  # whether the structure shows the fields
     nice: bool = False  # labels are what a person would write
     note: str = ", as JSON"  # behind the type of an output that is a list or an object
     structure: Callable[[_Format, Signature], str]
@@ -2550,10 +2716,26 @@ def _reply(form: _Format, task: Signature, values: Fields) -> str:
 
 
 def _structure(form: _Format, task: Signature) -> str:
-    fields = list(concat(getattr(task, side) for side in form.shown))
-    layout = _mark(form, task, {one.name: f"{{{one.name}}}" for one in fields})
+    """How a reply looks: the outputs only, as models repeat the inputs where these are shown."""
+    places = {one.name: _place(one.type) for one in task.outputs if form.shown}
+    layout = _mark(form, task, places)
     shown = form.joint.join([*layout, form.end] if form.end else layout)
     return "\n\n".join(filter(None, [form.start, shown]))
+
+
+def _place(tp: Any) -> str:
+    """What stands for a value in a structure: bare words, as brackets around them are copied."""
+    kind, parts = shape(tp)
+    if kind == "noted":
+        return _place(parts[0])
+    if kind == "object":
+        return "{" + ", ".join(f"{_dump(one.name)}: ..." for one in parts) + "}"
+    if kind == "list":
+        return f"[{_place(parts[0]) if _kind(parts[0]) == 'object' else '...'}]"
+    if kind == "union":
+        return " or ".join(unique(map(_place, parts)))
+    known = {"choice": "one of the choices", "row": "[...]", "dict": "{...}"}
+    return "text" if tp is str else known.get(kind) or words(tp)
 
 
 def _pieces(mark: re.Pattern[str], text: str) -> list[tuple[str, str, bool]]:
@@ -2622,7 +2804,7 @@ def _field_lines(title: str, fields: Sequence[Field], prompt: Prompt, note: str)
     lines = [title] if fields else []
     for index, one in enumerate(fields, start=1):
         desc = prompt.texts.get(one.name, one.desc)
-        shown = one.words + (note if shape(one.type)[0] in STRUCTURED else "")
+        shown = one.words + (note if _kind(one.type) in STRUCTURED else "")
         lines.append(f"{index}. `{one.name}` ({shown})" + (f": {desc}" if desc else ""))
     return lines
 
@@ -2660,13 +2842,21 @@ def _content(
         return f"[{one.kind} {len(media)}]"
 
     if any(one.holds_media for one in fields):
-        values = {
-            f.name: jsonable(values[f.name], media=number) for f in fields if f.name in values
-        }
+        given = {f.name: _as_media(f, values[f.name]) for f in fields if f.name in values}
+        values = valmap(partial(jsonable, media=number), given)
         fields = tuple(evolve(one, type=Any) for one in fields)
     asked = form.joint.join(_mark(form, task, _written(fields, values)))
     text = "\n\n".join(filter(None, [before, asked, after]))
     return (text, *media) if media else text
+
+
+def _as_media(one: Field, value: Any) -> Any:
+    """A value with images, audio and files where it has their URLs, or them as JSON."""
+    try:
+        return coerce(one.type, value) if one.holds_media else value
+    except ValueError as error:
+        what = f"the input {one.name!r} cannot be read ({error})"
+        raise DataError(what, value, one.words, "pass Image(url) or the like") from error
 
 
 class _Itself:
@@ -2702,9 +2892,10 @@ def _frame(
     notes = ["" if _complete(shown, demo) else _PARTIAL for demo in demos]
     turns = concat(_turn(form, shown, *pair) for pair in zip(demos, notes, strict=True))
     marks = _marks(form, shown.shown)
-    listed, labels = _listed(shown), [marks.labels[name] for name in shown.wanted]
+    labels = [marks.labels[name] for name in shown.wanted]
     system = Message("system", _system(form, shown, prompt.value))
-    ending = form.ending.format(fields=listed, labels=", ".join(labels))
+    facts = {"fields": _listed(shown), "first": labels[0], "last": labels[-1]}
+    ending = form.ending.format(labels=", ".join(labels), **facts)
     plain = shown is task.value and not any(one.holds_media for one in shown.inputs)
     layout = [(one.name, one.type, *marks.around[one.name]) for one in shown.inputs]
     return (system, *turns), ending, marks, layout if plain else None
@@ -2721,20 +2912,34 @@ def _render(form: _Format, task: Signature, prompt: Prompt, inputs: Fields) -> t
         asked = f"{form.joint.join(texts)}\n\n{ending}" if texts else ending
         return (*prefix, Message("user", asked))
     shown = _without_history(task)
-    past = [inputs[f.name] for f in task.inputs if f.type is History and f.name in inputs]
-    turns = concat(_turn(form, shown, turn) for one in past for turn in _history(one).turns)
+    past = [inputs[f.name] for f in task.inputs if f.is_history and f.name in inputs]
+    turns = concat(_past(form, shown, turn) for one in past for turn in _history(one).turns)
     content = _content(form, shown, inputs, after=ending)
     return (*prefix, *turns, Message("user", content))
 
 
 def _without_history(task: Signature) -> Signature:
-    kept = [one for one in task.inputs if one.type is not History]
+    kept = [one for one in task.inputs if not one.is_history]
     return evolve(task, inputs=kept) if len(kept) < len(task.inputs) else task
 
 
+def _past(form: _Format, task: Signature, turn: Record) -> Iterator[Message]:
+    """An earlier turn: the fields of this step, or a message as providers have them."""
+    if turn.keys() == {"role", "content"}:
+        yield Message(turn["role"], turn["content"])
+    elif turn.keys() & set(task.shown):
+        yield from _turn(form, task, turn)
+    else:
+        expected = f"the fields {', '.join(task.shown)}, or role and content"
+        raise DataError("a turn of the history has no known field", turn, expected, "correct it")
+
+
 def _history(value: Any) -> History:
+    if value is None:
+        return History()
     try:
-        made: History = coerce(History, value)
+        turns = {"turns": value} if isinstance(value, (list, tuple)) else value
+        made: History = coerce(History, turns)
         return made
     except ValueError as error:
         todo = f"pass History([...]) ({error})"
@@ -2765,9 +2970,13 @@ def _elsewhere(form: _Format, task: Signature, text: str) -> dict[str, Part]:
     """Read a reply that is in another format, if all of it is."""
     for other in (_JSON, _CHAT, _XML, _LABELS):
         parts = other.fields(other, task, text, False) if other.name != form.name else {}
-        if all(name in parts and parts[name].closed for name in task.wanted):
+        if all(one.name in parts and parts[one.name].closed for one in _needed(task)):
             return parts
     return {}
+
+
+def _needed(task: Signature) -> list[Field]:
+    return [one for one in task.outputs if one.required]
 
 
 def _without_thought(form: _Format, task: Signature, text: str) -> str:
@@ -2801,6 +3010,9 @@ def _parse(form: _Format, task: Signature, response: Response) -> Record:
     values = {}
     for one in task.outputs:
         part = found.get(one.name)
+        if part is None and not one.required:
+            values[one.name] = one.default
+            continue
         if part is None or not part.closed:
             raise _missing(one, part, response)
         try:
@@ -2808,6 +3020,7 @@ def _parse(form: _Format, task: Signature, response: Response) -> Record:
         except (ValueError, RecursionError) as error:
             what, facts = f"the field `{one.name}` cannot be read ({error})", {"field": one.name}
             given = part.text if part.data is _NOTHING else part.data
+            facts["told"] = f"{what}; expected {one.words}"
             wrong = (what, given, one.words, "correct it")
             raise ParseError(*wrong, **facts, response=response) from error
     try:
@@ -2815,7 +3028,7 @@ def _parse(form: _Format, task: Signature, response: Response) -> Record:
     except ValueError as error:
         what = f"the fields do not go together ({error})"
         wrong = (what, values, f"a {task.made.__name__}", "correct them")
-        raise ParseError(*wrong, response=response) from error
+        raise ParseError(*wrong, told=what, response=response) from error
     return _owned(values)
 
 
@@ -2838,11 +3051,13 @@ def _value(one: Field, part: Part) -> Any:
 
 
 def _missing(one: Field, part: Part | None, response: Response) -> ParseError:
-    facts = {"field": one.name, "response": response}
-    if response.finish_reason == "length":
-        what, expected, todo = "the reply was cut off", "a complete reply", "raise max_tokens"
-        return ParseError(what, response.text[-80:], expected, todo, **facts)
+    cut_off = response.finish_reason == "length"
     what = f"the field `{one.name}` is {'not complete' if part else 'missing'}"
+    told = "it was too long, and cut off" if cut_off else f"{what}; expected {one.words}"
+    facts = {"field": one.name, "told": told, "response": response}
+    if cut_off:
+        shown, todo = response.text[-80:], "raise max_tokens"
+        return ParseError("the reply was cut off", shown, "a complete reply", todo, **facts)
     return ParseError(what, response.text, one.words, "write it", **facts)
 
 
@@ -2865,9 +3080,10 @@ def _adapter(form: _Format, **more: Any) -> Adapter:
 _MARKED: dict[str, Any] = {"structure": _structure, "reply": _reply, "fields": _fields}
 _CHAT = _Format(
     name="chat",
-    start="Each value stands below its header, in this structure:",
-    ending="Reply with these fields in order, each below its header: {fields}. "
-    "Then [[ ## completed ## ]]",
+    start="The reply has each value below its header, in this structure:",
+    # Naming all headers makes small models write the list of them.
+    ending="Reply in this structure, starting with [[ ## {first} ## ]] "
+    "and ending with [[ ## completed ## ]].",
     opens="[[ ## {} ## ]]\n",
     closes="",
     joint="\n\n",
@@ -2876,7 +3092,6 @@ _CHAT = _Format(
     look=r"\[\[[ \t]*+(?:##|#*+[ \t]*+(?:NAMES|completed)\b)",
     hints=("[[", "</s>", "<|"),
     end="[[ ## completed ## ]]",
-    shown=("inputs", "outputs"),
     **_MARKED,
 )
 chat = _adapter(_CHAT)
@@ -2899,13 +3114,12 @@ def sections(text: str) -> dict[str, str]:
 
 _XML = _Format(
     name="xml",
-    start="Each value stands in a tag, with &amp; &lt; &gt; for & < >, in this structure:",
-    ending="Reply with these fields in order, each in its tag: {fields}.",
+    start="The reply has each value in a tag, with &amp; &lt; &gt; for & < >, in this structure:",
+    ending="Reply in this structure, starting with <{first}> and ending with </{last}>.",
     opens="<{}>\n",
     closes="\n</{}>",
     joint="\n",
     mark=r"<(?P<shut>/?)(?P<name>NAMES)(?:\s[^<>]*+)?>",
-    shown=("inputs", "outputs"),
     **_MARKED,
 )
 xml = _adapter(_XML)
@@ -2914,7 +3128,7 @@ xml = _adapter(_XML)
 _PLAIN = _Format(
     name="plain",
     start="The reply has this form:",
-    ending="Reply with: {labels}.",
+    ending="Reply in this form, one field a line: {labels}.",
     opens="{}: ",
     closes="",
     joint="\n",
@@ -2939,10 +3153,8 @@ _LABELS = evolve(
 
 
 def _json_structure(form: _Format, task: Signature) -> str:
-    layout = _mark(form, task, {one.name: f"{{{one.name}}}" for one in task.inputs})
-    start = ["Each input stands below its header, in this structure:", *layout] if layout else []
-    fields = ", ".join(f"{_dump(f.name)}: {{{f.name}}}" for f in task.outputs)
-    return "\n\n".join([*start, form.start, f"{{{fields}}}"])
+    fields = ", ".join(f"{_dump(one.name)}: {_place(one.type)}" for one in task.outputs)
+    return f"{form.start}\n\n{{{fields}}}"
 
 
 def _json_reply(form: _Format, task: Signature, values: Fields) -> str:
@@ -2979,9 +3191,10 @@ def _json_whole(task: Signature, text: str) -> dict[str, Part]:
     whole = [_unwrapped(one) for one in [*_loaded(text), *_bracketed(text)]]
     for one in whole:
         given = {str(key).casefold(): value for key, value in one.items()}
-        if all(name.casefold() in given for name in task.wanted):
-            found = {name: one.get(name, given[name.casefold()]) for name in task.wanted}
-            return {name: Part(as_text(value), True, value) for name, value in found.items()}
+        if given and all(need.name.casefold() in given for need in _needed(task)):
+            found = {n: one.get(n, given.get(n.casefold(), _NOTHING)) for n in task.wanted}
+            known = valfilter(lambda value: value is not _NOTHING, found)
+            return {name: Part(as_text(value), True, value) for name, value in known.items()}
     return {}
 
 
@@ -3032,7 +3245,7 @@ def two_step(lm: LM) -> Adapter:
     """
     start = "Answer in your own words. Say clearly what the value of each output field is."
     ending = "Give a value for: {labels}."
-    form = evolve(_PLAIN, name="two_step", start=start, ending=ending, shown=(), note="")
+    form = evolve(_PLAIN, name="two_step", start=start, ending=ending, shown=False, note="")
 
     def extract(task: Signature, response: Response) -> Flow:
         source = "text"
@@ -4396,7 +4609,7 @@ class _Reader:
         task, known = request.signature, request.adapter and request.adapter.fields
         self._fields = partial(known, task) if known and task else _unread
         outputs = task.outputs if task else ()
-        self._structured = [one.name for one in outputs if shape(one.type)[0] in STRUCTURED]
+        self._structured = [one.name for one in outputs if _kind(one.type) in STRUCTURED]
         self._begin()
 
     def _begin(self) -> None:
@@ -4688,7 +4901,8 @@ def predict(
 ) -> Program:
     """Make the program that asks an LM once for the outputs of a signature.
 
-    A reply that does not hold them is answered with what was wrong, and asked again.
+    Where a reply does not hold them, it is asked again with what was wrong, and the last time in
+    the `json` format.
 
     Args:
         retries: how many times a reply that cannot be read is asked again, 0 or more.
@@ -4710,18 +4924,19 @@ def predict(
     texts = {f"tool.{one.name}": one.desc for one in known}
 
     def body(step: Step, /, **inputs: Any) -> Flow:
-        request = _request(step, made, adapter, known, inputs)
-        parse = (request.adapter or adapter).parse
+        request = first_request = _request(step, made, adapter, known, inputs)
         for left in range(retries, -1, -1):
-            response = yield request
+            response = _unrefused((yield request))
             try:
-                fields = parse(made, response)
+                fields = (request.adapter or adapter).parse(made, response)
                 return (yield from fields) if type(fields) is _GENERATOR else fields
             except ParseError as error:
                 error.request = request
                 if not left:
                     raise
-                request = evolve(request, messages=request.messages + _ask_again(response, error))
+                request = _told(first_request, error)
+            if left == 1 and request.adapter is not json:
+                request = _request(step, made, json, known, inputs, as_given=True)
 
     prompt = Prompt(made.instructions, texts=texts, settings=settings)
     calls = (retries + 1) * adapter.calls
@@ -4742,10 +4957,16 @@ def _module(
 
 
 def _request(
-    step: Step, task: Signature, adapter: Adapter, tools: tuple[Tool, ...], inputs: dict[str, Any]
+    step: Step,
+    task: Signature,
+    adapter: Adapter,
+    tools: tuple[Tool, ...],
+    inputs: dict[str, Any],
+    *,
+    as_given: bool = False,
 ) -> Request:
     prompt, chosen = step.prompt, step.prompt.settings._data
-    adapter = ADAPTERS[chosen["adapter"]] if "adapter" in chosen else adapter
+    adapter = ADAPTERS[chosen["adapter"]] if "adapter" in chosen and not as_given else adapter
     return Request(
         adapter.render(task, _with_tools(prompt, tools) if tools else prompt, inputs),
         prompt.model,
@@ -4774,12 +4995,27 @@ def _with_tools(prompt: Prompt, tools: tuple[Tool, ...]) -> Prompt:
     return evolve(prompt, instructions="\n".join(lines))
 
 
-def _ask_again(response: Response, error: ParseError) -> tuple[Message, Message]:
-    problem = (
-        f"Your reply cannot be used: {error}. Reply again with every field, in the same structure."
-    )
-    # Some providers refuse an empty message.
-    return Message("assistant", response.text.strip() or "(empty)"), Message("user", problem)
+def _unrefused(response: Response) -> Response:
+    """The response, unless it is none: what is refused is refused again."""
+    if response.finish_reason in ("content_filter", "refusal"):
+        what, todo = "the model refuses to answer", "change what is asked, or ask another model"
+        said = response.text or response.finish_reason
+        raise Refused(what, said, "an answer", todo, response=response)
+    return response
+
+
+def _told(request: Request, error: ParseError) -> Request:
+    """The request once more, with what was wrong with an earlier reply before its last line.
+
+    The reply itself is not shown: a small model would copy it.
+    """
+    *before, asked = request.messages
+    told = f"An earlier reply could not be used: {error.told or error}."
+    content, _, ending = asked.text.rpartition("\n\n")
+    text = "\n\n".join(filter(None, [content, told, ending]))
+    media = () if isinstance(asked.content, str) else asked.content[1:]
+    last = evolve(asked, content=(text, *media) if media else text)
+    return evolve(request, messages=(*before, last))
 
 
 def _task(task: Task, options: dict[str, Any]) -> tuple[Signature, dict[str, Any]]:
@@ -4867,7 +5103,7 @@ class Turn:
     thought: str
     tool: str
     arguments: Record = field(converter=_record)
-    observation: str
+    observation: str | Media
 
 
 _THOUGHT = Field("thought", desc="what is known, and what to do next")
@@ -4879,7 +5115,7 @@ def _agent(
     given: Fields,
     past: str,
     most: int,
-    turn: Callable[[Any, int], Flow],
+    turn: Callable[[Any, Sequence[Any]], Flow],
     failed: Callable[[str], Any],
 ) -> Flow:
     """Act until it is done, then answer from what was seen.
@@ -4888,8 +5124,8 @@ def _agent(
         given: the inputs of both steps, "act" and "answer", but for what happened.
         past: the input with what happened; so is the output.
         most: how many turns.
-        turn: (what "act" made, turns that are left) -> flow of new turns, and whether that is all;
-            or the outputs, where no answer is needed.
+        turn: (what "act" made, the turns so far) -> flow of new turns, and whether that is all; or
+            the outputs, where no answer is needed.
         failed: text -> turn in which the reply could not be used.
     """
     shown: list[Any] = []
@@ -4901,7 +5137,7 @@ def _agent(
         except ParseError as error:
             turns = [failed(f"The reply could not be used: {error}")]
         else:
-            turns, ended = yield from turn(made, most - len(done))
+            turns, ended = yield from turn(made, done)
         shown += turns
         done += turns
     if not isinstance(ended, Mapping):
@@ -4927,6 +5163,7 @@ def react(
     *,
     max_steps: int = 20,
     native: bool = False,
+    approve: Callable[[ToolCall], Any] | None = None,
     name: str = "react",
     **options: Any,
 ) -> Program:
@@ -4942,6 +5179,7 @@ def react(
             `texts` of the step "act", as "tool.NAME".
         max_steps: 1 or more.
         native: use the tool calls of the provider, several at once where the model asks for them.
+        approve: asked before each call; anything but True is why not, and is what is observed.
     Raises:
         SignatureError: no tools, two of one name, one called "finish", or no steps.
     Calls: one for each step, `max_steps` more where the prompt gets too long, and the answer.
@@ -4953,7 +5191,7 @@ def react(
     >>> lm = scripted_lm(
     ...     [
     ...         {"thought": "Look.", "tool": "population", "arguments": {"city": "Paris"}},
-    ...         {"thought": "Done.", "tool": "finish", "arguments": {}},
+    ...         {"thought": "Done.", "tool": "finish"},
     ...         {"reasoning": "It says so.", "answer": 2_100_000},
     ...     ]
     ... )
@@ -4968,11 +5206,15 @@ def react(
     acting = (_act_natively if native else _act)(seen, known, options)
     answer = chain_of_thought(seen, name="answer", **options)
 
-    def turn(step: Any, left: int) -> Flow:
-        calls = step["calls"] if native else (ToolCall("", step.tool, step.arguments),)
+    def turn(step: Any, done: Sequence[Turn]) -> Flow:
+        calls = step["calls"] if native else (_meant_call(known, step.tool, step.arguments),)
         if not calls or calls[0].name == "finish":
             return [Turn(step.thought, "finish", {}, "")], True
-        return (yield [_called(known, step.thought, one) for one in calls[:left]]), False
+        tried = [
+            _called(known, Turn(step.thought, one.name, one.arguments, ""), approve, done[-1:])
+            for one in calls[: max_steps - len(done)]
+        ]
+        return (yield tried), False
 
     def body(steps: Steps, /, **inputs: Any) -> Flow:
         failed = partial(Turn, "", "", {})
@@ -4998,8 +5240,11 @@ def _tools(
 
 def _act(seen: Signature, tools: Record, options: Fields) -> Program:
     """The step that names one tool in a reply."""
-    called = Field("tool", desc="the name of the tool to call, or finish")
-    given = Field("arguments", dict[str, Any], "of the tool, by name")
+    names = {"type": "string", "enum": [*tools, "finish"]}
+    shapes = [*unique([*(one.schema for one in tools.values()), _closed({})], key=canonical)]
+    called = Field("tool", Annotated[str, _Held(names)], "the name of the tool to call, or finish")
+    held = Annotated[dict[str, Any], _Held({"anyOf": shapes})]
+    given = Field("arguments", held, "of the tool, by name", default=Record())
     told = (
         f"{seen.instructions}\n\nWork in steps. In each step, think and call one tool; what it "
         f"returns is added to the trajectory. When the trajectory holds all that is needed for "
@@ -5011,6 +5256,18 @@ def _act(seen: Signature, tools: Record, options: Fields) -> Program:
 
 def _acting(task: Signature, tools: Record, options: Fields) -> Program:
     return predict(task, **{"retries": 0, **options, "tools": tools.values(), "name": "act"})
+
+
+def _meant_call(tools: Record, name: str, arguments: Fields) -> ToolCall:
+    """The call that a model means where it writes `look()`, functions.look or look(city="Lyon")."""
+    plain = re.match(r"\W*(?:functions?\.|tools?\.)?([\w-]+)\W*(?:\((.*)\))?\W*\Z", name, re.DOTALL)
+    if plain is None or name in tools or plain[1] not in (*tools, "finish"):
+        return ToolCall("", name, arguments)
+    if plain[2] and not arguments:
+        named = re.sub(r"(\w+)\s*=(?!=)", r"\1: ", plain[2])
+        with suppress(ValueError):
+            arguments = read(dict[str, Any], f"{{{named}}}")
+    return ToolCall("", plain[1], arguments)
 
 
 def _act_natively(seen: Signature, tools: Record, options: Fields) -> Program:
@@ -5028,11 +5285,17 @@ def _act_natively(seen: Signature, tools: Record, options: Fields) -> Program:
         for number, turn in enumerate(inputs["trajectory"], start=1):
             call = ToolCall(f"call_{number}", turn.tool, turn.arguments)
             said.append(Message("assistant", turn.thought, tool_calls=(call,)))
-            said.append(Message("tool", turn.observation, tool_call_id=call.id))
+            seen_media = isinstance(turn.observation, Media)
+            told = "See the next message." if seen_media else turn.observation
+            said.append(Message("tool", told, tool_call_id=call.id))
+            if seen_media:
+                content = (f"[{turn.observation.kind} 1]", turn.observation)
+                said.append(Message("user", content))
         known = [evolve(t, desc=prompt.texts.get(f"tool.{t.name}", t.desc)) for t in tools.values()]
         facts: dict[str, Any] = {"step": step.path, "inputs": Record(inputs), "tools": known}
-        response = yield Request(said, prompt.model, **facts, **_sampling(prompt))
-        return {"thought": response.text or response.reasoning, "calls": response.tool_calls}
+        response = _unrefused((yield Request(said, prompt.model, **facts, **_sampling(prompt))))
+        calls = response.tool_calls or _written_calls(tools, response.text)
+        return {"thought": response.text or response.reasoning, "calls": calls}
 
     texts = {f"tool.{one.name}": one.desc for one in tools.values()}
     chosen = {
@@ -5042,23 +5305,44 @@ def _act_natively(seen: Signature, tools: Record, options: Fields) -> Program:
     return _module(body, made, "act", 1, signature=made, prompt=prompt)
 
 
-def _called(tools: Record, thought: str, call: ToolCall) -> Flow:
-    """Call a tool; whatever goes wrong is what is observed."""
-    observation = yield from _observed(tools, call.name, call.arguments)
-    return Turn(thought, call.name, call.arguments, observation)
+def _written_calls(tools: Record, text: str) -> tuple[ToolCall, ...]:
+    """The calls that a model wrote as JSON into its text."""
+    found = concat(one if isinstance(one, list) else [one] for one in _bracketed(text))
+    calls = [one for one in found if isinstance(one, dict) and one.get("name") in tools]
+    given = [one.get("arguments", one.get("parameters")) or {} for one in calls]
+    made = zip(calls, given, strict=True)
+    return tuple(ToolCall("", c["name"], args) for c, args in made if isinstance(args, dict))
+
+
+def _called(
+    tools: Record, planned: Turn, approve: Callable[[ToolCall], Any] | None, last: Sequence[Turn]
+) -> Flow:
+    """Call a tool; what goes wrong is what is observed, and that it is the same call again."""
+    call = ToolCall("", planned.tool, planned.arguments)
+    allowed = True if approve is None else (yield invoke(approve, call))
+    if allowed is True:
+        seen = yield from _observed(tools, call.name, call.arguments)
+    else:
+        seen = f"This call was not approved{f': {allowed}' if allowed else '.'}"
+    made = evolve(planned, observation=seen)
+    if isinstance(seen, str) and any(evolve(made, thought=one.thought) == one for one in last):
+        return evolve(made, observation=f"{seen}\n(The same call as before, and the same result.)")
+    return made
 
 
 def _observed(tools: Record, name: str, arguments: Fields) -> Flow:
     if name not in tools:
-        return f"There is no tool {name!r}; there are {', '.join(tools)}."
+        return f"There is no tool {name!r}; there are {', '.join([*tools, 'finish'])}."
     try:
         given = tools[name].checked(arguments)
     except DataError as error:
         return f"Wrong arguments: {error}"
     try:
-        return as_text((yield Call(tools[name].function, (), given, name)))
+        made = yield Call(tools[name].function, (), given, name)
+        return made if isinstance(made, Media) else as_text(made)
     except Exception as error:
-        if stops(error):
+        # What is yours to correct is the tool's to tell; what ends a run is not.
+        if stops(error) and not isinstance(error, ValueError):
             raise
         return f"The tool failed: {describe(error)}"
 
@@ -5258,7 +5542,7 @@ def code_act(
     def body(steps: Steps, /, **inputs: Any) -> Flow:
         state = _state(inputs, known)
 
-        def turn(step: Any, left: int) -> Flow:
+        def turn(step: Any, done: Sequence[Cell]) -> Flow:
             nonlocal state
             outside = partial(_outside, known)
             result, state = yield from _run_code(interpreter, step.code, state, outside)
@@ -5336,7 +5620,7 @@ def recursive(
             replies = yield [Run(steps["query"], {"prompt": one}, "query") for one in args]
             return [one.reply for one in replies] if len(args) > 1 else replies[0].reply
 
-        def turn(step: Any, left: int) -> Flow:
+        def turn(step: Any, done: Sequence[Cell]) -> Flow:
             nonlocal state
             result, state = yield from _run_code(interpreter, step.code, state, outside)
             return _submitted(made, step.code, result)
@@ -6255,8 +6539,22 @@ def _answer(answer: Any, request: Request) -> Response:
         if request.signature is None or request.adapter is None:
             todo = "answer with a text or a Response"
             raise DataError("fields for a request without a step", answer, "text", todo)
+        _check_outputs(request.signature, answer)
+        left_out = {one.name: one.default for one in request.signature.outputs if not one.required}
+        answer = {**left_out, **answer}
         answer = render_outputs(request.adapter, request.signature, answer)
     return answer if isinstance(answer, Response) else Response(str(answer))
+
+
+def _check_outputs(task: Signature, answer: Fields) -> None:
+    missing = [one.name for one in task.outputs if one.required and one.name not in answer]
+    unknown = [name for name in answer if name not in task.wanted]
+    if missing or unknown:
+        lacks = f"lacks {', '.join(missing)}" if missing else ""
+        wrong = f"has {', '.join(unknown)}, which the step does not ask for" if unknown else ""
+        what = f"the scripted reply {' and '.join(filter(None, [lacks, wrong]))}"
+        expected = f"the fields {', '.join(task.wanted)}"
+        raise DataError(what, dict(answer), expected, "correct the names")
 
 
 def scripted_lm(replies: Iterable[Any]) -> LM:
@@ -8423,23 +8721,66 @@ def evaluating(
 
 
 def check_dataset(program: Program, dataset: Dataset) -> tuple[Record, ...]:
-    """Return a data set as records, after checking that each has the program's inputs.
+    """Return a data set as records of the program's types, after checking that each has its inputs.
 
+    So the cells of a CSV file become numbers and dates, and a label that is none of a `Literal` is
+    found before any call.
+
+    Args:
+        dataset: mappings; or a DataFrame.
     Raises:
-        DataError: it is empty, or an example lacks an input; says which.
+        DataError: it is empty, an example lacks an input, or a value is not of the type of the
+            program's field of that name; says which.
 
-    >>> check_dataset(predict("question -> answer"), [{"question": "2+2?"}])
-    (Record(question='2+2?'),)
+    >>> check_dataset(predict("text -> n: int"), [{"text": "one two", "n": "2"}])
+    (Record(text='one two', n=2),)
     """
-    examples = _records(dataset)
+    examples = _rows_of(dataset)
     if not examples:
         raise DataError("an empty data set", [], "at least one example", "add examples")
+    types = _known_types(program)
+    made = []
     for index, example in enumerate(examples):
         try:
             select_inputs(program, example)
+            made.append(_read_as(types, example))
         except DataError as error:
             raise DataError(f"example {index}: {error}") from error
-    return examples
+    return tuple(made)
+
+
+def _rows_of(dataset: Any) -> tuple[Record, ...]:
+    if isinstance(dataset, (str, os.PathLike, Mapping)):
+        todo = "read a file with read_examples, and put a single example into a list"
+        raise DataError("this is no data set", dataset, "examples in a list", todo)
+    if hasattr(dataset, "columns") and hasattr(dataset, "to_dict"):  # a DataFrame; nan is not equal
+        rows = dataset.to_dict("records")
+        dataset = [{n: None if v != v else v for n, v in row.items()} for row in rows]
+    return _records(dataset)
+
+
+def _known_types(program: Program) -> dict[str, Any]:
+    """The types of fields, by name, that are not just text and mean the same in every step."""
+    found: dict[str, list[Any]] = {}
+    for leaf in program.leaves.values():
+        for one in (*leaf.inputs, *(leaf.signature.outputs if leaf.signature else ())):
+            found.setdefault(one.name, []).append(one.type)
+    same = {name: types[0] for name, types in found.items() if len(set(map(words, types))) == 1}
+    return {name: tp for name, tp in same.items() if tp not in (str, Any, History)}
+
+
+def _read_as(types: Fields, example: Record) -> Record:
+    changes = {}
+    for name, tp in types.items():
+        value = example.get(name)
+        if value is None or value == "":
+            continue
+        try:
+            changes[name] = read(tp, value) if isinstance(value, str) else coerce(tp, value)
+        except ValueError as error:
+            what = f"the field {name!r} cannot be read ({error})"
+            raise DataError(what, value, words(tp), "correct the data") from error
+    return example | changes if changes else example
 
 
 def _row(program: Program, metric: Any, failure_score: float, example: Record) -> Flow:

@@ -166,7 +166,7 @@ SCHEMA = {
     "type": "object",
     "properties": {
         "query": {"type": "string", "description": "what to look for, in a few words"},
-        "k": {"type": "integer", "description": "how many to return"},
+        "k": {"type": "integer", "description": "how many to return", "default": 3},
     },
     "required": ["query"],
     "additionalProperties": False,
@@ -228,16 +228,12 @@ def test_wrong_arguments_are_told_so_that_a_model_can_act_on_it(arguments, messa
         Tool.of(google)(**arguments)
 
 
-def stars(*queries: str) -> str:
-    """Search."""
-
-
 def unknown(x: "Nothing") -> str:  # noqa: F821
     """Search."""
 
 
 @pytest.mark.parametrize(
-    ("function", "message"), [(stars, "without a name"), (unknown, "a wrong annotation")]
+    ("function", "message"), [(5, "this is no tool: 5"), (unknown, "a wrong annotation")]
 )
 def test_a_function_that_cannot_be_a_tool(function, message):
     with pytest.raises(SignatureError, match=message):

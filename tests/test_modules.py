@@ -82,7 +82,10 @@ def test_after_the_last_retry_it_is_an_error_with_request_and_reply(retries):
     with pytest.raises(ParseError, match="`n` is missing") as caught:
         predict("text -> n: int", retries=retries)(scripted_lm(replies), text="Hello")
     assert caught.value.response.text == f"word {retries}"
-    assert len(caught.value.request.messages) == 2 + 2 * retries
+    last = caught.value.request
+    assert len(last.messages) == 2 and "word" not in last.messages[-1].text
+    assert last.adapter is (lmopt.json if retries else lmopt.chat)
+    assert (last.schema is not None) == bool(retries)
 
 
 def test_a_reply_is_asked_for_with_the_settings_of_the_prompt():
@@ -164,12 +167,29 @@ def test_a_field_may_be_called_like_an_argument():
     assert inner(stub_lm(), self=1, lm=2, one=3, inputs=4)["name"] == "text"
 
 
-def test_an_empty_reply_is_never_sent_back_empty():
+def test_a_reply_that_cannot_be_read_is_told_of_but_not_shown():
     sent = []
     with pytest.raises(ParseError):
-        count(lambda request: sent.append(request) or Response(" \n"), text="x")
-    assert all(one.content.strip() for one in sent[-1].messages)
-    assert Message("assistant", "(empty)") in sent[-1].messages
+        count(lambda request: sent.append(request) or Response("seven words"), text="x")
+    first, told, fresh = (request.messages[-1].text for request in sent)
+    asked, _, ending = first.rpartition("\n\n")
+    problem = "An earlier reply could not be used: the field `n` is missing; expected int."
+    assert told == f"{asked}\n\n{problem}\n\n{ending}"
+    assert fresh == preview(predict(count.signature, adapter=lmopt.json), text="x")[-1].text
+
+
+def test_what_is_refused_is_not_asked_again():
+    refuses = Response("I cannot help with that.", finish_reason="refusal")
+    for reply in (refuses, Response("", finish_reason="content_filter")):
+        lm = scripted_lm([reply])
+        with pytest.raises(
+            lmopt.Refused, match="the model refuses to answer: .*; expected an"
+        ) as e:
+            count(lm, text="x")
+        assert e.value.response == reply
+        rows = lmopt.evaluate(count, [{"text": "x", "n": 1}], lmopt.exact_match,
+                              lm=scripted_lm([reply])).rows  # fmt: skip
+        assert rows[0].score == 0 and rows[0].error.startswith("Refused: ")
 
 
 def test_demos_hold_values_of_any_kind():
@@ -304,7 +324,7 @@ def test_what_goes_wrong_in_a_step_is_observed():
     assert texts[0] == "tea is a drink" and texts[4] == ""
     assert texts[1].startswith("Wrong arguments: lookup has no argument 'wrong': 1; expected word")
     assert texts[2] == "The tool failed: KeyError: 'x'"
-    assert texts[3] == "There is no tool 'nothing'; there are lookup, fails."
+    assert texts[3] == "There is no tool 'nothing'; there are lookup, fails, finish."
     native = PROGRAMS["react, native"][0](answer, q="2+2?")
     assert [turn.observation for turn in native.trajectory[:4]] == texts[:4]
     assert native.trajectory[4] == Turn("All is known.", "finish", {}, "")
