@@ -280,8 +280,10 @@ def stops(error: Exception) -> bool:
     >>> stops(Unauthorized("no key")), stops(ParseError("no answer")), stops(ZeroDivisionError())
     (True, False, False)
     """
-    passing = (ParseError, ContextWindowExceeded, Refused)
-    return isinstance(error, LmoptError) and not isinstance(error, passing)
+    return isinstance(error, LmoptError) and not isinstance(error, _PASSING)
+
+
+_PASSING = (ParseError, ContextWindowExceeded, Refused)
 
 
 # == 2. Records ====================================================================================
@@ -1307,7 +1309,15 @@ def _build(data: Any, make: Callable[..., T], *parts: Any) -> T:
     try:
         return make(*parts)
     except Exception as error:
-        raise ValueError(f"{cut(repr(data), 80)} is refused: {error}") from error
+        raise ValueError(f"{cut(repr(data), 80)} is refused: {_plain_words(error)}") from error
+
+
+def _plain_words(error: Exception) -> str:
+    """What an error says, without the internals that attrs and pydantic add."""
+    if hasattr(error, "errors") and hasattr(error, "error_count"):
+        found = [(".".join(map(str, one["loc"])), one["msg"]) for one in error.errors()]
+        return "; ".join(f"{place}: {text}" if place else text for place, text in found)
+    return str(error.args[0] if len(error.args) > 1 else error)
 
 
 def _at(place: str, tp: Any, data: Any) -> Any:
@@ -2752,7 +2762,7 @@ def _pieces(mark: re.Pattern[str], text: str) -> list[tuple[str, str, bool]]:
         ]
     made, opened, depth = [], None, 0
     for match in mark.finditer(text):
-        if opened and match["name"] == opened["name"]:
+        if opened and match["name"].casefold() == opened["name"].casefold():
             depth += -1 if match["shut"] else 1
             if depth == 0:
                 made.append((opened["name"], text[opened.end() : match.start()], True))
@@ -2970,13 +2980,19 @@ def _elsewhere(form: _Format, task: Signature, text: str) -> dict[str, Part]:
     """Read a reply that is in another format, if all of it is."""
     for other in (_JSON, _CHAT, _XML, _LABELS):
         parts = other.fields(other, task, text, False) if other.name != form.name else {}
-        if all(one.name in parts and parts[one.name].closed for one in _needed(task)):
+        if _is_read(task, parts):
             return parts
     return {}
 
 
-def _needed(task: Signature) -> list[Field]:
-    return [one for one in task.outputs if one.required]
+def _needed(task: Signature) -> list[str]:
+    return [one.name for one in task.outputs if one.required]
+
+
+def _is_read(task: Signature, parts: Mapping[str, Part]) -> bool:
+    """Whether a reply has all that is needed."""
+    needed = _needed(task) or task.wanted[:1]
+    return all(name in parts and parts[name].closed for name in needed)
 
 
 def _without_thought(form: _Format, task: Signature, text: str) -> str:
@@ -3181,9 +3197,8 @@ def _json_fields(
                     closed = place < sure and (whole or more) and not drafted
                     found.setdefault(key, Part(said, closed, value))
                 at = until
-    if more or any(part.closed for part in found.values()):
-        return found
-    return _json_whole(task, text) or found
+    whole = more or _is_read(task, found)
+    return found if whole else _json_whole(task, text) or found
 
 
 def _json_whole(task: Signature, text: str) -> dict[str, Part]:
@@ -3191,7 +3206,7 @@ def _json_whole(task: Signature, text: str) -> dict[str, Part]:
     whole = [_unwrapped(one) for one in [*_loaded(text), *_bracketed(text)]]
     for one in whole:
         given = {str(key).casefold(): value for key, value in one.items()}
-        if given and all(need.name.casefold() in given for need in _needed(task)):
+        if given and all(name.casefold() in given for name in _needed(task)):
             found = {n: one.get(n, given.get(n.casefold(), _NOTHING)) for n in task.wanted}
             known = valfilter(lambda value: value is not _NOTHING, found)
             return {name: Part(as_text(value), True, value) for name, value in known.items()}
@@ -3275,6 +3290,20 @@ Flow = Generator[Any, Any, Any]
 SETTINGS = ("temperature", "max_tokens", "top_p", "stop", "rollout", "extra", "adapter")
 
 
+def _number(low: float, high: float, kind: Any = (int, float)) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, kind) and not isinstance(v, bool) and low <= v <= high
+
+
+_FITTING: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "temperature": ("a number, 0 or more", _number(0, math.inf)),
+    "max_tokens": ("a whole number, 1 or more", _number(1, math.inf, int)),
+    "top_p": ("a number from 0 to 1", _number(0, 1)),
+    "rollout": ("a whole number, 0 or more", _number(0, math.inf, int)),
+    "extra": ("a mapping", lambda value: isinstance(value, Mapping)),
+    "stop": ("texts", lambda value: all(isinstance(one, str) for one in value)),
+}
+
+
 def _settings(mapping: Fields) -> Record:
     chosen = mapping.get("adapter", "chat")
     if chosen not in ADAPTERS:
@@ -3284,6 +3313,11 @@ def _settings(mapping: Fields) -> Record:
             known = ", ".join(SETTINGS)
             todo = "put an option of your provider into extra={...}"
             raise ParamsError("unknown setting", name, f"one of {known}", todo)
+        expected, fits = _FITTING.get(name, ("", lambda value: True))
+        if mapping[name] is not None and not fits(mapping[name]):
+            raise ParamsError(f"a wrong {name}", mapping[name], expected, "correct the setting")
+    if isinstance(mapping.get("stop"), str):
+        return Record(mapping) | {"stop": (mapping["stop"],)}
     return _record(mapping)
 
 
@@ -3379,8 +3413,11 @@ class Program(Made):
 
     def __call__(self, lm: LM, /, **inputs: Any) -> Prediction:
         """Run the program in this thread; the same as `run(program, lm, inputs)`."""
-        made: Prediction = _Here(lm).drive(_begun(self, inputs))
-        return made
+        try:
+            made: Prediction = _Here(_checked_lm(lm)).drive(_begun(self, inputs))
+            return made
+        except Exception as error:
+            raise _shown(error) from error.__cause__
 
     def flow(self, /, **inputs: Any) -> Flow:
         """Return the body as a generator, to be stepped by hand: it yields effects."""
@@ -3517,6 +3554,12 @@ class Run:
     program: Program
     inputs: Record = field(converter=_record)
     name: str = ""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        todo = f"yield it first: made = yield steps.{self.name or 'step'}(...); made.{name}"
+        raise AttributeError(explain("a step that has not run", name, "its prediction", todo))
 
 
 def _name_of(function: Any) -> str:
@@ -3666,10 +3709,12 @@ def preview(program: Program, /, **inputs: Any) -> tuple[Message, ...]:
     >>> preview(predict("question -> answer"), question="2+2?")[-1].role
     'user'
     """
-    effect = next(program.flow(**inputs), None)
-    while isinstance(effect, (Run, tuple, list)):
+    effect: Any = program.flow(**inputs)
+    while isinstance(effect, (Run, tuple, list)) or type(effect) is _GENERATOR:
         if isinstance(effect, Run):
-            effect = next(_begin(effect.program, effect.name, effect.inputs), None)
+            effect = _begin(effect.program, effect.name, effect.inputs)
+        elif type(effect) is _GENERATOR:
+            effect = next(effect, None)
         else:
             effect = first(effect) if effect else None
     if isinstance(effect, Request):
@@ -4394,6 +4439,43 @@ def _how(effect: Any) -> Any:
 # -- one run, or any flow --
 
 
+def _checked_lm(lm: Any) -> Any:
+    """The LM, unless it is clearly none."""
+    if isinstance(lm, Middleware):
+        raise DataError("this goes around an LM", lm, "an LM", "apply it: retry()(lm)")
+    ours = inspect.isfunction(lm) and lm.__module__ == __name__
+    if ours and lm.__name__ in __all__:
+        todo = f"call it: {lm.__name__}(...)"
+        raise DataError("this makes an LM, and is none", lm.__name__, "an LM", todo)
+    if callable(lm) or hasattr(lm, "acall") or hasattr(lm, "batch") or lm is None:
+        return lm  # None where nothing asks one
+    todo = 'make one with connect("openai/gpt-4o"), and pass the inputs by name: qa(lm, question=q)'
+    raise DataError("this is no LM", lm, "a function from a Request to a Response", todo)
+
+
+_BETWEEN = (__name__, f"{__name__}_optimizers", "concurrent.futures._base", "toolz.itertoolz")
+
+
+def _shown(error: Exception) -> Exception:
+    """The error without our own frames, which stand between the user's call and the user's code.
+
+    Where Python runs in development mode (`-X dev`) all of them are kept.
+    """
+    seen: BaseException | None = None if sys.flags.dev_mode else error
+    while seen is not None:
+        frames = []
+        place = seen.__traceback__
+        while place is not None:
+            frames.append(place)
+            place = place.tb_next
+        kept = [one for one in frames if one.tb_frame.f_globals.get("__name__") not in _BETWEEN]
+        for one, after in zip(kept, [*kept[1:], None], strict=False):
+            one.tb_next = after
+        seen.__traceback__ = kept[0] if kept else None
+        seen = seen.__cause__
+    return error
+
+
 def drive(flow: Flow, lm: Any, *, workers: int | None = 1, executor: Executor | None = None) -> Any:
     """Perform the leaf effects of a flow in this thread, until it returns.
 
@@ -4402,14 +4484,20 @@ def drive(flow: Flow, lm: Any, *, workers: int | None = 1, executor: Executor | 
     >>> drive(_once(invoke(max, 1, 2)), stub_lm())
     2
     """
-    return _Here(lm, workers, executor).drive(flow)
+    try:
+        return _Here(_checked_lm(lm), workers, executor).drive(flow)
+    except Exception as error:
+        raise _shown(error) from error.__cause__
 
 
 async def adrive(
     flow: Flow, lm: Any, *, workers: int | None = None, executor: Executor | None = None
 ) -> Any:
     """Do what `drive` does, in the running event loop."""
-    return await _There(lm, workers, executor).drive(flow)
+    try:
+        return await _There(_checked_lm(lm), workers, executor).drive(flow)
+    except Exception as error:
+        raise _shown(error) from error.__cause__
 
 
 def emit(flow: Flow, kind: type[T], lm: Any, **options: Any) -> Iterator[T]:
@@ -4418,7 +4506,7 @@ def emit(flow: Flow, kind: type[T], lm: Any, **options: Any) -> Iterator[T]:
     >>> list(emit(through(_once(1), _once), int, stub_lm()))
     [1]
     """
-    here, flow = _Here(lm, **options), _layered(flow, lm)
+    here, flow = _Here(_checked_lm(lm), **options), _layered(flow, lm)
     try:
         going, effect = _resume(flow)
         while going:
@@ -4435,7 +4523,7 @@ def emit(flow: Flow, kind: type[T], lm: Any, **options: Any) -> Iterator[T]:
 
 async def aemit(flow: Flow, kind: type[T], lm: Any, **options: Any) -> AsyncIterator[T]:
     """Do what `emit` does, in the running event loop."""
-    there, flow = _There(lm, **options), _layered(flow, lm)
+    there, flow = _There(_checked_lm(lm), **options), _layered(flow, lm)
     try:
         going, effect = _resume(flow)
         while going:
@@ -4790,8 +4878,8 @@ def workers_for(lm: Any, workers: int | None) -> int:
     """
     default = 16 if inspect.iscoroutinefunction(lm) else 1
     count: int = getattr(lm, "concurrency", default) if workers is None else workers
-    if count < 1:
-        raise DataError("no workers", count, "1 or more", "leave workers out")
+    if not isinstance(count, int) or count < 1:
+        raise DataError("no workers", count, "a whole number, 1 or more", "leave workers out")
     return count
 
 
@@ -4918,6 +5006,9 @@ def predict(
     '4'
     """
     made = signature(task, instructions=instructions, types=types)
+    if not isinstance(adapter, Adapter):
+        todo = f"write adapter=lmopt.{adapter}" if adapter in list(ADAPTERS) else "pass lmopt.json"
+        raise SignatureError("this is no adapter", adapter, "chat, json, xml, plain or own", todo)
     if retries < 0:
         raise SignatureError("too few retries", retries, "0 or more", "raise retries")
     known = tuple(tools)
@@ -5229,6 +5320,8 @@ def _tools(
     tools: Iterable[Callable[..., Any] | Tool], *, reserved: str, needed: bool = True
 ) -> Record:
     """Tools by name."""
+    if callable(tools) or isinstance(tools, (str, Mapping)):
+        raise SignatureError("tools are no list", tools, "a list of tools", "write [tool, ...]")
     made = [Tool.of(one) for one in tools]
     names = [one.name for one in made]
     twice = [one for one in names if names.count(one) > 1 or one == reserved]
@@ -6674,7 +6767,7 @@ def _toy(seed: int, request: Request) -> Response:
 def _toy_question(turn: str) -> str:
     """The inputs in the last message, without the sentence that asks for a reply."""
     rest, _, ending = turn.rpartition("\n")
-    text = rest if ending.startswith("Reply with ") else turn
+    text = rest if ending.startswith("Reply ") else turn
     return " ".join(sections(text).values()) or text
 
 
@@ -8239,8 +8332,9 @@ def replay_lm(path: Path_, *, strict: bool = False, lm: Any = None) -> ReplayLM:
     from pathlib import Path
 
     tape = _Cassette(os.fspath(path))
-    if not tape.places:
-        Path(path).stat()  # an OSError where there is none
+    if not tape.places and not Path(path).exists():
+        what, todo = "there is no such cassette; record it first", "lm = lmopt.record(path)(lm)"
+        raise FileNotFoundError(explain(what, os.fspath(path), "a file that `record` wrote", todo))
     return ReplayLM(tape, strict, None if lm is None else identity(lm))
 
 
@@ -8642,7 +8736,8 @@ def evaluate(
     Returns:
         the evaluation, its rows in the order of the data set.
     Raises:
-        DataError: no examples, or one lacks an input; more than `max_errors` rows failed.
+        DataError: no examples, or one lacks an input; more than `max_errors` rows failed, or all
+            alike (two or more, where `max_errors` is not given), and no reply is to blame.
         MetricError: the metric raised, or returned no number from 0 to 1; says for which row.
         LMError: the LM could not be asked.
     Calls: `program.max_calls` at most for each example.
@@ -8655,7 +8750,7 @@ def evaluate(
     """
     flow = evaluating(program, dataset, metric, lm=lm, **options)
     made: Evaluation = drive(flow, lm, workers=workers, executor=executor)
-    return made
+    return made if options.get("max_errors") else _not_all_alike(made)
 
 
 async def aevaluate(
@@ -8677,7 +8772,7 @@ async def aevaluate(
     """
     flow = evaluating(program, dataset, metric, lm=lm, **options)
     made: Evaluation = await adrive(flow, lm, workers=workers, executor=executor)
-    return made
+    return made if options.get("max_errors") else _not_all_alike(made)
 
 
 def evaluating(
@@ -8701,8 +8796,13 @@ def evaluating(
     >>> list(next(flow).items)
     [Record(q='?')]
     """
+    if not (callable(metric) or hasattr(metric, "flow")):
+        todo = "write evaluate(program, dataset, metric, lm=lm)"
+        raise DataError("this is no metric", metric, "a function of example and prediction", todo)
+    if not (progress is None or callable(progress)):
+        raise DataError("this shows no progress", progress, "a function", "pass tqdm.tqdm")
+    examples, rows, failed = check_dataset(program, dataset), list[Row](), 0
     ready = program if params is None else program.with_params(params)
-    examples, rows, failed = check_dataset(ready, dataset), list[Row](), 0
 
     def take(row: Any) -> None:
         nonlocal failed
@@ -8720,6 +8820,16 @@ def evaluating(
     return Evaluation(tuple(rows))
 
 
+def _not_all_alike(made: Evaluation) -> Evaluation:
+    """The evaluation, unless the program's own code fails in the same way on every row."""
+    errors = {row.error for row in made.rows}
+    (error,) = errors if len(errors) == 1 else ("",)
+    if error and made.rows[1:] and not error.startswith(tuple(one.__name__ for one in _PASSING)):
+        what, todo = f"all {len(made.rows)} rows failed alike", "correct the program"
+        raise DataError(what, error, "a program that runs", todo, rows=made.rows)
+    return made
+
+
 def check_dataset(program: Program, dataset: Dataset) -> tuple[Record, ...]:
     """Return a data set as records of the program's types, after checking that each has its inputs.
 
@@ -8735,6 +8845,9 @@ def check_dataset(program: Program, dataset: Dataset) -> tuple[Record, ...]:
     >>> check_dataset(predict("text -> n: int"), [{"text": "one two", "n": "2"}])
     (Record(text='one two', n=2),)
     """
+    if not isinstance(program, Program):
+        todo = "write evaluate(program, dataset, metric, lm=lm)"
+        raise DataError("this is no program", program, "a Program", todo)
     examples = _rows_of(dataset)
     if not examples:
         raise DataError("an empty data set", [], "at least one example", "add examples")
@@ -8801,14 +8914,17 @@ def _row(program: Program, metric: Any, failure_score: float, example: Record) -
         raise  # of a judge
     except Exception as error:
         what = f"the metric raised {type(error).__name__} ({error}) for"
+        todo = "correct the data, or the metric" if isinstance(error, DataError) else todo
         wrong = MetricError(what, shown, "a score", todo)
         wrong.__cause__ = error
         return wrong
     score = result if isinstance(result, Score) else Score(result)
-    if not (hasattr(score.value, "__float__") and 0.0 <= float(score.value) <= 1.0):
+    value = float(score.value) if hasattr(score.value, "__float__") else math.nan
+    if not -1e-9 <= value <= 1 + 1e-9:  # cosines exceed 1 by rounding
         what = f"the metric returned {cut(repr(result), 60)} for"
         return MetricError(what, shown, "a number from 0 to 1", "correct or rescale it")
-    return Row(example, prediction, float(score.value), score.feedback, "", score.steps)
+    value = min(max(value, 0.0), 1.0)
+    return Row(example, prediction, value, score.feedback, "", score.steps)
 
 
 @frozen
@@ -9168,6 +9284,8 @@ def save(params: Mapping[str, Prompt], path: Path_) -> None:
     """
     from pathlib import Path
 
+    if not isinstance(params, Mapping):
+        raise ParamsError("these are no parameters", params, "Params", "write save(params, path)")
     text, target = dumps(params), Path(path).resolve()
     draft = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
@@ -9229,7 +9347,10 @@ def _prompt_lines(prompt: Prompt | None) -> list[str]:
 
 
 def read_examples(path: Path_) -> tuple[Record, ...]:
-    """Return the examples of a file: .csv (all values texts), .json (a list) or .jsonl.
+    """Return the examples of a file: .csv, .json (a list) or .jsonl.
+
+    The values of a CSV file, with commas, semicolons or tabs, are texts; `check_dataset` makes them
+    values of a program's types.
 
     Raises:
         DataError: another kind of file, or something in it is wrong; says the line.
@@ -9285,8 +9406,11 @@ def _read_csv(text: str) -> Iterator[Record]:
     import csv
     import io
 
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    head = text.partition("\n")[0]
+    mark = max(",;\t", key=head.count)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=mark)
     names: list[str] = []
+    most = csv.field_size_limit(len(text) + 1)  # a cell may be a whole document
     try:
         for cells in filter(None, reader):
             place = f"line {reader.line_num}"
@@ -9299,6 +9423,10 @@ def _read_csv(text: str) -> Iterator[Record]:
             if len(set(names)) < len(names):
                 what = f"{place} names a column twice"
                 raise DataError(what, names, "distinct names", "rename one")
+        if not names:
+            raise DataError("an empty file", text, "a line with the names", "add rows")
     except csv.Error as error:
         what = f"line {reader.line_num} is no CSV"
         raise DataError(what, str(error), "cells and commas", "correct it") from error
+    finally:
+        csv.field_size_limit(most)

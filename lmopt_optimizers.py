@@ -267,8 +267,10 @@ class Optimizer:
         self, program: lmopt.Program, trainset: lmopt.Dataset, metric: lmopt.Metric
     ) -> lmopt.Flow:
         """Return the search as a flow of effects and trials, to be a part of another one."""
-        examples = lmopt.check_dataset(program, trainset)
-        return _searching(self, program, examples, metric)
+        examples, chosen = lmopt.check_dataset(program, trainset), self.options
+        if chosen.valset:
+            chosen = evolve(chosen, valset=lmopt.check_dataset(program, chosen.valset))
+        return _searching(evolve(self, options=chosen), program, examples, metric)
 
     def plan(self, program: lmopt.Program, trainset: lmopt.Dataset) -> Plan:
         """Return what a search costs at most; makes no LM call."""
@@ -312,7 +314,21 @@ def optimizer(
     >>> [t.note for t in woof.trials(lmopt.predict("q -> a"), rows, lmopt.exact_match)]
     ['start', 'woof at predict']
     """
+    _check_options(name, options)
     return Optimizer(name, lm, search, bound, parts, _Options(**options))
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
+    unknown = [one for one in options if one not in Options.__annotations__]
+    if unknown:
+        import difflib
+
+        make = globals().get(name, optimizer)
+        known = [*inspect.signature(make).parameters, *Teaching.__annotations__][1:]
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        todo = f"did you mean {near[0]}?" if near else "leave it out"
+        what = f"{name} has no option of this name"
+        raise TypeError(lmopt.explain(what, unknown[0], ", ".join(unique(known)), todo))
 
 
 @contextmanager
@@ -647,6 +663,9 @@ def split(
     >>> len(train), len(val), set(train) & set(val)
     (3, 7, set())
     """
+    if not 0 <= share <= 1:
+        todo = "write share=0.8 for 80 %"
+        raise lmopt.DataError("no share", share, "a number from 0 to 1", todo)
     rows = list(unique(examples))
     if len(rows) < 2:
         todo = "add examples, or pass a valset"
@@ -949,7 +968,7 @@ def pareto(scores: Sequence[Sequence[float]]) -> list[int]:
 
 def _check(least: int = 0, **values: int) -> None:
     for name, value in values.items():
-        if value < least:
+        if not isinstance(value, int) or value < least:
             what, todo = f"{name} is too small", f"raise {name}"
             raise lmopt.DataError(what, value, f"{least} or more", todo)
 
@@ -1394,6 +1413,13 @@ TIPS = (
 _SIZES = {"light": (6, 100), "medium": (12, 300), "heavy": (18, 1000)}
 
 
+def _sized(auto: str) -> tuple[int, int]:
+    """How many candidates, and rows to score on."""
+    if auto not in _SIZES:
+        raise lmopt.DataError("no size", auto, ", ".join(_SIZES), "correct auto")
+    return _SIZES[auto]
+
+
 def mipro(
     lm: lmopt.LM,
     *,
@@ -1425,7 +1451,7 @@ def mipro(
     >>> mipro(lmopt.toy_lm(), candidates=2, trials=3)
     Optimizer(name='mipro')
     """
-    sized, most = (6, 1000) if auto is None else _SIZES[auto]
+    sized, most = (6, 1000) if auto is None else _sized(auto)
     count, (given, rest) = candidates or sized, _taught(options, max_labeled=4)
     _check(2, candidates=count if candidates is None else candidates)
     _check(1, minibatch=minibatch, full_every=full_every)
@@ -1551,9 +1577,10 @@ def gepa(
     Optimizer(name='gepa')
     """
     _check(1, minibatch=minibatch)
+    count, _ = _sized(auto)
 
     def budget(steps: int, val: int) -> int:
-        rounds = int(max(4 * steps * math.log2(_SIZES[auto][0]), 1.5 * _SIZES[auto][0]))
+        rounds = int(max(4 * steps * math.log2(count), 1.5 * count))
         return max_runs if max_runs is not None else 12 * rounds + (rounds // 3 + 2) * val
 
     def search(hunt: Hunt) -> lmopt.Flow:

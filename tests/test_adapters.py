@@ -1,11 +1,14 @@
 """The laws of adapters, and the exact messages of `chat`."""
 
+import datetime as dt
 import itertools
 import pickle
 import time
 from collections import Counter
+from decimal import Decimal
 from typing import Any, Literal
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +20,20 @@ from lmopt import signature as sig
 
 ADAPTERS = [lmopt.chat, lmopt.json, lmopt.xml, lmopt.plain]
 adapters = pytest.mark.parametrize("adapter", ADAPTERS, ids=[one.name for one in ADAPTERS])
+
+
+@attrs.frozen
+class Item:
+    name: str
+    price: Decimal
+    count: int = 1
+
+
+@attrs.frozen
+class Aspect:
+    topic: str
+    sentiment: Literal["good", "bad"]
+    quote: str | None = None
 
 
 @adapters
@@ -150,6 +167,117 @@ def test_replies_as_models_write_them_for_each_adapter(adapter, reply, expected)
             adapter.parse(task, Response(reply))
     else:
         assert tuple(adapter.parse(task, Response(reply)).values()) == expected
+
+
+# Of each: the format asked for, the outputs, the reply, and what is read; None where it is refused.
+THINKING = '<think>Perhaps {"answer": "draft"}?</think>'
+READ = [
+    # the commonest of all: JSON with exactly the fields, whatever was asked for
+    ("chat xml plain", "name, age: int", '```json\n{"name": "Ann", "age": 7}\n```', ("Ann", 7)),
+    ("chat json xml", "name, age: int", '{"Name": "Ann", "AGE": "7", "completed": 1}', ("Ann", 7)),
+    ("chat json", "answer", '[{"answer": "4"}]', ("4",)),
+    ("json", "answer", '"{\\"answer\\": \\"4\\"}"', ("4",)),
+    ("chat", "name, age: int", 'I like {player}. {"name": "Ann", "age": 7}', ("Ann", 7)),
+    ("chat", "name, age: int", '{"name": "Ann"}', None),
+    # other headers
+    ("chat xml json", "name, age: int", "[name] Ann\n[age] 7\n[[ ## completed ## ]]", ("Ann", 7)),
+    ("chat json", "answer", "[answer] Rome[/answer]", ("Rome",)),
+    ("chat", "intent", "[[ intent ]]\npay\n\n[[ completed ]]", ("pay",)),
+    ("chat", "intent", "[[ # intent # ]]\npay", ("pay",)),
+    ("chat", "intent: Literal['pay', 'ask']", "[[ intent ## pay ]]\n[[ completed ]]", ("pay",)),
+    ("chat", "intent: Literal['pay', 'ask']", "[[ intent = pay ]]\n[[ completed = 1 ]]", ("pay",)),
+    ("chat", "intent: Literal['pay', 'ask']", "[[ pay ]]\n{intent}", ("pay",)),
+    ("chat xml json", "name, age: int", "**Name**: Ann\n**age:** 7", ("Ann", 7)),
+    ("chat xml json", "name, age: int", "### name\nAnn\n\n### Age\n7", ("Ann", 7)),
+    ("chat json", "answer", "Answer\nRome", ("Rome",)),
+    ("json xml plain", "name, age: int", "[[ ## name ## ]]\nAnn\n[[ ## age ## ]]\n7", ("Ann", 7)),
+    ("chat json plain", "name, age: int", "<name>Ann</name><age>7</age>", ("Ann", 7)),
+    ("xml", "answer", '<Answer kind="x">Rome</ANSWER>', ("Rome",)),
+    ("xml", "tags: list[str], n: int", "<tags>- a\n- b</tags><n>1</n>", (["a", "b"], 1)),
+    ("xml", "tags: list[str]", "<tags><tag>a</tag><tag>b</tag></tags>", (["a", "b"],)),
+    ("xml", "tags: list[str]", '<tags><item id="1">a</item></tags>', (["a"],)),
+    ("xml", "who: dict[str, int]", '<who><entry key="a">1</entry><entry key="b">2</entry></who>',
+     ({"a": 1, "b": 2},)),
+    # values that run into a marker, or copy a template
+    ("chat", "answer", "[[ ## answer ## ]]\nOslo [[ ## completed ## ]]", ("Oslo",)),
+    ("chat", "answer", "[[ ## answer ## ]]:\nOslo", ("Oslo",)),
+    ("chat plain", "answer", "[[ ## answer ## ]]\nOslo</s>", ("Oslo",)),
+    ("chat", "answer", "[[ ## text ## ]]\nWhere?\n\n[[ ## answer ## ]]\nOslo\n[[ ## text ## ]]\nWhy?",
+     ("Oslo",)),
+    ("chat", "answer", "[[ ## text ## ]]\nIs it Oslo?", None),
+    ("chat", "n: int", "[[ ## text ## ]]\nIs it 5?", None),
+    ("chat", "answer", "[[ ## answer ## ]]\nUse this:\n[[ ## note ## ]]\nmore",
+     ("Use this:\n[[ ## note ## ]]\nmore",)),
+    ("plain", "answer", "**Answer:** Oslo", ("Oslo",)),
+    ("plain", "answer", "answer: Oslo\nText: And Rome?\nAnswer: Italy", ("Oslo",)),
+    ("plain", "answer", "Oslo<|im_end|>", ("Oslo",)),
+    ("chat plain", "due: date, n: int", "[[ ## due ## ]]\n{2026-07-05}\n\n[[ ## n ## ]]\n{n: 3}",
+     (dt.date(2026, 7, 5), 3)),
+    ("plain", "goods: list[int]", 'Goods: {"goods": [1, 2]}', ([1, 2],)),
+    # thoughts come first; what is cut off is never completed
+    ("chat json plain", "answer", THINKING + '\n{"answer": "final"}', ("final",)),
+    ("chat", "answer", "Is it {\"answer\": \"a\"}?</think>\n[[ ## answer ## ]]\nfinal", ("final",)),
+    ("xml", "think, answer", "<think>a</think><answer>b</answer>", ("a", "b")),
+    ("json", "answer", '{"answer": "a </think> b"}', ("a </think> b",)),
+    ("chat json plain xml", "answer", "<think>Perhaps Rome, but", None),
+    ("cut json chat", "answer", '<think>Maybe {"answer": "draft"} but let me', None),
+    ("cut json chat", "answer", 'Draft {"answer": "a"} and final {"answer": "b', None),
+    ("cut chat", "n: int", "5", None),
+    ("cut json chat", "answer", '{"answer": "Os', None),
+    # one value and nothing else, where it is no free text
+    ("chat json xml", "n: int", "5", (5,)),
+    ("chat json xml", "intent: Literal['pay', 'ask']", "**Pay**", ("pay",)),
+    ("chat json xml", "answer", "Rome", None),
+    ("chat", "a: int, b: int", "5", None),
+    # slips in JSON
+    ("json", "a: dict[str, Any]", '{"a": {x: 1, // one\n y: .5, /* two */ z: Anna Rossi}}',
+     ({"x": 1, "y": 0.5, "z": "Anna Rossi"},)),
+    ("json", "t", '{"t": """He said "no"."""}', ('He said "no".',)),
+    ("json", "t, n: int", '{“t”: “a”, "n": 1}', ("a", 1)),
+    ("json", "t, n: int", '{"t": "a" "n": 1}', ("a", 1)),
+    ("json", "t, n: int", '{"t": "a"\n"n": 1}', ("a", 1)),
+    ("json", "t", '{"t": ["a", "b"]}', ("a\nb",)),
+    ("json", "t", '{"t": {"x": 1}}', ('{"x": 1}',)),
+    ("json", "tags: list[str]", '{"tags": "[\\"a\\"]"}', (["a"],)),
+    ("json", "tags: list[dict[str, str]]", '{"tags": {"k": "v"}}', ([{"k": "v"}],)),
+]  # fmt: skip
+
+
+def replies_read():
+    for formats, outputs, reply, expected in READ:
+        cut_off, *names = ["stop", *formats.split()] if "cut" not in formats else formats.split()
+        for name in names:
+            yield name, outputs, reply, expected, "length" if cut_off == "cut" else "stop"
+
+
+@pytest.mark.parametrize(("name", "outputs", "reply", "expected", "reason"), [*replies_read()])
+def test_a_reply_is_read_where_a_person_can_read_it_in_one_way_only(
+    name, outputs, reply, expected, reason
+):
+    task, adapter = sig(f"text -> {outputs}"), getattr(lmopt, name)
+    response = Response(reply, finish_reason=reason)
+    if expected is None:
+        with pytest.raises(ParseError):
+            adapter.parse(task, response)
+    else:
+        assert tuple(adapter.parse(task, response).values()) == expected
+
+
+def test_real_replies_are_read(real_data):
+    """What two small models wrote: of those that were read, all are; of the others, most."""
+    types = {"Item": Item, "Aspect": Aspect}
+    lines = (real_data / "replies.jsonl").read_text(encoding="utf-8").splitlines()
+    counts = Counter()
+    for row in map(Record.from_json, lines):
+        task = sig(row.signature, types=types)
+        try:
+            getattr(lmopt, row.adapter).parse(
+                task, Response(row.reply, finish_reason=row.finish_reason)
+            )
+            counts[row.read, True] += 1
+        except ParseError:
+            counts[row.read, False] += 1
+    assert counts[True, False] == 0 and counts[False, True] >= 37
 
 
 @adapters

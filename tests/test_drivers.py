@@ -223,7 +223,7 @@ def test_ctrl_c_is_not_swallowed_and_does_not_wait():
 def test_inputs_are_checked_before_the_first_call():
     with pytest.raises(DataError, match="missing field 'a'"):
         run_many(predict("a -> b"), lambda request: pytest.fail("asked"), [{"a": 1}, {}])
-    with pytest.raises(DataError, match="no workers: 0; expected 1 or more; leave"):
+    with pytest.raises(DataError, match="no workers: 0; expected a whole number, 1 or more; leave"):
         run_many(predict("a -> b"), lm, [{"a": 1}], workers=0)
     assert run_many(predict("a -> b"), lm, []) == []
 

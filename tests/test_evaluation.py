@@ -793,6 +793,6 @@ def test_an_lm_that_is_no_function_is_asked_in_its_way_and_no_lm_is_an_error():
         assert asyncio.run(lmopt.aevaluate(task, data, exact_match, lm=lm)).score == 1.0
         assert task(lm, a="x").b == "text"
     with pytest.raises(
-        DataError, match="this is no LM: 'openai/gpt-4o'; expected an LM; .*connect"
+        DataError, match="this is no LM: 'openai/gpt-4o'; expected a function.*; .*connect"
     ):
         evaluate(task, data, exact_match, lm="openai/gpt-4o")

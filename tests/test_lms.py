@@ -150,16 +150,6 @@ def test_toy_lm_is_deterministic_and_sampling_varies():
     assert len(set(sounds(0))) == 4
 
 
-def test_toy_lm_does_not_learn_from_a_reply_that_was_refused():
-    task = predict("n -> m: int").with_params({"predict": Prompt(demos=[{"n": "one", "m": 1}])})
-    replies = scripted_lm(["[[ ## m ## ]]\nmany"])
-
-    def lm(request):
-        return replies(request) if len(request.messages) == 4 else toy_lm()(request)
-
-    assert task(lm, n="one").m == 1
-
-
 # -- the wire --------------------------------------------------------------------------------------
 
 

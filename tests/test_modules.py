@@ -28,7 +28,6 @@ import lmopt
 from lmopt import (
     Cell,
     Field,
-    Message,
     ParseError,
     Prediction,
     Prompt,

@@ -63,7 +63,8 @@ def test_a_leaf_is_stepped_by_hand_too():
     request = next(flow)
     assert isinstance(request, Request) and request.step == "predict"
     again = flow.send(Response("four"))
-    assert [one.role for one in again.messages] == ["system", "user", "assistant", "user"]
+    assert [one.role for one in again.messages] == ["system", "user"]
+    assert "An earlier reply could not be used" in again.messages[-1].text
     with pytest.raises(StopIteration) as end:
         flow.send(Response("[[ ## answer ## ]]\n4"))
     assert end.value.value == {"answer": 4}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import datetime as dt
 from datetime import date
 
 import pytest
@@ -218,11 +219,27 @@ def test_bad_data_names_its_line(tmp_path, name, content, message):
 
 
 def test_empty_files(tmp_path):
-    for name, content in (("d.jsonl", ""), ("d.csv", ""), ("d.csv", "a,b\n"), ("d.json", "[]")):
+    for name, content in (("d.jsonl", ""), ("d.csv", "a,b\n"), ("d.json", "[]")):
         (tmp_path / name).write_text(content)
         assert read_examples(tmp_path / name) == ()
+    (tmp_path / "d.csv").write_text("")
+    with pytest.raises(DataError, match="d.csv: an empty file: ''; expected a line with the names"):
+        read_examples(tmp_path / "d.csv")
     with pytest.raises(FileNotFoundError):
         read_examples(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_a_csv_file_is_read_whatever_parts_its_cells_and_however_long_they_are(tmp_path, mark):
+    long = "a, b; c" * 30_000
+    rows = f'review{mark}stars{mark}due\n"{long}"{mark}5{mark}2026-01-02\n"x"{mark}"7"{mark}\n'
+    (tmp_path / "d.csv").write_text(rows)
+    first, second = read_examples(tmp_path / "d.csv")
+    assert first == {"review": long, "stars": "5", "due": "2026-01-02"}
+    task = predict("review -> stars: int, due: date | None")
+    typed = lmopt.check_dataset(task, [first, second])
+    assert typed[0].stars == 5 and typed[0].due == dt.date(2026, 1, 2)
+    assert (typed[1].stars, typed[1].due) == (7, "")
 
 
 def test_typed_values_are_saved_as_they_are_written_to_an_lm(tmp_path):
