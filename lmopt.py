@@ -1024,14 +1024,15 @@ def _meant(tp: Any, text: str, name: str) -> Iterator[Any]:
         yield _BARE[plain.lower()]
     if not _free(tp):
         fenced = [block.partition("\n")[2] for block in text.split("```", 2)[1:2]]
-        found = [list(_bracketed(one)) for one in (*fenced, text)]
+        found = [_bracketed(one) for one in (*fenced, text)]
         if _kind(tp) == "list":
             yield from _bullets(plain)
             if found[-1][1:] and all(isinstance(one, dict) for one in found[-1]):
                 yield found[-1]
         for data in concat([*map(_loaded, fenced), *found]):
             yield from _opened(tp, data, name)
-        yield from _markup(plain)
+        yield from _markup(plain, True)
+        yield from _markup(plain, False)
     yield text
     if (braces := re.fullmatch(r"\{+([^{}]*)\}+", plain)) and not _free(tp):
         yield re.sub(rf"^{name}\s*[:=]", "", braces[1].strip())
@@ -1052,7 +1053,7 @@ def _opened(tp: Any, data: Any, name: str) -> Iterator[Any]:
         yield data[name]
     if isinstance(data, list) and len(data) == 1 and _kind(tp) != "list":
         yield data[0]
-    if isinstance(data, str) and _kind(tp) in STRUCTURED and data[:1] in [*"[{"]:
+    if isinstance(data, str) and data.lstrip()[:1] in [*"[{"] and not _free(tp):
         yield from _meant(tp, data, name)  # JSON in JSON
 
 
@@ -1076,21 +1077,22 @@ def _bullets(text: str) -> Iterator[list[str]]:
 _WORDS = r"[^\s.;:!?(){}\[\]<>]+(?: [^\s.;:!?(){}\[\]<>]+){0,2}"  # no sentence
 
 
-def _bracketed(text: str) -> Iterator[Any]:
-    """The lists and objects that stand in a text, up to one that is cut off."""
-    at = 0
+def _bracketed(text: str) -> list[Any]:
+    """The lists and objects that stand in a text; none where one of them is cut off."""
+    made, at = [], 0
     for _ in range(16):  # more are no answer, and each costs a reading
         if not (opening := re.compile(r"[\[{]|\A\s*\(").search(text, at)):
-            return
+            break
         start = opening.end() - 1
         value, end, whole = scan(text, start)
         if not whole and text[end:].strip():
             value, end, whole = _forgiven(text, start)
         if whole:
-            yield value
+            made.append(value)
         elif not text[end:].strip():
-            return
+            return []
         at = max(end, opening.end())
+    return made
 
 
 # A quote ends a string where what follows may follow a string; else it belongs to it.
@@ -1168,11 +1170,11 @@ def _elements(text: str) -> list[tuple[str, str, str]]:
     return made if depth == 0 else []
 
 
-def _markup(text: str) -> Iterator[Any]:
+def _markup(text: str, as_list: bool) -> Iterator[Any]:
     """What tags are meant as: a list of what they hold, or objects by their names."""
     found = _elements(text) if text[:1] == "<" else []
-    values = [next(_markup(inner), inner) for _, _, inner in found]
-    if len({tag for tag, _, _ in found}) == 1:
+    values = [next(_markup(inner, as_list), inner) for _, _, inner in found]
+    if as_list and len({tag for tag, _, _ in found}) == 1:
         yield values
     rows: list[dict[str, Any]] = [{}] if found else []
     for (tag, attributes, _), value in zip(found, values, strict=True):
@@ -1181,6 +1183,8 @@ def _markup(text: str) -> Iterator[Any]:
         rows += [{}] if key in rows[-1] else []
         rows[-1][key] = value
     yield from rows[:1] if len(rows) < 2 else [rows]
+    if found:
+        yield values
 
 
 _Item = tuple[Any, int, Any, int]  # its key, where the value begins, the value, where it ends
@@ -1265,7 +1269,7 @@ def _bare(word: str) -> Any:
         digits = re.sub(r"\A(-?)\.(?=\d)", r"\g<1>0.", word)
         return _BARE[word.lower()] if word.lower() in _BARE else jsonlib.loads(digits)
     except ValueError:
-        return word
+        return word.strip("“”")
 
 
 def _string(double: str | None, single: str | None, ended: bool) -> str:
@@ -1353,7 +1357,7 @@ _NUMBER = re.compile(
 )
 # A word behind a number that makes it another number, or more than one.
 _NO_UNIT = re.compile(
-    r"\d\s*(?:k|m|b|bn|mn|x|hundred|thousand|[mbtrz]+illions?|dozen|lakh|crore|or|and|to|plus|half)\b",
+    r"\d\s*(?:k|m|b|bn|mn|x|hundred|thousand|[mbtr]+illions?|dozen|lakh|crore|or|and|to|plus)\b",
     re.IGNORECASE,
 )
 
@@ -1509,7 +1513,8 @@ def _says(data: str, names: list[str], known: list[list[str]]) -> bool:
     for name in names:
         word = rf"(?<!\w){re.escape(name)}(?!\w)"
         said, mark = rf"{_MARK}*\s*{word}\s*{_MARK}*", _MARK
-        at_start, at_end = rf"\A{said}\s*(?:[:.,;(]|[-–—] )", rf"(?:\bis|\bbe|[:=])\s*{said}[.!]?\Z"
+        at_start = rf"\A{said}\s*(?:[:.,;(]|[-–—] )"
+        at_end = rf"(?:\bis|\bbe|[:=])\s*{said}[.!]?\Z"
         if re.search(rf"{at_start}|{at_end}|{mark}\s*{word}\s*{mark}", text):
             rest = re.sub(word, "", text)
             return not re.search(rf"(?<!\w)(?:{'|'.join(others) or '(?!)'})(?!\w)", rest)

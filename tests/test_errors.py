@@ -80,22 +80,43 @@ def scored(dataset=ROWS, **options):
 MISTAKES = [
     (lambda: scored(lm="openai/gpt-4o"), "this is no LM: 'openai/gpt-4o'; .*connect\\("),
     (lambda: qa("What?"), "this is no LM: 'What\\?'; .*; .*qa\\(lm, question=q\\)"),
-    (lambda: scored(lm=lmopt.stub_lm), "this makes an LM, and is none: 'stub_lm'; .*stub_lm\\(...\\)"),
-    (lambda: qa(lmopt.retry(), question="?"), "this goes around an LM: .*; expected an LM; apply it"),
+    (
+        lambda: scored(lm=lmopt.stub_lm),
+        "this makes an LM, and is none: 'stub_lm'; .*stub_lm\\(...\\)",
+    ),
+    (
+        lambda: qa(lmopt.retry(), question="?"),
+        "this goes around an LM: .*; expected an LM; apply it",
+    ),
     (
         lambda: lmopt.predict("q -> a", adapter="json"),
         "this is no adapter: 'json'; expected .*; write adapter=lmopt.json",
     ),
-    (lambda: lmopt.evaluate(ROWS, qa, lmopt.exact_match, lm=stub), "this is no program: .*; .*evaluate"),
-    (lambda: lmopt.evaluate(qa, lmopt.exact_match, ROWS, lm=stub), "this is no metric: .*; .*; write"),
-    (lambda: lmopt.save("a.json", qa.params), "these are no parameters: 'a.json'; .*; write save\\("),
+    (
+        lambda: lmopt.evaluate(ROWS, qa, lmopt.exact_match, lm=stub),
+        "this is no program: .*; .*evaluate",
+    ),
+    (
+        lambda: lmopt.evaluate(qa, lmopt.exact_match, ROWS, lm=stub),
+        "this is no metric: .*; .*; write",
+    ),
+    (
+        lambda: lmopt.save("a.json", qa.params),
+        "these are no parameters: 'a.json'; .*; write save\\(",
+    ),
     (lambda: scored("rows.csv"), "this is no data set: 'rows.csv'; .*read_examples"),
     (lambda: scored(ROWS[0]), "this is no data set: .*; .*put a single example into a list"),
-    (lambda: lmopt.react("q -> a", greet), "tools are no list: .*; expected a list.*; write \\[tool"),
+    (
+        lambda: lmopt.react("q -> a", greet),
+        "tools are no list: .*; expected a list.*; write \\[tool",
+    ),
     (lambda: lmopt.react("q -> a", [5]), "this is no tool: 5; expected a function; pass"),
     (lambda: scored(workers="8"), "no workers: '8'; expected a whole number, 1 or more; leave"),
     (lambda: scored(progress=True), "this shows no progress: True; expected a function; pass tqdm"),
-    (lambda: opt.split(ROWS, share=80), "no share: 80; expected a number from 0 to 1; write share=0.8"),
+    (
+        lambda: opt.split(ROWS, share=80),
+        "no share: 80; expected a number from 0 to 1; write share=0.8",
+    ),
     (
         lambda: opt.gepa(stub, auto="lite"),
         "no size: 'lite'; expected light, medium, heavy; correct auto",
@@ -108,17 +129,37 @@ MISTAKES = [
         lambda: lmopt.predict("q -> a", temperature="hot"),
         "a wrong temperature: 'hot'; expected a number, 0 or more; correct the setting",
     ),
-    (lambda: lmopt.predict("q -> a", max_tokens=0), "a wrong max_tokens: 0; expected a whole number"),
-    (lambda: forgetful(stub, ticket="x"), "a step that has not run: 'team'; .*; yield it first: made = "),
-    (lambda: lmopt.replay_lm("none.jsonl"), "no such cassette; record it first: 'none.jsonl'; .*record"),
-    (lambda: scored([ROWS[0], {"question": "?", "answer": "maybe"}]),
-     "example 1: the field 'answer' cannot be read .*: 'maybe'; expected one of .*; correct the data"),
-    (lambda: scored([{"question": "?", "anser": "yes"}]), "no field to compare.*; correct the data"),
-    (lambda: lmopt.evaluate(broken, [{"ticket": "a"}, {"ticket": "b"}], lmopt.exact_match, lm=stub),
-     "all 2 rows failed alike: \"KeyError: 'taem'\"; expected a program that runs; correct the program"),
-    (lambda: lmopt.predict(type("S", (), {"__annotations__": {"a": str}})),
-     "a class is no task: 'S'; expected a text or a function; write a function that returns it"),
-]  # fmt: skip
+    (
+        lambda: lmopt.predict("q -> a", max_tokens=0),
+        "a wrong max_tokens: 0; expected a whole number",
+    ),
+    (
+        lambda: forgetful(stub, ticket="x"),
+        "a step that has not run: 'team'; .*; yield it first: made = ",
+    ),
+    (
+        lambda: lmopt.replay_lm("none.jsonl"),
+        "no such cassette; record it first: 'none.jsonl'; .*record",
+    ),
+    (
+        lambda: scored([ROWS[0], {"question": "?", "answer": "maybe"}]),
+        "example 1: the field 'answer' cannot be read .*: 'maybe'; .*; correct the data",
+    ),
+    (
+        lambda: scored([{"question": "?", "anser": "yes"}]),
+        "no field to compare.*; correct the data",
+    ),
+    (
+        lambda: lmopt.evaluate(
+            broken, [{"ticket": "a"}, {"ticket": "b"}], lmopt.exact_match, lm=stub
+        ),
+        "all 2 rows failed alike: \"KeyError: 'taem'\"; expected a program.*; correct",
+    ),
+    (
+        lambda: lmopt.predict(type("S", (), {"__annotations__": {"a": str}})),
+        "a class is no task: 'S'; expected a text or a function; write a function that returns it",
+    ),
+]
 
 
 @pytest.mark.parametrize("number", range(len(MISTAKES)))
@@ -150,8 +191,7 @@ def test_a_traceback_shows_the_users_lines_and_little_of_ours():
             mine,
             "lmopt.py",  # the record that has no such field
         ]
-        or places(caught.value) == [mine, "lmopt.py", mine]
-    )
+    ) or places(caught.value) == [mine, "lmopt.py", mine]
 
 
 def test_in_development_mode_the_traceback_is_whole():

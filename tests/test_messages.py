@@ -365,3 +365,91 @@ def test_which_picture_it_is_is_part_of_the_key():
         for one in (CAT, Image("https://example.org/dog.png"), File(CAT.url), "cat")
     }
     assert len(keys) == 4
+
+
+def counted(n: int, /, *rest: int, step: int = 1, **more: int) -> str:
+    """Count."""
+    return f"{n} {rest} {step} {more}"
+
+
+def test_a_tool_of_any_kind_of_parameters():
+    tool = Tool.of(counted)
+    assert tool.schema["required"] == ["n"] and tool.schema["additionalProperties"] is True
+    assert tool(n="1", step=None, other=5) == "1 () 1 {'other': 5}"
+    assert Tool.of("a-b".split)(sep="-", maxsplit=1) == ["a", "b"]
+    listed = Tool.of(people)
+    assert listed(who='{"name": "Ann"}', tags='["b", "a"]') == "Ann ['a', 'b']"
+    assert listed(who={"name": "Ann"}, tags=None) == "Ann []"
+
+
+@pytest.mark.parametrize(
+    ("name", "fit"),
+    [("a.b c", "a_b_c"), ("<lambda>", "lambda"), ("é" * 3, "tool"), ("x" * 99, "x" * 64)],
+)
+def test_a_name_that_providers_refuse_is_made_fit(name, fit):
+    assert Tool.of(google, name=name).name == fit
+
+
+class Chain:
+    """As a tool of LangChain looks."""
+
+    name, description = "look.up", "Look\n    it up."
+    args_schema = {  # noqa: RUF012
+        "type": "object",
+        "properties": {
+            "max-results": {"type": "integer", "description": "how many", "default": 2},
+            "place": {"$ref": "#/$defs/Place"},
+            "kind": {"anyOf": [{"const": "a"}, {"type": "null"}]},
+        },
+        "required": ["place"],
+        "$defs": {
+            "Place": {
+                "title": "Place",
+                "type": "object",
+                "properties": {"name": {"type": "string"}, "inside": {"$ref": "#/$defs/Place"}},
+                "required": ["name"],
+            }
+        },
+    }
+
+    def invoke(self, arguments):
+        return arguments
+
+
+def test_an_object_with_a_schema_and_invoke_is_a_tool():
+    tool = Tool.of(Chain())
+    assert (tool.name, tool.desc) == ("look_up", "Look\nit up.")
+    assert [(one.name, one.words) for one in tool.fields] == [
+        ("max_results", "int"),
+        ("place", "{name: str, inside: any}"),
+        ("kind", 'one of "a" or null'),
+    ]
+    given = {"max_results": "3", "place": '{"name": "Rome"}'}
+    assert tool(**given) == {"max-results": 3, "place": {"name": "Rome"}}
+    with pytest.raises(DataError, match="look_up cannot take the argument 'place' .*has no 'name'"):
+        tool(place={})
+
+
+def test_an_image_may_be_given_as_its_url_or_as_its_json():
+    task = lmopt.predict("picture: Image | None, question -> answer")
+    image = Image("https://e.org/a.png", "a")
+    for given in (image, "https://e.org/a.png", lmopt.jsonable(image)):
+        *_, asked = lmopt.preview(task, picture=given, question="?")
+        assert asked.content[1].url == image.url and "[image 1]" in asked.text
+    assert isinstance(lmopt.preview(task, picture=None, question="?")[-1].content, str)
+    with pytest.raises(
+        DataError, match="the input 'picture' cannot be read .*: 'cat'; .*; pass Image"
+    ):
+        lmopt.preview(task, picture="cat", question="?")
+
+
+def test_a_history_may_be_none_or_messages_or_a_list():
+    task = lmopt.predict("question, past: History | None -> answer")
+    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    _, first, second, asked = lmopt.preview(task, question="?", past=said)
+    assert (first, second) == (Message("user", "Hi"), Message("assistant", "Hello"))
+    assert "Hi" not in asked.text and "past" not in asked.text
+    assert len(lmopt.preview(task, question="?", past=None)) == 2
+    assert len(lmopt.preview(task, question="?", past=lmopt.History(said))) == 4
+    with pytest.raises(DataError, match="a turn of the history has no known field: .*text='Hi'"):
+        lmopt.preview(task, question="?", past=[{"text": "Hi"}])

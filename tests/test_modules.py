@@ -916,3 +916,126 @@ def test_a_search_for_neighbours_may_be_asynchronous():
 
     task = knn_demos(predict("q -> a"), DATA, 1, later)
     assert task(stub_lm(), q="eat").a == "text"
+
+
+def greet(name: str = "you") -> str:
+    """Greet."""
+    return f"Hello {name}"
+
+
+def acts(*calls, **options):
+    """The observations of an agent that makes these calls, as (tool, arguments)."""
+    agent = react("q -> a", [greet, draw, raises], **options)
+    replies = [{"thought": "", "tool": name, "arguments": given} for name, given in calls]
+    lm = scripted_lm([*replies, {"thought": "", "tool": "finish"}, {"reasoning": "", "a": "x"}])
+    made = agent(lm, q="?")
+    return [turn.observation for turn in made.trajectory[:-1]], made
+
+
+def draw() -> lmopt.Image:
+    """Draw."""
+    return lmopt.Image("https://e.org/a.png")
+
+
+def raises() -> str:
+    """Fail."""
+    raise lmopt.DataError("no such row", 5, "a row", "look")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "seen"),
+    [
+        ("greet()", {}, "Hello you"),
+        ("`greet`", {"name": "Ann"}, "Hello Ann"),
+        ("functions.greet", {}, "Hello you"),
+        ('greet(name="Ann")', {}, "Hello Ann"),
+        ("greet(name: 'Ann')", {}, "Hello Ann"),
+        ("greed", {}, "There is no tool 'greed'; there are greet, draw, raises, finish."),
+        ("raises", {}, "The tool failed: DataError: no such row: 5; expected a row; look"),
+    ],
+)
+def test_a_tool_is_found_by_the_names_that_models_write(name, arguments, seen):
+    assert acts((name, arguments))[0] == [seen]
+
+
+def test_finish_is_written_in_many_ways():
+    for name in ("finish()", "`finish`", "functions.finish"):
+        agent = react("q -> a", [greet])
+        lm = scripted_lm([{"thought": "", "tool": name}, {"reasoning": "", "a": "x"}])
+        assert agent(lm, q="?").usage.calls == 2
+
+
+def test_the_same_call_again_says_so():
+    first, second, other = acts(("greet", {}), ("greet", {}), ("greet", {"name": "Ann"}))[0]
+    assert first == "Hello you" and other == "Hello Ann"
+    assert second == "Hello you\n(The same call as before, and the same result.)"
+
+
+def test_who_approves_is_asked_before_each_call():
+    asked = []
+
+    def approve(call):
+        asked.append((call.name, dict(call.arguments)))
+        return {"you": True, "Ann": "not her", "Bob": False}[call.arguments.get("name", "you")]
+
+    names = ({}, {"name": "Ann"}, {"name": "Bob"})
+    seen, _ = acts(*[("greet", given) for given in names], approve=approve)
+    assert asked == [("greet", given) for given in names]
+    assert seen == [
+        "Hello you",
+        "This call was not approved: not her",
+        "This call was not approved.",
+    ]
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_an_image_that_a_tool_returns_is_shown_as_one(native):
+    sent = []
+
+    def lm(request):
+        sent.append(request)
+        if request.step == "react.answer" or len(sent) == 3:
+            return stub_lm()(request)
+        if native:
+            calls = (lmopt.ToolCall("1", "draw", {}),) if len(sent) == 1 else ()
+            return Response("", calls)
+        tool = "draw" if len(sent) == 1 else "finish"
+        return scripted_lm([{"thought": "", "tool": tool}])(request)
+
+    made = react("q -> a", [draw], native=native)(lm, q="?")
+    assert made.trajectory[0].observation == lmopt.Image("https://e.org/a.png")
+    shown = [one for one in sent[1].messages if not isinstance(one.content, str)]
+    assert [one.content[1] for one in shown] == [made.trajectory[0].observation]
+    again = Prediction.from_json(made.to_json())
+    assert lmopt.coerce(list[Turn], again.trajectory) == list(made.trajectory)
+
+
+def test_a_call_that_a_model_writes_as_text_is_a_call():
+    texts = ['I look.\n{"name": "greet", "arguments": {"name": "Ann"}}', "It is known."]
+    replies = scripted_lm([*map(Response, texts), {"reasoning": "", "a": "x"}])
+    made = react("q -> a", [greet], native=True)(replies, q="?")
+    assert made.trajectory[0].observation == "Hello Ann" and made.usage.calls == 3
+
+
+def test_the_schema_of_a_step_names_the_tools_and_their_arguments():
+    agent = react("q -> a", [greet, draw], adapter=lmopt.json)
+    act = agent.steps["act"]
+    schema = next(act.flow(q="?", trajectory=())).schema["properties"]
+    assert schema["tool"]["enum"] == ["greet", "draw", "finish"]
+    shapes = [sorted(one["properties"]) for one in schema["arguments"]["anyOf"]]
+    assert shapes == [["name"], []]
+
+
+def test_a_preview_shows_the_first_request_of_several_runs():
+    asked = preview(count, text="x")
+    for made in (majority(count), ensemble([count, count]), best_of_n(count, 2, reward)):
+        assert preview(made, text="x") == asked
+
+
+def test_a_scripted_reply_must_have_the_fields_of_the_step():
+    for lm in (scripted_lm([{"m": 1}]), mock_lm(lambda inputs: {"m": 1})):
+        wrong = "the scripted reply lacks n and has m, which the step does not ask for: {'m': 1}; "
+        with pytest.raises(
+            lmopt.DataError, match=wrong + "expected the fields n; correct the names"
+        ):
+            count(lm, text="x")

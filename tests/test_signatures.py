@@ -1,15 +1,18 @@
 """Signatures: three forms, pure edits, and errors that name the place."""
 
+import dataclasses
 import enum
 import typing
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import attrs
 import pytest
+from attrs import validators
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import Person, names
 
+import lmopt
 from lmopt import Field, Signature, SignatureError, signature
 
 
@@ -182,3 +185,80 @@ def test_edits_of_a_field_that_is_not_there():
             edit(signature("a -> b"), "c")
     with pytest.raises(SignatureError, match="stands twice"):
         signature("a -> b").append(Field("a"))
+
+
+@attrs.frozen
+class Writer:
+    name: str
+    age: Annotated[int, "in years", attrs.validators.ge(0)] = attrs.field(
+        validator=attrs.validators.le(150)
+    )
+
+
+@dataclasses.dataclass
+class Span:
+    start: int
+    end: int
+
+    def __post_init__(self):
+        if self.end < self.start:
+            raise ValueError("the end comes before the start")
+
+
+def person(text: Annotated[str, "a letter"], most: Annotated[int, validators.ge(1)] = 3) -> Writer:
+    """Find who wrote it.
+
+    Args:
+        text: by hand.
+        most: how many words to read.
+    """
+
+
+def span(text: str) -> Span:
+    """Find the span."""
+
+
+def test_annotations_and_docstrings_describe_the_fields_of_a_function():
+    task = lmopt.signature(person)
+    assert task.instructions == "Find who wrote it."
+    assert [(f.name, f.words, f.desc) for f in (*task.inputs, *task.outputs)] == [
+        ("text", "str", "by hand., a letter"),
+        ("most", "int (>= 1)", "how many words to read."),
+        ("name", "str", ""),
+        ("age", "int (>= 0)", "<= 150, in years"),
+    ]
+    told = lmopt.signature("a: Annotated[int, 'in km'] -> b", types={"Annotated": Annotated})
+    assert (told.inputs[0].words, told.inputs[0].desc) == ("int", "in km")
+
+
+@pytest.mark.parametrize(
+    ("adapter", "form"),
+    [
+        (lmopt.chat, "[[ ## start ## ]]\n%s\n[[ ## end ## ]]\n%s"),
+        (lmopt.json, '{"start": %s, "end": %s}'),
+    ],
+)
+def test_a_class_that_the_outputs_make_checks_them_together(adapter, form):
+    find = lmopt.predict(span, adapter=adapter, retries=1)
+    assert find(lmopt.scripted_lm([form % (1, 2)]), text="x") == {"start": 1, "end": 2}
+    made = find(lmopt.scripted_lm([form % (2, 1), '{"start": 1, "end": 2}']), text="x")
+    assert lmopt.coerce(Span, made) == Span(1, 2) and made.usage.calls == 2
+    wrong = "the fields do not go together .*the end comes before the start"
+    with pytest.raises(lmopt.ParseError, match=wrong):
+        adapter.parse(find.signature, lmopt.Response(form % (2, 1)))
+    thought = lmopt.chain_of_thought(span)
+    with pytest.raises(lmopt.ParseError, match="do not go together"):
+        thought(lmopt.scripted_lm([{"reasoning": "", "start": 2, "end": 1}] * 3), text="x")
+
+
+class Outside:
+    class Within(enum.Enum):
+        A = "a"
+
+
+def test_a_class_inside_of_one_is_named_with_a_dot():
+    task = lmopt.signature("x -> y: list[Outside.Within]", types={"Outside": Outside})
+    assert task.outputs[0].words == 'list[one of "a"]'
+    for text in ("x -> y: Outside.Without", "x -> y: Outside.__doc__", "x -> y: os.path"):
+        with pytest.raises(SignatureError, match="expected names and brackets"):
+            lmopt.signature(text, types={"Outside": Outside})

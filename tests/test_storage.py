@@ -1,8 +1,8 @@
 """Storage: what is saved comes back, a crash leaves the old file, bad data names its line."""
 
+import datetime as dt
 import json
 import os
-import datetime as dt
 from datetime import date
 
 import pytest

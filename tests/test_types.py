@@ -4,9 +4,14 @@ import dataclasses
 import datetime as dt
 import enum
 import importlib.util
+import ipaddress
 import json
+import pathlib
+import re
+import uuid
+from collections.abc import Sequence
 from decimal import Decimal
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Generic, Literal, NewType, Optional, TypeVar
 
 import attrs
 import pytest
@@ -457,3 +462,211 @@ def test_a_value_that_is_one_already_stays():
 def test_an_int_enum_is_written_as_its_value():
     assert write(Level, Level.LOW) == "1" and read(Level, "1") is Level.LOW
     assert lmopt.jsonable(Level.LOW) == 1
+
+
+LABEL = Literal["warm", "cold", "TWO", "c1", "c2", "not_sure"]
+SAID = [
+    # lists in Markdown, in lines, with commas
+    (list[str], "- a\n- b", ["a", "b"]),
+    (list[str], "* a\n\n* b", ["a", "b"]),
+    (list[str], "The cities are:\n1. Rome\n2) Oslo", ["Rome", "Oslo"]),
+    (list[str], "- [ ] a\n- [x] b", ["a", "b"]),
+    (list[str], "- [home](https://e.org)\n- [b](https://e.org/b)",
+     ["[home](https://e.org)", "[b](https://e.org/b)"]),
+    (list[str], "Rome\nOslo", ["Rome", "Oslo"]),
+    (list[dict[str, str]], '{"k": "v1"} {"k": "v2"}', [{"k": "v1"}, {"k": "v2"}]),
+    (list[dict[str, str]], '{"k": "v1"}\n{"k": "v2', ValueError),
+    # a choice
+    (LABEL, "**warm**", "warm"),
+    (LABEL, "The answer is TWO", "TWO"),
+    (LABEL, "The answer is: *two*.", "TWO"),
+    (LABEL, '"c1": because it is not cool', "c1"),
+    (LABEL, "Not sure", "not_sure"),
+    (LABEL, "c1 or c2", ValueError),
+    (LABEL, "It is not warm", ValueError),
+    (LABEL, "warm, not cold", ValueError),
+    (LABEL, "I feel warm and happy", ValueError),
+    (Literal["A", "B"], "A problem with this is its price", ValueError),
+    (Literal["A", "B"], "A) because", ValueError),
+    (Literal["A", "B"], "(B)", "B"),
+    # truth and numbers
+    (bool, "Answer: **True**", True),
+    (bool, "True.", True),
+    (float, "12.11.", 12.11),
+    (float, "1/5", 0.2),
+    (int, "4/5", ValueError),
+    (int, "**5**", 5),
+    (int, "[5]", 5),
+    (int, "5%", 5),
+    (float, "5 km", 5.0),
+    (int, "52 years old", 52),
+    (float, "-2,000.00", -2000.0),
+    (float, "Euro 45", 45.0),
+    (float, "45 €", 45.0),
+    (float, "-$5.50", -5.5),
+    (int, "5 million", ValueError),
+    (int, "5m", ValueError),
+    (int, "5 or 6", ValueError),
+    (int, "2 x", ValueError),
+    (float, "1.234,56", ValueError),
+    (Decimal, "Euro 45.10", Decimal("45.10")),
+    # dates that have one reading
+    (dt.date, "2024-01-02T00:00:00", dt.date(2024, 1, 2)),
+    (dt.date, "2024/1/2", dt.date(2024, 1, 2)),
+    (dt.date, "15 January 2025", dt.date(2025, 1, 15)),
+    (dt.date, "March 3rd 2025", dt.date(2025, 3, 3)),
+    (dt.date, "Monday, Nov. 20, 2024", dt.date(2024, 11, 20)),
+    (dt.date, "2nd of May 2024", dt.date(2024, 5, 2)),
+    (dt.date, "25/12/2024", dt.date(2024, 12, 25)),
+    (dt.date, "3/3/2024", dt.date(2024, 3, 3)),
+    (dt.date, "12/11/2024", ValueError),
+    (dt.date, "2025-15-15", ValueError),
+    (dt.date, "20 Nox 2024", ValueError),
+    (dt.date, "{2026-07-05}", dt.date(2026, 7, 5)),
+    (dt.datetime, "2024/01/02 10:30", dt.datetime(2024, 1, 2, 10, 30)),
+    # null attributes may be left out; the shape of the data tells a class from a dict
+    (Pair, '{"left": "a"}', Pair("a", None)),
+    (dict | Point, '{"x": 1, "y": 2}', Point(1, 2.0)),
+    (dict | Point, '{"x": 1, "z": 2}', {"x": 1, "z": 2}),
+    (list[Point], "<p><x>1</x><y>2</y></p><p><x>3</x></p>", [Point(1, 2.0), Point(3)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("tp", "text", "expected"), SAID)
+def test_reading_what_a_person_would_understand(tp, text, expected):
+    if expected is ValueError:
+        with pytest.raises(ValueError, match="is not|has no|is refused"):
+            read(tp, text)
+    else:
+        value = read(tp, text)
+        assert value == expected and type(value) is type(expected)
+
+
+T = TypeVar("T")
+Age = NewType("Age", int)
+
+
+@attrs.frozen
+class Box(Generic[T]):
+    value: T
+    more: Sequence[T] = ()
+
+
+@dataclasses.dataclass
+class Crate(Generic[T]):
+    data: T
+
+
+BOXED = [
+    (Box[int], '{"value": "1", "more": [2]}', Box(1, [2]), "{value: int, more: list[int]}"),
+    (Box, '{"value": "a", "more": []}', Box("a", []), "{value: any, more: list[any]}"),
+    (Crate[str], '{"data": "a"}', Crate("a"), "{data: str}"),
+    (Age, "7", 7, "int"),
+    (Sequence[str], '["a"]', ["a"], "list[str]"),
+    (uuid.UUID, "00000000-0000-0000-0000-00000000000a", uuid.UUID(int=10), "UUID"),
+    (pathlib.PurePosixPath, "a/b", pathlib.PurePosixPath("a/b"), "PurePosixPath"),
+    (ipaddress.IPv4Address, "127.0.0.1", ipaddress.IPv4Address("127.0.0.1"), "IPv4Address"),
+    (dt.timedelta, "90", dt.timedelta(seconds=90), "number of seconds"),
+    (dict[uuid.UUID, int], f'{{"{uuid.UUID(int=1)}": 1}}', {uuid.UUID(int=1): 1},
+     "dict[UUID, int]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("tp", "text", "value", "told"), BOXED)
+def test_types_around_plain_values_and_generic_classes(tp, text, value, told):
+    assert read(tp, text) == value and words(tp) == told
+    assert read(tp, write(tp, value)) == value
+    assert write(tp, read(tp, write(tp, sample(tp)))) == write(tp, sample(tp))
+    assert lmopt.json_schema(tp)
+
+
+def test_what_is_no_such_value_is_refused_in_its_words():
+    with pytest.raises(ValueError, match="'x' is refused: badly formed hexadecimal UUID"):
+        read(uuid.UUID, "x")
+
+
+@attrs.frozen
+class Bounded:
+    """Stands in for the notes of annotated-types: what they demand, by attribute."""
+
+    ge: float | None = None
+    max_length: int | None = None
+    multiple_of: int | None = None
+    pattern: str | None = None
+
+
+@pytest.mark.parametrize(
+    ("note", "right", "wrong", "told"),
+    [
+        (Bounded(ge=3), 3, 2, ">= 3"),
+        (Bounded(multiple_of=2), 4, 3, "a multiple of 2"),
+        (Bounded(max_length=2), "ab", "abc", "length at most 2"),
+        (Bounded(pattern="^a"), "ab", "ba", "matching ^a"),
+    ],
+)
+def test_what_an_annotation_demands_is_told_and_enforced(note, right, wrong, told):
+    tp = Annotated[type(right), note, "in km"]
+    assert words(tp) == f"{words(type(right))} ({told}, in km)"
+    assert coerce(tp, right) == right
+    with pytest.raises(ValueError, match=f"is refused: expected .*{re.escape(told)}"):
+        coerce(tp, wrong)
+
+
+def test_pydantic_aliases_limits_and_types():
+    pydantic = pytest.importorskip("pydantic")
+
+    class Trip(pydantic.BaseModel):
+        distance: int = pydantic.Field(alias="distance-km", ge=3, description="km")
+        page: pydantic.HttpUrl | None = None
+        key: pydantic.SecretStr = "x"
+
+    class Trips(pydantic.RootModel[list[Trip]]):
+        pass
+
+    assert words(Trip) == "{distance: int (>= 3, km), page: HttpUrl or null, key: SecretStr}"
+    for name in ("distance", "distance-km"):
+        assert coerce(Trip, {name: 5}).distance == 5
+    with pytest.raises(ValueError, match="at distance: 1 is refused: expected int \\(>= 3"):
+        coerce(Trip, {"distance": 1})
+    assert words(Trips) == f"list[{words(Trip)}]"
+    made = read(Trips, '[{"distance": 5, "page": "https://e.org", "key": "k"}]')
+    assert read(Trips, write(Trips, made)) == made
+    far = Annotated[int, pydantic.Field(ge=3, description="km")]
+    assert words(far) == "int (km, >= 3)" and coerce(far, 3) == 3
+    with pytest.raises(ValueError, match="is refused"):
+        coerce(pydantic.PositiveInt, -1)
+
+
+def test_values_of_numpy_and_pandas():
+    numpy = pytest.importorskip("numpy")
+    assert coerce(list[int], numpy.array([1, 2])) == [1, 2]
+    assert coerce(bool, numpy.bool_(True)) is True and coerce(float, numpy.float32(0.5)) == 0.5
+    assert lmopt.canonical({"a": numpy.int64(1), "b": numpy.arange(2)}) == '{"a":1,"b":[0,1]}'
+    task = lmopt.predict("x: Any -> y: int")
+    metric = lambda example, made: numpy.float64(1.0000000000000002)  # noqa: E731
+    rows = [{"x": numpy.int64(1), "y": numpy.int64(1)}]
+    assert lmopt.evaluate(task, rows, metric, lm=lmopt.stub_lm()).score == 1.0
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"x": ["a", "b"], "y": [1.0, None]})
+    assert lmopt.check_dataset(task, frame) == ({"x": "a", "y": 1}, {"x": "b", "y": None})
+
+
+def test_names_of_attributes_are_anything():
+    names = (
+        "data",
+        "cls",
+        "tp",
+        "make",
+        "parts",
+        "name",
+        "inputs",
+        "lm",
+        "params",
+        "program",
+        "path",
+    )
+    for name in (*names, "step", "text", "value", "mapping", "task", "request", "memo"):
+        kind = attrs.make_class("Kind", {name: attrs.field(type=str)})
+        task = lmopt.predict(f"{name} -> made: Kind, {name}2", types={"Kind": kind})
+        made = task(lmopt.stub_lm(), **{name: "x"})
+        assert made.made == kind("text") and made[f"{name}2"] == "text"
