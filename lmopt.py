@@ -132,7 +132,7 @@ __all__ = [
     "Image", "Audio", "File", "Message", "History", "Tool", "ToolCall", "Request", "Response",
     "LM", "transcript",
     # 6. Adapters
-    "Adapter", "Part", "chat", "xml", "plain", "two_step", "render_outputs",
+    "Adapter", "Part", "chat", "xml", "plain", "two_step", "strict", "render_outputs",
     # 7. Programs
     "Prompt", "Params", "Program", "program", "Run", "Call", "Sleep", "invoke", "preview",
     # 8. Drivers
@@ -1385,7 +1385,7 @@ def _to_number(tp: Any, data: Any) -> Any:
         raise _not(f"a value of type {tp.__name__}", data)
     if tp is int and isinstance(value, float) and not value.is_integer():
         raise _not("a whole number", data)
-    return tp(value)
+    return _build(data, tp, value)
 
 
 def _to_decimal(tp: Any, data: Any) -> Decimal:
@@ -2562,6 +2562,23 @@ def _said(message: Message) -> dict[str, Any]:
     return {name: value for name, value in jsonable(message).items() if value not in (None, [])}
 
 
+_ENDS = {
+    "stop": ("end_turn", "stop_sequence", "eos", "pause_turn"),
+    "length": ("max_tokens", "model_length", "model_context_window_exceeded", "max_output_tokens"),
+    "tool_calls": ("tool_use", "function_call"),
+    "refusal": (
+        "content_filter", "safety", "recitation", "blocklist", "prohibited_content", "spii",
+        "image_safety", "guardrail_intervened",
+    ),
+}  # fmt: skip
+
+
+def _ended(reason: str | None) -> str:
+    """Why a reply ended, in one spelling for all providers; what none of them says is kept."""
+    said = (reason or "stop").lower()
+    return next((known for known, names in _ENDS.items() if said in names), said)
+
+
 @frozen
 class Response:
     """What an LM answered.
@@ -2575,7 +2592,7 @@ class Response:
     tool_calls: tuple[ToolCall, ...] = field(default=(), converter=_tuple)
     usage: Usage = Usage()  # what it cost; an answer from a cache keeps what it once cost
     model: str = ""  # that answered
-    finish_reason: str = "stop"  # "stop"; "length" where the reply was cut off
+    finish_reason: str = field(default="stop", converter=_ended)  # see `_ENDS`
     reasoning: str = ""  # the model's own thoughts, where the provider shows them
     logprobs: Any = None  # as the provider gives them
     cached: bool = field(default=False, eq=False)
@@ -2666,8 +2683,14 @@ class _Marks(typing.NamedTuple):
     around: dict[str, tuple[str, str]]  # by name, what opens and closes
     names: dict[str, str]  # by label, and by name and label in small letters
     mark: re.Pattern[str]
+    ending: re.Pattern[str]  # a mark, or what ends a reply wherever it stands: slower
     look: re.Pattern[str]
     escaped: re.Pattern[str]
+
+    def within(self, text: str) -> re.Pattern[str]:
+        """The pattern of what marks this text."""
+        ends = text.count("[[ ## completed") > text.count("\n[[ ## completed")
+        return self.ending if ends or "</s>" in text or "<|" in text else self.mark
 
 
 @lru_cache(maxsize=256)
@@ -2685,8 +2708,9 @@ def _marks(form: _Format, names: tuple[str, ...]) -> _Marks:
     escaped = pattern(rf"(^[ \t]*+|(?<!\\)(?=\\++{_END}))\\(\\*(?:{form.look}|{_END}))")
     around = {n: (form.opens.format(one), form.closes.format(one)) for n, one in labels.items()}
     small = {one.casefold(): name for one, name in reversed(spelled.items())}
-    mark = form.mark if form.closes else rf"{form.mark}|(?<!\\){_END}"
-    return _Marks(labels, around, small | spelled, pattern(mark), look, escaped)
+    names_of = {"completed": "", **small, **spelled}
+    ending = form.mark if form.closes else rf"{form.mark}|(?<!\\){_END}"
+    return _Marks(labels, around, names_of, pattern(form.mark), pattern(ending), look, escaped)
 
 
 # What ends the reply wherever it stands: the last marker of the chat format, a token of the model.
@@ -2705,7 +2729,10 @@ def _mark(form: _Format, task: Signature, texts: Mapping[str, str]) -> list[str]
 def _escaped(form: _Format, marks: _Marks, text: str) -> str:
     if not form.look:
         return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return marks.look.sub(r"\1\\\2", text) if any(one in text for one in form.hints) else text
+    for one in form.hints:
+        if one in text:
+            return marks.look.sub(r"\1\\\2", text)
+    return text
 
 
 def _unescaped(form: _Format, marks: _Marks, text: str) -> str:
@@ -2759,12 +2786,9 @@ def _pieces(mark: re.Pattern[str], text: str) -> list[tuple[str, str, bool]]:
     Where markers close, the same label inside is text, as is whatever stands inside another one.
     """
     if "shut" not in mark.groupindex:
-        found = list(mark.finditer(text))
-        ends = [one.start() for one in found[1:]] + [len(text)]
-        return [
-            (one[one.lastgroup] if one.lastgroup else "", text[one.end() : end], end < len(text))
-            for one, end in zip(found, ends, strict=False)
-        ]
+        parts = mark.split(text)
+        last = len(parts) - 2
+        return [(parts[n] or "", parts[n + 1], n < last) for n in range(1, last + 1, 2)]
     made, opened, depth = [], None, 0
     for match in mark.finditer(text):
         if opened and match["name"].casefold() == opened["name"].casefold():
@@ -2783,8 +2807,9 @@ def _fields(
     """Read a reply; of two fields that are equal, the first."""
     marks = _marks(form, task.shown)
     found: dict[str, Part] = {}
-    for label, piece, ended in _pieces(marks.mark, text):
-        name = marks.names.get(label) or marks.names.get(label.casefold())
+    for label, piece, ended in _pieces(marks.within(text), text):
+        name = marks.names.get(label)
+        name = marks.names.get(label.casefold(), "") if name is None else name
         if name in task.wanted and name not in found:
             said = (piece if ended or not more else _sure(form, marks, piece)).strip()
             if "\\" in said or "&" in said:
@@ -2802,7 +2827,7 @@ def _sure(form: _Format, marks: _Marks, text: str) -> str:
     """The text without an end that may become a marker, or something escaped."""
     if not form.look:
         return re.sub(_UNSURE, "", text, count=1)
-    text = re.sub(_UNENDED, "", text, count=1)
+    text = text[:-99] + re.sub(_UNENDED, "", text[-99:], count=1)
     line = text[text.rfind("\n") + 1 :]
     begun = line.lstrip(" \t").lstrip("\\").lstrip("*_#>- ").casefold()
     starts = [*map(str.casefold, marks.names)] if form.nice else ["[["]
@@ -2965,7 +2990,8 @@ def _read(
     form: _Format, task: Signature, text: str, more: bool = False, memo: _Memo | None = None
 ) -> Mapping[str, Part]:
     """Read a reply, or the beginning of one; where it is in another format, in that."""
-    text = _without_thought(form, task, text)
+    if "think>" in text:
+        text = _without_thought(form, task, text)
     found = form.fields(form, task, text, more, memo)
     if more:
         return found
@@ -2977,7 +3003,7 @@ def _read(
 
 def _marked(form: _Format, task: Signature, text: str) -> int:
     """Where the first marker of a text stands, or its end."""
-    found = _marks(form, task.shown).mark.search(text)
+    found = _marks(form, task.shown).within(text).search(text)
     return found.start() if found else len(text)
 
 
@@ -3037,27 +3063,29 @@ def _parse(form: _Format, task: Signature, response: Response) -> Record:
         if part is None or not part.closed:
             raise _missing(one, part, response)
         try:
-            values[one.name] = _value(one, part)
+            made = part.text if one.type is str and part.data is _NOTHING else _value(one, part)
+            values[one.name] = made
         except (ValueError, RecursionError) as error:
             what, facts = f"the field `{one.name}` cannot be read ({error})", {"field": one.name}
             given = part.text if part.data is _NOTHING else part.data
             facts["told"] = f"{what}; expected {one.words}"
             wrong = (what, given, one.words, "correct it")
             raise ParseError(*wrong, **facts, response=response) from error
+    if task.made is not None:
+        _check_together(task, values, response)
+    return _owned(values)
+
+
+def _check_together(task: Signature, values: dict[str, Any], response: Response) -> None:
+    """Let the class that the outputs are attributes of check them."""
+    names = {one.name for one in _attributes(task.made) or ()}
     try:
-        _together_made(task, values)
+        if names and names <= values.keys():
+            coerce(task.made, {name: values[name] for name in names})
     except ValueError as error:
         what = f"the fields do not go together ({error})"
         wrong = (what, values, f"a {task.made.__name__}", "correct them")
         raise ParseError(*wrong, told=what, response=response) from error
-    return _owned(values)
-
-
-def _together_made(task: Signature, values: dict[str, Any]) -> None:
-    """Let the class that the outputs are attributes of check them."""
-    names = {one.name for one in _attributes(task.made) or ()} if task.made else set()
-    if names and names <= values.keys():
-        coerce(task.made, {name: values[name] for name in names})
 
 
 def _value(one: Field, part: Part) -> Any:
@@ -3167,9 +3195,8 @@ plain = _adapter(_PLAIN)
 _LABELS = evolve(
     _CHAT,
     name="labels",
-    mark=r"^[ \t]*+(?:[-*>]++[ \t]++)?(?:"
-    r"\[{1,2}[ \t]*+#*+[ \t]*+(?P<name>NAMES|completed)[ \t]*+(?:#*+[ \t]*+\]{1,2}:?|[=#:]+)"
-    r"|#*+[ \t]*+[*_`]*+(?P<label>NAMES)[*_`]*+[ \t]*+(?:[:=][*_`]*+|$))|\[/(?:NAMES)\]",
+    mark=r"^[ \t]*+(?:[-*>]++[ \t]++)?(?:\[{1,2}[ \t]*+)?#*+[ \t]*+[*_`]*+(?P<name>NAMES|completed)"
+    r"[*_`]*+[ \t]*+(?:#*+[ \t]*+\]{1,2}:?|[=:#]++[*_`]*+|$)|\[/(?:NAMES)\]",
 )
 
 
@@ -3246,6 +3273,29 @@ _JSON = evolve(
 )
 json = _adapter(_JSON, schema=_json_schema)
 """The outputs as one JSON object; its schema goes into the request too."""
+
+
+@factory
+def strict(adapter: Adapter) -> Adapter:
+    """Make of an adapter one that reads only what it would have written itself, but for blanks.
+
+    For research: how well a model keeps to a format.
+
+    >>> strict(plain).parse(signature("q -> n: int"), Response("N: 4"))
+    Record(n=4)
+    """
+    return evolve(adapter, parse=partial(_strictly, adapter))
+
+
+def _strictly(adapter: Adapter, task: Signature, response: Response) -> Record:
+    values: Record = adapter.parse(task, response)
+    written = render_outputs(adapter, task, values)
+    if "".join(written.split()) != "".join(response.text.split()):
+        todo, told = "write exactly that", "it was not exactly in the structure"
+        raise ParseError(
+            "not the format", response.text, written, todo, told=told, response=response
+        )
+    return values
 
 
 @factory
@@ -4446,6 +4496,8 @@ def _how(effect: Any) -> Any:
 
 def _checked_lm(lm: Any) -> Any:
     """The LM, unless it is clearly none."""
+    if callable(lm) and getattr(lm, "__module__", "") != __name__:
+        return lm
     if isinstance(lm, Middleware):
         raise DataError("this goes around an LM", lm, "an LM", "apply it: retry()(lm)")
     ours = inspect.isfunction(lm) and lm.__module__ == __name__
@@ -5093,7 +5145,7 @@ def _with_tools(prompt: Prompt, tools: tuple[Tool, ...]) -> Prompt:
 
 def _unrefused(response: Response) -> Response:
     """The response, unless it is none: what is refused is refused again."""
-    if response.finish_reason in ("content_filter", "refusal"):
+    if response.finish_reason == "refusal":
         what, todo = "the model refuses to answer", "change what is asked, or ask another model"
         said = response.text or response.finish_reason
         raise Refused(what, said, "an answer", todo, response=response)
@@ -7329,7 +7381,7 @@ def _openai_decode(data: Any) -> Response:
             cost=spent.get("cost") or 0.0,  # OpenRouter tells
         ),
         model=data.get("model") or "",
-        finish_reason=choice.get("finish_reason") or "stop",
+        finish_reason="refusal" if message.get("refusal") else choice.get("finish_reason"),
         reasoning=message.get("reasoning_content") or message.get("reasoning") or "",
         logprobs=choice.get("logprobs"),
     )
@@ -7646,9 +7698,6 @@ def _anthropic_tool(one: Any) -> Any:
     return {"name": one.name, "description": one.desc, "input_schema": one.schema}
 
 
-_STOPPED = {"max_tokens": "length", "tool_use": "tool_calls"}
-
-
 def _anthropic_decode(data: Any) -> Response:
     """Read a response in the Anthropic Messages format."""
     parts = groupby(lambda part: part["type"], data["content"])
@@ -7666,7 +7715,7 @@ def _anthropic_decode(data: Any) -> Response:
             cached_tokens=read_ or 0,
         ),
         model=data.get("model") or "",
-        finish_reason=_STOPPED.get(data.get("stop_reason"), "stop"),
+        finish_reason=data.get("stop_reason"),
         reasoning="".join(part["thinking"] for part in parts.get("thinking", ())),
     )
 

@@ -262,6 +262,17 @@ def test_a_reply_is_read_where_a_person_can_read_it_in_one_way_only(
         assert tuple(adapter.parse(task, response).values()) == expected
 
 
+@adapters
+@given(drawn=tasks())
+def test_a_strict_adapter_reads_what_it_would_write_and_nothing_else(adapter, drawn):
+    task, _, outputs = drawn
+    reply = render_outputs(adapter, task, outputs)
+    exact = lmopt.strict(adapter)
+    assert exact.parse(task, Response(f" {reply}\n")) == adapter.parse(task, Response(reply))
+    with pytest.raises(ParseError, match="not the format|cannot be read|is missing|not complete"):
+        exact.parse(task, Response(f"Sure!\n{reply}"))
+
+
 def test_real_replies_are_read(real_data):
     """What two small models wrote: of those that were read, all are; of the others, most."""
     types = {"Item": Item, "Aspect": Aspect}

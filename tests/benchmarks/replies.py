@@ -4,8 +4,9 @@
 
 "first" counts the rows that the first reply answers, "read" those that any reply does: lmopt asks
 up to three times, DSPy's ChatAdapter twice, its JSONAdapter once. The score is the share of fields
-that are right, the characters are those of the first prompt. Small models tell formats apart best;
-for a slow one take fewer `--rows`.
+that are right, the characters are those of the first prompt. lmopt's json sends its schema, which
+some servers enforce; DSPy sends one only to models that it knows. Small models tell the formats
+apart best; for a slow one take fewer `--rows`.
 """
 
 import argparse
