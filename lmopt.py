@@ -5283,7 +5283,8 @@ def _agent(
         try:
             made = yield from _remembering(steps, "act", given, past, shown)
         except ParseError as error:
-            turns = [failed(f"The reply could not be used: {error}")]
+            # The reply itself is not shown: small models copy it.
+            turns = [failed(f"The reply could not be used: {error.told or error}.")]
         else:
             turns, ended = yield from turn(made, done)
         shown += turns
@@ -5405,7 +5406,7 @@ def _act(seen: Signature, tools: Record, options: Fields) -> Program:
 
 
 def _acting(task: Signature, tools: Record, options: Fields) -> Program:
-    return predict(task, **{"retries": 0, **options, "tools": tools.values(), "name": "act"})
+    return predict(task, **{"retries": 1, **options, "tools": tools.values(), "name": "act"})
 
 
 def _meant_call(tools: Record, name: str, arguments: Fields) -> ToolCall:
