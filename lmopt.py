@@ -198,10 +198,11 @@ class LmoptError(Exception):
     """Base of every error raised here: made of a message, or of the four parts of `explain`.
 
     Facts beyond the message are attributes, which the classes declare; `best` holds the parameters
-    that an optimizer had when this error stopped it.
+    that an optimizer had when this error stopped it, `trace` what a run had done until then.
     """
 
     best: Params | None = None
+    trace: tuple[Event, ...] = ()
 
     def __init__(self, *parts: Any, **facts: Any) -> None:
         super().__init__(explain(*parts) if len(parts) > 1 else parts[0])
@@ -1024,18 +1025,30 @@ def _meant(tp: Any, text: str, name: str) -> Iterator[Any]:
         yield _BARE[plain.lower()]
     if not _free(tp):
         fenced = [block.partition("\n")[2] for block in text.split("```", 2)[1:2]]
-        found = [_bracketed(one) for one in (*fenced, text)]
         if _kind(tp) == "list":
             yield from _bullets(plain)
-            if found[-1][1:] and all(isinstance(one, dict) for one in found[-1]):
-                yield found[-1]
-        for data in concat([*map(_loaded, fenced), *found]):
+        for data in concat(_one_of(tp, one) for one in (*fenced, text)):
             yield from _opened(tp, data, name)
         yield from _markup(plain, True)
         yield from _markup(plain, False)
     yield text
     if (braces := re.fullmatch(r"\{+([^{}]*)\}+", plain)) and not _free(tp):
         yield re.sub(rf"^{name}\s*[:=]", "", braces[1].strip())
+
+
+def _one_of(tp: Any, text: str) -> list[Any]:
+    """The JSON data in a text: several objects or lists below each other are those of one list.
+
+    Where several of the kind that is wanted stand in prose, none is surely the one that is meant.
+    """
+    found, between = _bracketed(text)
+    wanted = list if _kind(tp) in ("list", "row") else dict
+    fitting = [one for one in found if isinstance(one, wanted)]
+    if _kind(tp) == "list" and found[1:] and not between.strip(" \t\r\n,;"):
+        return [list(concat(fitting))] if fitting == found else [found]
+    if fitting[1:] and any(one != fitting[0] for one in fitting):
+        return []
+    return [*_loaded(text), *found]
 
 
 def _loaded(text: str) -> list[Any]:
@@ -1077,9 +1090,9 @@ def _bullets(text: str) -> Iterator[list[str]]:
 _WORDS = r"[^\s.;:!?(){}\[\]<>]+(?: [^\s.;:!?(){}\[\]<>]+){0,2}"  # no sentence
 
 
-def _bracketed(text: str) -> list[Any]:
-    """The lists and objects that stand in a text; none where one of them is cut off."""
-    made, at = [], 0
+def _bracketed(text: str) -> tuple[list[Any], str]:
+    """The lists and objects in a text, none where one is cut off; and what stands between them."""
+    made, between, at = list[Any](), list[str](), 0
     for _ in range(16):  # more are no answer, and each costs a reading
         if not (opening := re.compile(r"[\[{]|\A\s*\(").search(text, at)):
             break
@@ -1089,10 +1102,11 @@ def _bracketed(text: str) -> list[Any]:
             value, end, whole = _forgiven(text, start)
         if whole:
             made.append(value)
+            between.append(text[at:start])
         elif not text[end:].strip():
-            return []
+            return [], text
         at = max(end, opening.end())
-    return made
+    return made, "".join([*between, text[at:]])
 
 
 # A quote ends a string where what follows may follow a string; else it belongs to it.
@@ -1592,6 +1606,8 @@ def _to_items(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
         if data is None or several or text.lstrip()[:1] in ("", *"[{`"):
             raise _not(f"a JSON list, {words(tp)}", data)
         data = [data]
+    if any(item in ("...", "…") for item in data if isinstance(item, str)):
+        raise _not(f"a JSON list, {words(tp)}", data)  # but the place of one, copied
     items = [_at(f"[{index}]", parts[0], item) for index, item in enumerate(data)]
     kind: Any = typing.get_origin(tp) or tp
     return _build(data, kind, items) if kind in (tuple, set, frozenset) else items
@@ -3196,7 +3212,7 @@ _LABELS = evolve(
     _CHAT,
     name="labels",
     mark=r"^[ \t]*+(?:[-*>]++[ \t]++)?(?:\[{1,2}[ \t]*+)?#*+[ \t]*+[*_`]*+(?P<name>NAMES|completed)"
-    r"[*_`]*+[ \t]*+(?:#*+[ \t]*+\]{1,2}:?|[=:#]++[*_`]*+|$)|\[/(?:NAMES)\]",
+    r"[*_`]*+[ \t]*+(?:#*+[ \t]*+\]{1,2}:?|[=:#]++[*_`]*+|$)|\[/(?:NAMES)\]|</?(?:NAMES)>",
 )
 
 
@@ -3235,7 +3251,7 @@ def _json_fields(
 
 def _json_whole(task: Signature, text: str) -> dict[str, Part]:
     """An object that has all the fields, with slips of the pen, or in a list, or in a text."""
-    whole = [_unwrapped(one) for one in [*_loaded(text), *_bracketed(text)]]
+    whole = [_unwrapped(one) for one in [*_loaded(text), *_bracketed(text)[0]]]
     for one in whole:
         given = {str(key).casefold(): value for key, value in one.items()}
         if given and all(name.casefold() in given for name in _needed(task)):
@@ -3833,7 +3849,12 @@ def running(program: Program, inputs: Record) -> Flow:
     >>> next(running(predict("q -> a"), Record(q="?"))).step
     'predict'
     """
-    return _interpret(program, inputs, program.root, "", [])
+    events: list[Event] = []
+    try:
+        return (yield from _interpret(program, inputs, program.root, "", events))
+    except LmoptError as error:
+        error.trace = tuple(events)
+        raise
 
 
 def _interpret(
@@ -5458,7 +5479,7 @@ def _act_natively(seen: Signature, tools: Record, options: Fields) -> Program:
 
 def _written_calls(tools: Record, text: str) -> tuple[ToolCall, ...]:
     """The calls that a model wrote as JSON into its text."""
-    found = concat(one if isinstance(one, list) else [one] for one in _bracketed(text))
+    found = concat(one if isinstance(one, list) else [one] for one in _bracketed(text)[0])
     calls = [one for one in found if isinstance(one, dict) and one.get("name") in tools]
     given = [one.get("arguments", one.get("parameters")) or {} for one in calls]
     made = zip(calls, given, strict=True)
@@ -5475,10 +5496,16 @@ def _called(
         seen = yield from _observed(tools, call.name, call.arguments)
     else:
         seen = f"This call was not approved{f': {allowed}' if allowed else '.'}"
-    made = evolve(planned, observation=seen)
-    if isinstance(seen, str) and any(evolve(made, thought=one.thought) == one for one in last):
-        return evolve(made, observation=f"{seen}\n(The same call as before, and the same result.)")
-    return made
+    if isinstance(seen, str) and any(_repeats(planned, seen, one) for one in last):
+        seen = f"{seen}\n(The same call as before, and the same result.)"
+    return evolve(planned, observation=seen)
+
+
+def _repeats(planned: Turn, seen: str, last: Turn) -> bool:
+    call, before = (planned.tool, planned.arguments), (last.tool, last.arguments)
+    return (
+        call == before and isinstance(last.observation, str) and last.observation.startswith(seen)
+    )
 
 
 def _observed(tools: Record, name: str, arguments: Fields) -> Flow:
@@ -7219,6 +7246,9 @@ class _Dialect:
     assemble: Callable[[list[Any]], Any]  # all events into the answer without a stream
 
 
+_ALIKE = "several samples of one prompt are asked for at temperature 0, where they are all alike"
+
+
 @frozen(eq=False, repr=False)
 class _HttpLM:
     """An LM behind a URL: an end point and a dialect."""
@@ -7258,6 +7288,8 @@ class _HttpLM:
 
     def _flow(self, request: Request) -> Flow:
         payload = {"model": self.model, **self.defaults, **self.dialect.encode(request)}
+        if request.rollout and payload.get("temperature") == 0:
+            warnings.warn(_ALIKE, stacklevel=2)  # Python says it once
         events: list[Any] = []
         feed = None
         if request.on_text is not None:
@@ -7351,6 +7383,7 @@ def _openai_encode(limit: str, request: Request) -> dict[str, Any]:
         limit: request.max_tokens,
         "top_p": request.top_p,
         "stop": list(request.stop) or None,
+        "seed": request.rollout or None,  # else the samples of a prompt are one and the same
         "tools": [_openai_tool(one) for one in request.tools] or None,
         "tool_choice": request.tool_choice,
         "response_format": request.schema

@@ -38,6 +38,8 @@ import inspect
 import itertools
 import math
 import random
+import re
+import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -46,7 +48,7 @@ from operator import mul
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from attrs import evolve, field, frozen
-from toolz import groupby, interleave, take, unique  # type: ignore[import-untyped]
+from toolz import first, groupby, interleave, take, unique  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -61,7 +63,7 @@ __all__ = [
     "Trial", "Plan", "Size", "Options", "Optimizer", "optimizer", "best", "Want", "Hunt",
     # 2. Parts
     "split", "spread", "labeled", "labeled_demos", "step_demos", "resampled", "race", "cases",
-    "description", "proposer", "Propose", "tpe", "pareto", "relayed",
+    "description", "proposer", "Propose", "cleaned", "tpe", "pareto", "relayed",
     # 3. Few-shot
     "labeled_few_shot", "Teaching", "bootstrap", "passed", "bootstrap_few_shot", "random_search",
     "tpe_search", "knn_few_shot",
@@ -225,8 +227,8 @@ class Optimizer:
     ) -> lmopt.Params:
         """Return the parameters of the best trial; of equals, the earliest.
 
-        A spent budget and Ctrl-C end the search with the best so far. Any other error of ours is
-        raised, with the best so far as its attribute `best`.
+        A spent budget and Ctrl-C end the search with the best so far, and a warning that says so.
+        Any other error is raised, with the best so far as its attribute `best`.
 
         Raises:
             DataError: the training set is empty, or an example lacks an input.
@@ -335,10 +337,15 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
 def _keeping(best: list[Trial]) -> Iterator[None]:
     try:
         yield
-    except (lmopt.BudgetExceeded, KeyboardInterrupt):
-        pass
-    except lmopt.LmoptError as error:
-        error.best = best[0].params
+    except (lmopt.BudgetExceeded, KeyboardInterrupt) as error:
+        kept = best[0].note or "the start"
+        what = (
+            f"the search was ended by {lmopt.describe(error)}; its best so far is returned: {kept}"
+        )
+        warnings.warn(what, stacklevel=4)
+    except Exception as error:
+        with suppress(AttributeError):
+            error.best = best[0].params  # type: ignore[attr-defined]
         raise
 
 
@@ -435,6 +442,7 @@ class Hunt:
         self.trials: list[Trial] = []
         self.calls, self.runs, self.best = 0, 0, 0
         self._seen: dict[str, int] = {}
+        self._unused: list[Exception] = []  # proposals since the last trial
         self._done: dict[tuple[str, str], dict[int, lmopt.Row]] = {}
 
     @property
@@ -533,21 +541,25 @@ class Hunt:
             made = []
             for one in asked:
                 made.append((yield lmopt.invoke(writer, one)))
-        return [text for text in unique(str(one).strip() for one in made) if text]
+        return [text for text in unique(map(cleaned, made)) if text]
 
     @_wanted
     def ask(self, program: lmopt.Program, inputs: lmopt.Fields) -> lmopt.Flow:
-        """A run of another program on the LM that writes; sent: the prediction."""
-        return (yield from self._asked(program, [inputs]))[0]
+        """A run of another program on the LM that writes; sent: the prediction, or None."""
+        return first([*(yield from self._asked(program, [inputs])), None])
 
     def _asked(self, program: lmopt.Program, given: Sequence[lmopt.Fields]) -> lmopt.Flow:
-        """Run a program on the LM that writes; equal requests are told apart by their rollout."""
+        """Run a program on the LM that writes; equal requests are told apart by their rollout.
+
+        A reply that cannot be used is left out, and noted in the next trial.
+        """
         asked = self.options.prompt_lm or self.lm
         samples = [lmopt.sampled(program, index, 1 << 16) for index in range(len(given))]
         pairs = list(zip(samples, given, strict=True))
         made = yield from lmopt.gathered(_sample, pairs, asked)
-        self.calls += sum(one.usage.calls for one in made)
-        return made
+        self.calls += sum(lmopt.usage(one.trace).calls for one in made)
+        self._unused += [one for one in made if isinstance(one, Exception)]
+        return [one for one in made if not isinstance(one, Exception)]
 
     def _allowed(self, params: lmopt.Params) -> lmopt.Params:
         """The parameters, but for changes of steps that must stay."""
@@ -596,6 +608,10 @@ class Hunt:
         return self._book(Trial(params, result.score, note, parent, self.calls, result, run < size))
 
     def _book(self, trial: Trial) -> Trial:
+        if self._unused:
+            reason = lmopt.cut(str(self._unused[0]), 80)
+            what = f"{len(self._unused)} texts could not be used ({reason})"
+            trial, self._unused = evolve(trial, note=f"{trial.note}; {what}"), []
         self._seen.setdefault(trial.params.digest, len(self.trials))
         self.trials.append(trial)
         if not trial.out and (trial.score or 0.0) > (self.top.score or 0.0):
@@ -604,7 +620,12 @@ class Hunt:
 
 
 def _sample(asked: tuple[lmopt.Program, lmopt.Fields]) -> lmopt.Flow:
-    return lmopt.running(asked[0], lmopt.select_inputs(*asked))
+    try:
+        return (yield from lmopt.running(asked[0], lmopt.select_inputs(*asked)))
+    except lmopt.LmoptError as error:
+        if lmopt.stops(error):
+            raise
+        return error
 
 
 def _failures(errors: list[str]) -> str:
@@ -870,13 +891,30 @@ def proposer(**options: Any) -> lmopt.Program:
     """Make the program that writes instructions: the default of every `propose=`.
 
     Args:
-        **options: what `predict` takes, such as an adapter or a temperature.
+        **options: what `predict` takes, such as an adapter or a temperature, by default 1.
     Calls: those of `predict`.
 
     >>> [one.name for one in proposer().inputs]
     ['program', 'step', 'current', 'data', 'cases', 'attempts', 'tip']
     """
-    return lmopt.predict(_PROPOSE, name="propose", **options)
+    return lmopt.predict(_PROPOSE, name="propose", **{"temperature": 1.0, **options})
+
+
+def cleaned(text: Any) -> str:
+    """Return instructions without what a model may put around them: a fence, quotes, a title.
+
+    >>> cleaned("New instructions:\\n```\\nAnswer briefly.\\n```")
+    'Answer briefly.'
+    """
+    plain, before = str(text).strip(), ""
+    while plain != before:
+        before = plain
+        plain = re.sub(r"\A\[\[ ## \w+ ## \]\]|\[\[ ## completed ## \]\]\Z", "", plain).strip()
+        plain = re.sub(r"\A[#*\s]*(?:the )?(?:new |improved |better )*instructions?\s*:[*\s]*", "",
+                       plain, flags=re.IGNORECASE)  # fmt: skip
+        if whole := re.fullmatch(r"```\w*\n(.*?)\n?```|([\"'])([^\"']*)\2", plain, re.DOTALL):
+            plain = (whole[1] or whole[3] or "").strip()
+    return plain
 
 
 def tpe(
@@ -1488,7 +1526,8 @@ def _wording(hunt: Hunt, count: int) -> lmopt.Flow:
         rng = lmopt.seeded(hunt.seed, "tips", path)
         tips = [rng.choice(TIPS) for _ in range(count - 1)]
         seen = yield hunt.cases(path, 16)
-        told = yield hunt.propose(path, seen, tips=tips, data=made.summary)
+        data = made.summary if made else ""
+        told = yield hunt.propose(path, seen, tips=tips, data=data)
         wording[path] = [hunt.program.params[path].instructions, *told]
     return wording
 

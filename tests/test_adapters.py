@@ -198,6 +198,7 @@ READ = [
     ("xml", "tags: list[str]", '<tags><item id="1">a</item></tags>', (["a"],)),
     ("xml", "who: dict[str, int]", '<who><entry key="a">1</entry><entry key="b">2</entry></who>',
      ({"a": 1, "b": 2},)),
+    ("xml", "answer", "<text>\nanswer: Rome\n</text>", ("Rome",)),
     # values that run into a marker, or copy a template
     ("chat", "answer", "[[ ## answer ## ]]\nOslo [[ ## completed ## ]]", ("Oslo",)),
     ("chat", "answer", "[[ ## answer ## ]]:\nOslo", ("Oslo",)),

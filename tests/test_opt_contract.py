@@ -17,6 +17,7 @@ import pytest
 from conftest import ROOT
 
 import lmopt
+import lmopt_optimizers as opt
 from lmopt import chain_of_thought, evaluate, exact_match, predict, program, toy_lm
 from lmopt_optimizers import (
     Optimizer,
@@ -207,6 +208,7 @@ def test_trials_in_a_loop_are_those_outside(make):
     assert asyncio.run(first_only()) == (trials[0], set())
 
 
+@pytest.mark.filterwarnings("ignore:the search was ended")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("error", [lmopt.BudgetExceeded("spent"), lmopt.Unauthorized("no")])
 def test_in_a_loop_a_spent_budget_gives_the_best_so_far_and_so_does_an_error(name, error):
@@ -325,6 +327,7 @@ def test_it_is_never_worse_than_its_start_on_the_rows_it_scores_on(make, task):
         assert best == trials[-1].params
 
 
+@pytest.mark.filterwarnings("ignore:the search was ended")
 @table
 @pytest.mark.parametrize("error", [lmopt.BudgetExceeded("spent"), KeyboardInterrupt()])
 def test_a_spent_budget_or_ctrl_c_at_any_call_gives_the_best_so_far(make, error):
@@ -400,3 +403,57 @@ def test_wrong_data_is_found_before_the_first_call(make, rows, message):
 def test_a_repr_is_short_and_shows_no_lm():
     assert repr(random_search(toy_lm())) == "Optimizer(name='random_search')"
     assert isinstance(random_search(toy_lm()), Optimizer)
+
+
+def test_a_search_that_is_ended_says_so_and_what_it_returns():
+    task, lm = PROGRAMS["one step"], counted(toy_lm(), 3, lmopt.BudgetExceeded("spent"))
+    words = "the search was ended by BudgetExceeded: spent; its best so far is returned: the start"
+    with pytest.warns(UserWarning, match=words) as told:
+        assert opt.copro(lm)(task, ROWS, exact_match) == task.params
+    assert told[0].filename == __file__
+
+
+def test_a_text_that_cannot_be_used_is_skipped_and_noted():
+    task, asked = PROGRAMS["one step"], []
+
+    def writes(request):
+        asked.append(request)
+        return lmopt.Response("no idea") if len(asked) < 4 else toy_lm()(request)
+
+    search = opt.copro(toy_lm(), breadth=3, depth=2, prompt_lm=writes)
+    notes = [trial.note for trial in search.trials(task, ROWS, exact_match)]
+    assert any(
+        "; 1 texts could not be used (the field `instructions` is missing" in n for n in notes
+    )
+    assert notes[0] == "start" and len(notes) > 2
+    assert asked[0].temperature == 1.0
+
+
+def test_an_error_of_a_writer_of_ones_own_leaves_the_best_so_far():
+    def writes(told):
+        raise ZeroDivisionError
+
+    task = PROGRAMS["one step"]
+    with pytest.raises(ZeroDivisionError) as caught:
+        opt.copro(toy_lm(), propose=writes)(task, ROWS, exact_match)
+    assert caught.value.best == task.params
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("Answer briefly.", "Answer briefly."),
+        ("```text\nAnswer\nbriefly.\n```", "Answer\nbriefly."),
+        ('"Answer briefly."', "Answer briefly."),
+        ('**New instructions:** "Answer briefly."', "Answer briefly."),
+        ("# Improved Instructions:\nAnswer briefly.", "Answer briefly."),
+        ("[[ ## instructions ## ]]\nAnswer briefly.\n\n[[ ## completed ## ]]", "Answer briefly."),
+        ('Say "yes" or "no"', 'Say "yes" or "no"'),
+        ('"yes" or "no"', '"yes" or "no"'),
+        ("Write code in ```python\nx\n```", "Write code in ```python\nx\n```"),
+        ("``````", "``````"),
+        ("", ""),
+    ],
+)
+def test_proposed_text_is_cleaned_of_what_stands_around_it(text, plain):
+    assert opt.cleaned(text) == plain

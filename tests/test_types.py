@@ -476,6 +476,13 @@ SAID = [
     (list[str], "Rome\nOslo", ["Rome", "Oslo"]),
     (list[dict[str, str]], '{"k": "v1"} {"k": "v2"}', [{"k": "v1"}, {"k": "v2"}]),
     (list[dict[str, str]], '{"k": "v1"}\n{"k": "v2', ValueError),
+    (list[int], "[1]\n[2, 3]", [1, 2, 3]),
+    (list[dict[str, str]], '[{"k": "v1"}]\n[{"k": "v2"}]', [{"k": "v1"}, {"k": "v2"}]),
+    (list[int], "As in [1], it is [2, 3].", ValueError),
+    (dict[str, int], 'First {"a": 1}, then {"a": 2}', ValueError),
+    (dict[str, int], 'It is {"a": 1}, yes, {"a": 1}', {"a": 1}),
+    (list[str], "[...]", ValueError),
+    (list[str], '["..."]', ValueError),
     # a choice
     (LABEL, "**warm**", "warm"),
     (LABEL, "The answer is TWO", "TWO"),
