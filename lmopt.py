@@ -198,10 +198,12 @@ class LmoptError(Exception):
     """Base of every error raised here: made of a message, or of the four parts of `explain`.
 
     Facts beyond the message are attributes, which the classes declare; `best` holds the parameters
-    that an optimizer had when this error stopped it, `trace` what a run had done until then.
+    that an optimizer had when this error stopped it, `rows` what an evaluation had, and `trace`
+    what a run had done until then.
     """
 
     best: Params | None = None
+    rows: tuple[Row, ...] = ()
     trace: tuple[Event, ...] = ()
 
     def __init__(self, *parts: Any, **facts: Any) -> None:
@@ -223,8 +225,6 @@ class DataError(LmoptError, ValueError):
 
 class MetricError(DataError):
     """A metric raised, or returned no score; `rows` holds what was already evaluated."""
-
-    rows: tuple[Row, ...] = ()
 
 
 class ParseError(LmoptError, ValueError):
@@ -278,10 +278,15 @@ class ReplayMiss(LmoptError, LookupError):
 def stops(error: Exception) -> bool:
     """Tell whether an error would fail every row alike, so that it must stop an evaluation.
 
+    A request that the provider refuses (HTTP 400, 413, 422) concerns its own row only.
+
     >>> stops(Unauthorized("no key")), stops(ParseError("no answer")), stops(ZeroDivisionError())
     (True, False, False)
+    >>> stops(LMError("no", status=400)), stops(LMError("no", status=500))
+    (False, True)
     """
-    return isinstance(error, LmoptError) and not isinstance(error, _PASSING)
+    of_one_row = isinstance(error, LMError) and error.status in (400, 413, 422)
+    return isinstance(error, LmoptError) and not (of_one_row or isinstance(error, _PASSING))
 
 
 _PASSING = (ParseError, ContextWindowExceeded, Refused)
@@ -2788,11 +2793,12 @@ def _place(tp: Any) -> str:
         return _place(parts[0])
     if kind == "object":
         return "{" + ", ".join(f"{_dump(one.name)}: ..." for one in parts) + "}"
-    if kind == "list":
-        return f"[{_place(parts[0]) if _kind(parts[0]) == 'object' else '...'}]"
+    if kind == "list" and _kind(parts[0]) == "object":
+        return f"[{_place(parts[0])}]"
     if kind == "union":
         return " or ".join(unique(map(_place, parts)))
-    known = {"choice": "one of the choices", "row": "[...]", "dict": "{...}"}
+    a_list, an_object = "a JSON list", "a JSON object"
+    known = {"choice": "one of the choices", "list": a_list, "row": a_list, "dict": an_object}
     return "text" if tp is str else known.get(kind) or words(tp)
 
 
@@ -3146,8 +3152,9 @@ _MARKED: dict[str, Any] = {"structure": _structure, "reply": _reply, "fields": _
 _CHAT = _Format(
     name="chat",
     start="The reply has each value below its header, in this structure:",
-    # Naming all headers makes small models write the list of them.
-    ending="Reply in this structure, starting with [[ ## {first} ## ]] "
+    # With the names of all fields small models do not end after the first; with the headers of all
+    # they write the list of them.
+    ending="Reply with {fields} in this structure, starting with [[ ## {first} ## ]] "
     "and ending with [[ ## completed ## ]].",
     opens="[[ ## {} ## ]]\n",
     closes="",
@@ -3180,7 +3187,8 @@ def sections(text: str) -> dict[str, str]:
 _XML = _Format(
     name="xml",
     start="The reply has each value in a tag, with &amp; &lt; &gt; for & < >, in this structure:",
-    ending="Reply in this structure, starting with <{first}> and ending with </{last}>.",
+    ending="Reply with {fields} in this structure, starting with <{first}> "
+    "and ending with </{last}>.",
     opens="<{}>\n",
     closes="\n</{}>",
     joint="\n",
@@ -8895,16 +8903,19 @@ def evaluating(
     def take(row: Any) -> None:
         nonlocal failed
         if isinstance(row, MetricError):
-            row.rows = tuple(rows)
             raise row
         rows.append(row)
         failed += bool(row.error)
         if max_errors is not None and failed > max_errors:
             what, known = f"{failed} of {len(rows)} rows failed; the last", f"at most {max_errors}"
-            raise DataError(what, row.error, known, "correct the program", rows=tuple(rows))
+            raise DataError(what, row.error, known, "correct the program")
 
     watch = progress and partial(progress, total=len(examples), desc="evaluate")
-    yield _Many(partial(_row, ready, metric, failure_score), examples, lm, take, watch)
+    try:
+        yield _Many(partial(_row, ready, metric, failure_score), examples, lm, take, watch)
+    except LmoptError as error:
+        error.rows = tuple(rows)
+        raise
     return Evaluation(tuple(rows))
 
 

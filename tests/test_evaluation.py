@@ -796,3 +796,28 @@ def test_an_lm_that_is_no_function_is_asked_in_its_way_and_no_lm_is_an_error():
         DataError, match="this is no LM: 'openai/gpt-4o'; expected a function.*; .*connect"
     ):
         evaluate(task, data, exact_match, lm="openai/gpt-4o")
+
+
+def test_a_request_that_the_provider_refuses_costs_its_row_and_no_more():
+    def lm(request):
+        if "b" in request.inputs.text:
+            raise lmopt.LMError("bad request", status=400)
+        return lmopt.stub_lm()(request)
+
+    rows = [{"text": text, "n": 1} for text in "abc"]
+    made = evaluate(predict("text -> n: int"), rows, exact_match, lm=lm)
+    assert [row.score for row in made.rows] == [1, 0, 1]
+    assert made.rows[1].error == "LMError: bad request"
+
+
+def test_an_error_that_ends_an_evaluation_carries_its_rows():
+    def lm(request):
+        if "c" in request.inputs.text:
+            raise lmopt.LMError("down", status=500)
+        return lmopt.stub_lm()(request)
+
+    rows = [{"text": text, "n": 1} for text in "abcd"]
+    with pytest.raises(lmopt.LMError) as caught:
+        evaluate(predict("text -> n: int"), rows, exact_match, lm=lm)
+    assert [row.score for row in caught.value.rows] == [1, 1]
+    assert [event.kind for event in caught.value.trace] in ([], ["lm", "step"])

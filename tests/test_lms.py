@@ -150,6 +150,33 @@ def test_toy_lm_is_deterministic_and_sampling_varies():
     assert len(set(sounds(0))) == 4
 
 
+def test_samples_of_one_prompt_are_told_apart_on_the_wire():
+    with server(lambda payload: completion(f"sample {payload.get('seed')}")) as served:
+        lm = openai_lm("m", base_url=served.base_url, temperature=0.7)
+        texts = [lm(Request([Message("user", "?")], rollout=n)).text for n in range(3)]
+        own = lm(Request([Message("user", "?")], rollout=2, extra={"seed": 9})).text
+        lm.close()
+    assert texts == ["sample None", "sample 1", "sample 2"] and own == "sample 9"
+
+
+@pytest.mark.parametrize(
+    ("reason", "known"),
+    [("MAX_TOKENS", "length"), ("end_turn", "stop"), ("SAFETY", "refusal"), (None, "stop"),
+     ("content_filter", "refusal"), ("tool_use", "tool_calls"), ("odd", "odd")],
+)  # fmt: skip
+def test_why_a_reply_ended_has_one_spelling_for_all_providers(reason, known):
+    assert Response("x", finish_reason=reason).finish_reason == known
+
+
+def test_a_refusal_of_the_provider_is_no_answer():
+    message = {"role": "assistant", "content": None, "refusal": "I cannot."}
+    with server(lambda payload: completion("", choices=[{"message": message}])) as served:
+        lm = openai_lm("m", base_url=served.base_url)
+        with pytest.raises(lmopt.Refused, match="refuses to answer: 'I cannot.'"):
+            predict("q -> a")(lm, q="?")
+        lm.close()
+
+
 # -- the wire --------------------------------------------------------------------------------------
 
 
@@ -166,7 +193,8 @@ def test_a_request_and_its_answer_in_the_openai_format():
         rollout=3,
         extra={"seed": 1, "nested": {"a": (1,)}},
     )
-    with server(lambda payload: completion("Hi")) as served:
+    alike = pytest.warns(UserWarning, match="samples of one prompt are asked for at temperature 0")
+    with server(lambda payload: completion("Hi")) as served, alike:
         lm = openai_lm(
             "m",
             base_url=served.base_url + "/",
