@@ -39,6 +39,7 @@ import itertools
 import math
 import random
 import re
+import statistics
 import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -65,8 +66,8 @@ __all__ = [
     "split", "spread", "labeled", "labeled_demos", "step_demos", "resampled", "race", "cases",
     "description", "proposer", "Propose", "cleaned", "tpe", "pareto", "relayed",
     # 3. Few-shot
-    "labeled_few_shot", "Teaching", "bootstrap", "passed", "bootstrap_few_shot", "random_search",
-    "tpe_search", "knn_few_shot",
+    "labeled_few_shot", "Teaching", "fitting_count", "bootstrap", "passed", "bootstrap_few_shot",
+    "random_search", "tpe_search", "knn_few_shot",
     # 4. Instructions
     "copro", "TIPS", "mipro", "gepa", "simba", "infer_rules", "avatar",
     # 5. Settings
@@ -1037,13 +1038,16 @@ class Teaching(Options, total=False):
     """What optimizers that bootstrap take.
 
     Attributes:
+        max_labeled: by default as many as fit into the prompt. Searches try fewer too: 4, 16, 64 …
+        max_prompt_tokens: of the prompt of a step with its demonstrations, four characters a token.
         rounds: how many times an example is tried, each time but the first with a new rollout at
             temperature 1; 1 or more.
         teacher: a program with the same steps, or other parameters; by default the program.
     """
 
     max_bootstrapped: int  # how many runs of the teacher to take, 0 or more
-    max_labeled: int  # how many demonstrations a step has at most, labelled ones included
+    max_labeled: int | None  # how many demonstrations a step has at most, labelled ones included
+    max_prompt_tokens: int
     rounds: int
     threshold: float  # score from which a run is taken, 0 to 1; 0 is a threshold
     teacher: lmopt.Program | Mapping[str, lmopt.Prompt] | None
@@ -1053,15 +1057,21 @@ class Teaching(Options, total=False):
 @frozen(eq=False, repr=False)
 class _Teaching:
     max_bootstrapped: int = 4
-    max_labeled: int = 16
+    max_labeled: int | None = None
+    max_prompt_tokens: int = 8000
     rounds: int = 1
     threshold: float = 1.0
     teacher: lmopt.Program | Mapping[str, lmopt.Prompt] | None = None
     teacher_lm: Any = None
 
     def __attrs_post_init__(self) -> None:
-        _check(max_bootstrapped=self.max_bootstrapped, max_labeled=self.max_labeled)
-        _check(1, rounds=self.rounds)
+        _check(max_bootstrapped=self.max_bootstrapped, max_labeled=self.max_labeled or 0)
+        _check(1, rounds=self.rounds, max_prompt_tokens=self.max_prompt_tokens)
+
+    def most(self, program: lmopt.Program, examples: Examples) -> int:
+        """How many demonstrations a step has at most."""
+        fit = fitting_count(program, examples, self.max_prompt_tokens)
+        return fit if self.max_labeled is None else min(self.max_labeled, fit)
 
     def guide(self, program: lmopt.Program) -> lmopt.Program:
         """The program that shows how it is done; it must have the steps of the one that learns."""
@@ -1078,12 +1088,45 @@ class _Teaching:
         return Plan(runs, runs * self.guide(size.program).max_calls, runs)
 
 
-def _taught(options: lmopt.Fields, **defaults: Any) -> tuple[_Teaching, dict[str, Any]]:
+def fitting_count(program: lmopt.Program, examples: Examples, tokens: int) -> int:
+    """Return how many examples fit into the prompt of each step, as demonstrations of mean length.
+
+    Args:
+        tokens: of the prompt, of four characters each.
+
+    >>> rows = tuple(lmopt.Record(q="a" * 100, a=str(n)) for n in range(100))
+    >>> fitting_count(lmopt.predict("q -> a"), rows, 1000)
+    24
+    """
+    counts = [len(examples)]
+    for leaf in program.leaves.values():
+        empty, *sized = [
+            sum(len(one.text) for one in _rendered(leaf, demos))
+            for demos in [(), *([one] for one in lmopt.fitting(leaf, examples[:100]))]
+        ]
+        if sized:
+            mean = statistics.fmean(sized) - empty
+            counts.append(max(int((4 * tokens - empty) / mean), 0))
+    return min(counts)
+
+
+def _rendered(leaf: lmopt.Program, demos: Iterable[lmopt.Record]) -> tuple[lmopt.Message, ...]:
+    task = leaf.signature
+    assert task is not None and leaf.prompt is not None  # it is a leaf
+    return lmopt.chat.render(task, evolve(leaf.prompt, demos=tuple(demos)), {})
+
+
+def _rungs(most: int) -> list[int]:
+    """How many demonstrations to try: as many as may be, and then fewer."""
+    return [most, *reversed([4**n for n in range(1, 10) if 4**n < most])]
+
+
+def _taught(options: lmopt.Fields) -> tuple[_Teaching, dict[str, Any]]:
     """Part the options into those of teaching, and those of every optimizer."""
     names = Teaching.__annotations__.keys() - Options.__annotations__.keys()
     given = {name: value for name, value in options.items() if name in names}
     rest = {name: value for name, value in options.items() if name not in names}
-    return _Teaching(**{**defaults, **given}), rest
+    return _Teaching(**given), rest
 
 
 def bootstrap(
@@ -1152,11 +1195,12 @@ def _lessons(
 ) -> lmopt.Flow:
     """Bootstrap; return the parameters and a note, and emit a trial after each block on demand."""
     teacher = given.guide(hunt.program)
+    given = evolve(given, max_labeled=given.most(hunt.program, examples))
     names = ("threshold", "rounds", "max_labeled")
     options = {name: getattr(given, name) for name in names}
     blocks = bootstrap(teacher, examples, wanted=given.max_bootstrapped, seed=seed, **options)
     taken: tuple[lmopt.Row, ...] = ()
-    tried, errors, note = 0, list[str](), "labelled"
+    tried, errors, note = 0, list[str](), f"up to {given.max_labeled} labelled examples"
     block = next(blocks, None)
     while block is not None:
         result = yield hunt.teach(teacher, block[1], block[0], given.teacher_lm)
@@ -1193,7 +1237,7 @@ def _few_shot(
     params = program.params
     for path, leaf in program.leaves.items():
         demos = tuple(demo[path] for demo in made if path in demo)
-        more = labeled(leaf, others, max(given.max_labeled - len(demos), 0), seed=seed)
+        more = labeled(leaf, others, max((given.max_labeled or 0) - len(demos), 0), seed=seed)
         params = params.replace(path, demos=demos + more)
     return params
 
@@ -1233,9 +1277,10 @@ def random_search(
 ) -> Optimizer:
     """Try random sets of demonstrations, and keep the one that scores best on held-out rows.
 
-    Tried are, in this order: the start; labelled examples; `bootstrap_few_shot` on the examples as
-    they stand; and the same on `candidates` random orders, each with a random number of runs to
-    take. Equal parameters are scored once; one that cannot win any more stops early (see `race`).
+    Tried are, in this order: the start; labelled examples, as many as fit, and fewer (64, 16, 4);
+    `bootstrap_few_shot` on the examples as they stand; and the same on `candidates` random orders,
+    each with a random number of runs to take, and of labelled examples beside them. Equal
+    parameters are scored once; one that cannot win any more stops early (see `race`).
 
     Args:
         candidates: how many random sets, 0 or more.
@@ -1266,7 +1311,8 @@ def random_search(
                 yield hunt.trial(params, note)
 
     def bound(size: Size) -> Plan:
-        plan = size.plan((candidates + 3) * size.val)
+        most = size.train if given.max_labeled is None else min(given.max_labeled, size.train)
+        plan = size.plan((candidates + 2 + len(_rungs(most))) * size.val)
         return sum([given.plan(size)] * (candidates + 1), plan)
 
     return optimizer("random_search", lm, search, bound, **rest)
@@ -1276,16 +1322,19 @@ _Lesson = tuple[Examples, "_Teaching", int]  # the examples, in their order, and
 
 
 def _draws(hunt: Hunt, given: _Teaching, count: int) -> Iterator[_Lesson]:
-    """Lessons: labels alone, then on the examples as they stand, then on random orders of them."""
-    most = given.max_bootstrapped
-    yield hunt.train, evolve(given, max_bootstrapped=0), hunt.seed
+    """Lessons: labels alone, in several numbers; then runs on the examples as they stand; then on
+    random orders of them."""
+    most, rungs = given.max_bootstrapped, _rungs(given.most(hunt.program, hunt.train))
+    for rung in rungs:
+        yield hunt.train, evolve(given, max_bootstrapped=0, max_labeled=rung), hunt.seed
     if most:
         yield hunt.train, given, hunt.seed
     for index in range(count):
         rng = lmopt.seeded(hunt.seed, "random_search", index)
         order = tuple(rng.sample(hunt.train, len(hunt.train)))
         size = rng.randint(1, most) if most else 0
-        yield order, evolve(given, max_bootstrapped=size), rng.getrandbits(32)
+        lesson = evolve(given, max_bootstrapped=size, max_labeled=rng.choice(rungs))
+        yield order, lesson, rng.getrandbits(32)
 
 
 def _sets(hunt: Hunt, given: _Teaching, count: int) -> lmopt.Flow:
@@ -1473,8 +1522,8 @@ def mipro(
     Sets of demonstrations are bootstrapped, instructions are proposed from a summary of the data,
     the program's description, its failures and tips; then a seeded TPE chooses a pair for each
     step. A pair is scored on a minibatch; after every `full_every` of them the one with the highest
-    mean is scored on all held-out rows, which alone decide. A step has 4 demonstrations at most
-    unless `max_labeled` says otherwise; 0 with `max_bootstrapped=0` leaves demonstrations alone.
+    mean is scored on all held-out rows, which alone decide. `max_labeled=0` with
+    `max_bootstrapped=0` leaves demonstrations alone.
 
     Args:
         auto: 6, 12 or 18 candidates, and at most 100, 300 or 1,000 rows to score on.
@@ -1490,10 +1539,10 @@ def mipro(
     Optimizer(name='mipro')
     """
     sized, most = (6, 1000) if auto is None else _sized(auto)
-    count, (given, rest) = candidates or sized, _taught(options, max_labeled=4)
+    count, (given, rest) = candidates or sized, _taught(options)
     _check(2, candidates=count if candidates is None else candidates)
     _check(1, minibatch=minibatch, full_every=full_every)
-    fixed = not given.max_bootstrapped and not given.max_labeled
+    fixed = not given.max_bootstrapped and given.max_labeled == 0
     texts = count if fixed else max(count // 2, 2)
 
     def tries(steps: int) -> int:
@@ -1819,8 +1868,8 @@ def infer_rules(
 ) -> Optimizer:
     """Have rules inferred from labelled examples, and keep those that score best.
 
-    The demonstrations are those of `bootstrap_few_shot`; each candidate has other rules, inferred
-    from another draw of the training half.
+    The demonstrations are those of `bootstrap_few_shot`, or those of the start where these score no
+    better; each candidate has other rules, inferred from another draw of the training half.
 
     Args:
         candidates: how many sets of rules, 1 or more.
@@ -1838,8 +1887,9 @@ def infer_rules(
 
     def search(hunt: Hunt) -> lmopt.Flow:
         yield hunt.start()
-        base, _ = yield from _lessons(hunt, hunt.train, given, hunt.seed)
-        yield hunt.trial(base, "demonstrations", 0)
+        shown_too, _ = yield from _lessons(hunt, hunt.train, given, hunt.seed)
+        yield hunt.trial(shown_too, "demonstrations", 0)
+        base = hunt.top.params  # with the demonstrations or without
         for number in range(candidates):
             rng = lmopt.seeded(hunt.seed, "rules", number)
             seen = _labelled_cases(
@@ -1849,7 +1899,7 @@ def infer_rules(
             for path in hunt.paths:
                 for text in (yield hunt.propose(path, seen, tips=tips, params=base)):
                     params = params.replace(path, instructions=text)
-            yield hunt.trial(params, f"rules {number + 1}", 1)
+            yield hunt.trial(params, f"rules {number + 1}", hunt.best)
 
     def bound(size: Size) -> Plan:
         return size.plan((candidates + 2) * size.val, candidates * size.steps) + given.plan(size)

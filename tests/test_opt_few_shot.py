@@ -3,6 +3,7 @@
 import pytest
 
 import lmopt
+import lmopt_optimizers as opt
 from lmopt import Prompt, Record, evaluate, exact_match, mock_lm, predict, program, stub_lm, toy_lm
 from lmopt_optimizers import bootstrap, bootstrap_few_shot, labeled_few_shot, random_search, split
 
@@ -40,7 +41,10 @@ def test_bootstrapping_takes_runs_that_went_well_and_fills_up_with_labels():
 def test_without_bootstrapping_it_labels_and_asks_nothing():
     search = bootstrap_few_shot(lambda request: pytest.fail("asked"), max_bootstrapped=0)
     trials = list(search.trials(qa, ROWS, exact_match))
-    assert [(one.note, one.calls) for one in trials] == [("start", 0), ("labelled", 0)]
+    assert [(one.note, one.calls) for one in trials] == [
+        ("start", 0),
+        ("up to 12 labelled examples", 0),
+    ]
     assert trials[1].params["predict"].demos
 
 
@@ -292,3 +296,27 @@ def test_wrong_options_are_found_when_the_optimizer_is_made(make, message):
 def test_an_unknown_option_is_a_type_error_at_once():
     with pytest.raises(TypeError, match="round"):
         random_search(toy_lm(), round=1)
+
+
+def test_searches_try_as_many_labelled_examples_as_fit_and_fewer():
+    rows = [{"q": f"dog {n}", "a": "woof"} for n in range(100)]
+    rows += [{"q": f"cat {n}", "a": "meow"} for n in range(100)]
+    task = predict("q -> a")
+
+    def counts(**options):
+        search = random_search(toy_lm(), candidates=0, max_bootstrapped=0, **options)
+        trials = search.trials(task, rows, exact_match)
+        return [len(trial.params["predict"].demos) for trial in trials]
+
+    assert counts() == [0, 100, 64, 16, 4]
+    assert counts(max_labeled=16) == [0, 16, 4]
+    few = counts(max_prompt_tokens=500)
+    assert 4 < few[1] < 64 and few[2:] == [16, 4][few[1] <= 16 :]
+    assert len(bootstrap_few_shot(toy_lm())(task, rows, exact_match)["predict"].demos) == 200
+
+
+def test_a_prompt_without_room_has_no_demonstrations():
+    rows = tuple(lmopt.Record(q="a" * 1000, a="b") for _ in range(5))
+    assert opt.fitting_count(predict("q -> a"), rows, 10) == 0
+    assert opt.fitting_count(predict("q -> a"), (), 10) == 0
+    assert opt.fitting_count(predict("q -> a"), rows, 10_000) == 5

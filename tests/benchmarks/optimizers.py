@@ -31,20 +31,16 @@ def letters(texts: Any) -> list[list[float]]:
 
 
 OPTIMIZERS: dict[str, Callable[..., opt.Optimizer]] = {
-    "labeled_few_shot": lambda lm, seed: opt.labeled_few_shot(k=32, seed=seed),
+    "labeled_few_shot": lambda lm, seed: opt.labeled_few_shot(k=TRAIN, seed=seed),
     "knn_few_shot": lambda lm, seed: opt.knn_few_shot(letters, k=32),
-    "bootstrap_few_shot": lambda lm, seed: opt.bootstrap_few_shot(lm, max_labeled=32, seed=seed),
-    "random_search": lambda lm, seed: opt.random_search(
-        lm, candidates=8, max_labeled=32, seed=seed
-    ),
-    "tpe_search": lambda lm, seed: opt.tpe_search(lm, trials=8, sets=4, max_labeled=32, seed=seed),
+    "bootstrap_few_shot": lambda lm, seed: opt.bootstrap_few_shot(lm, seed=seed),
+    "random_search": lambda lm, seed: opt.random_search(lm, candidates=8, seed=seed),
+    "tpe_search": lambda lm, seed: opt.tpe_search(lm, trials=8, sets=4, seed=seed),
     "copro": lambda lm, seed: opt.copro(lm, breadth=4, depth=3, shown=60, seed=seed),
-    "mipro": lambda lm, seed: opt.mipro(lm, max_labeled=32, seed=seed),
+    "mipro": lambda lm, seed: opt.mipro(lm, seed=seed),
     "gepa": lambda lm, seed: opt.gepa(lm, minibatch=6, seed=seed),
     "simba": lambda lm, seed: opt.simba(lm, steps=4, candidates=4, seed=seed),
-    "infer_rules": lambda lm, seed: opt.infer_rules(
-        lm, candidates=4, shown=80, max_labeled=16, seed=seed
-    ),
+    "infer_rules": lambda lm, seed: opt.infer_rules(lm, candidates=4, shown=80, seed=seed),
     "avatar": lambda lm, seed: opt.avatar(lm, rounds=4, shown=40, seed=seed),
     "tune after labels": lambda lm, seed: opt.chain(
         opt.labeled_few_shot(k=32, seed=seed), opt.tune(lm, {"demos": [8, 16, 32]}, seed=seed)
