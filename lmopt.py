@@ -6600,7 +6600,8 @@ def retrieve(
 def fitting(leaf: Program, examples: Dataset) -> tuple[Record, ...]:
     """Return those fields of examples that are a step's, as demonstrations of it.
 
-    Left out is what has none of the step's outputs, or none of its inputs where it has some.
+    Left out is what has none of the step's outputs, or none of its inputs where it has some. A
+    null or an empty cell is no value where the field's type has none.
 
     >>> fitting(predict("q -> a"), [Record(q="2+2?", a="4", source="me"), Record(q="?")])
     (Record(q='2+2?', a='4'),)
@@ -6608,13 +6609,23 @@ def fitting(leaf: Program, examples: Dataset) -> tuple[Record, ...]:
     task = leaf.signature
     if task is None:
         return ()
-    inputs, outputs = ([one.name for one in side] for side in (task.inputs, task.outputs))
+    known = [_given_fields(task.inputs + task.outputs, row) for row in examples]
+    inputs = {one.name for one in task.inputs}
     return tuple(
-        Record({name: row[name] for name in inputs + outputs if name in row})
-        for row in examples
-        if (not inputs or any(name in row for name in inputs))
-        and any(name in row for name in outputs)
+        row for row in known if row.keys() - inputs and (not inputs or row.keys() & inputs)
     )
+
+
+def _given_fields(fields: Sequence[Field], row: Fields) -> Record:
+    given = [one for one in fields if one.name in row]
+    blank = {one.name: _missing_values(one.type) for one in given}
+    return Record({n: row[n] for n, values in blank.items() if row[n] not in values})
+
+
+def _missing_values(tp: Any) -> tuple[Any, ...]:
+    if _free(tp):
+        return () if _takes_none(tp) else (None,)
+    return ("",) if _takes_none(tp) else (None, "")
 
 
 def knn_demos(

@@ -1046,7 +1046,7 @@ class Teaching(Options, total=False):
     """
 
     max_bootstrapped: int  # how many runs of the teacher to take, 0 or more
-    max_labeled: int | None  # how many demonstrations a step has at most, labelled ones included
+    max_labeled: int | None  # labelled examples fill the demonstrations of a step up to so many
     max_prompt_tokens: int
     rounds: int
     threshold: float  # score from which a run is taken, 0 to 1; 0 is a threshold

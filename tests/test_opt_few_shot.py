@@ -320,3 +320,11 @@ def test_a_prompt_without_room_has_no_demonstrations():
     assert opt.fitting_count(predict("q -> a"), rows, 10) == 0
     assert opt.fitting_count(predict("q -> a"), (), 10) == 0
     assert opt.fitting_count(predict("q -> a"), rows, 10_000) == 5
+
+
+def test_a_label_that_is_missing_makes_no_demonstration():
+    rows = [{"q": "a", "n": None}, {"q": "b", "n": ""}, {"q": "c", "n": "3"}, {"q": "d"}]
+    demos = labeled_few_shot()(predict("q -> n: int"), rows, exact_match)["predict"].demos
+    assert demos == ({"q": "c", "n": 3},)
+    task = predict("q -> n: int | None")
+    assert len(labeled_few_shot()(task, rows, exact_match)["predict"].demos) == 2
