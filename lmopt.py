@@ -1022,38 +1022,67 @@ def _free(tp: Any) -> bool:
 def _meant(tp: Any, text: str, name: str) -> Iterator[Any]:
     """What a text may be meant as, the most exact reading first."""
     plain = text.strip()
-    if tp is Decimal:
+    if tp is Decimal or (tp is int and re.fullmatch(r"[-+\d]\d*\.\d{3}", plain)):
         yield text  # digit by digit: JSON would make a float of it
+        return
     for data in _loaded(text):
         yield from _opened(tp, data, name)
     if plain.lower() in _BARE:
         yield _BARE[plain.lower()]
     if not _free(tp):
-        fenced = [block.partition("\n")[2] for block in text.split("```", 2)[1:2]]
         if _kind(tp) == "list":
             yield from _bullets(plain)
-        for data in concat(_one_of(tp, one) for one in (*fenced, text)):
+        for data in _one_of(tp, text):
             yield from _opened(tp, data, name)
         yield from _markup(plain, True)
         yield from _markup(plain, False)
     yield text
-    if (braces := re.fullmatch(r"\{+([^{}]*)\}+", plain)) and not _free(tp):
-        yield re.sub(rf"^{name}\s*[:=]", "", braces[1].strip())
+    if (place := re.fullmatch(rf"\{{+(?:{name}\s*[:=])?([^{{}}:\"']*)\}}+", plain)) and not _free(
+        tp
+    ):
+        yield place[1].strip()
+
+
+# What says that a value is not the answer, or not surely.
+_DENIAL = re.compile(
+    r"\b(?:not?|never|neither|nor|none|cannot|without|except|exclud\w+|wrong|incorrect|invalid|"
+    r"opposite|unless|whether|might|maybe|unlikely|instead|rather|but|false)\b|n['’]t\b",
+    re.IGNORECASE,
+)
 
 
 def _one_of(tp: Any, text: str) -> list[Any]:
-    """The JSON data in a text: several objects or lists below each other are those of one list.
+    """The JSON data in a fence, or in a text that says nothing against it.
 
-    Where several of the kind that is wanted stand in prose, none is surely the one that is meant.
+    Several objects or lists below each other are those of one list. Where several of the kind that
+    is wanted stand in prose, none is surely the one that is meant.
     """
+    fences = text.split("```")
+    outside = "".join(fences[::2])
+    if len(fences) == 3 and not _DENIAL.search(outside) and not re.search(r"\d", outside):
+        inside = fences[1].partition("\n")[2]
+        return _loaded(inside) or _one_of(tp, inside)
+    if _kind(tp) not in STRUCTURED and _kind(tp) != "union":
+        return []
     found, between = _bracketed(text)
     wanted = list if _kind(tp) in ("list", "row") else dict
     fitting = [one for one in found if isinstance(one, wanted)]
-    if _kind(tp) == "list" and found[1:] and not between.strip(" \t\r\n,;"):
-        return [list(concat(fitting))] if fitting == found else [found]
-    if fitting[1:] and any(one != fitting[0] for one in fitting):
+    if _kind(tp) == "list" and found[1:]:
+        return _joined(tp, found) if not between.strip(" \t\r\n,;") else []
+    if _DENIAL.search(between) or any(one != fitting[0] for one in fitting):
         return []
-    return [*_loaded(text), *found]
+    return found
+
+
+def _joined(tp: Any, found: list[Any]) -> list[Any]:
+    """Objects below each other as one list; so lists, unless one is a draft of another."""
+    if not all(isinstance(one, list) for one in found):
+        return [found]
+    inner = shape(tp)[1][0] if shape(tp)[0] == "list" else Any
+    items = list(map(canonical, concat(found)))
+    if _kind(inner) in ("list", "row"):
+        return [found]
+    return [list(concat(found))] if len(set(items)) == len(items) else []
 
 
 def _loaded(text: str) -> list[Any]:
@@ -1067,36 +1096,55 @@ def _loaded(text: str) -> list[Any]:
 def _opened(tp: Any, data: Any, name: str) -> Iterator[Any]:
     """The data, and what it holds where it is but a wrapping."""
     yield data
+    if _free(tp):
+        return
     if isinstance(data, dict) and list(data) == [name]:
         yield data[name]
     if isinstance(data, list) and len(data) == 1 and _kind(tp) != "list":
         yield data[0]
-    if isinstance(data, str) and data.lstrip()[:1] in [*"[{"] and not _free(tp):
+    if isinstance(data, str) and data.lstrip()[:1] in [*"[{"]:
         yield from _meant(tp, data, name)  # JSON in JSON
 
 
 _BULLET = re.compile(r"[ \t]*+(?:[-*+•]|\d{1,3}[.)])[ \t]++(?:\[[ xX]\][ \t]++)?")
 
 
-def _bullets(text: str) -> Iterator[list[str]]:
-    """The items of a list in Markdown, perhaps announced; of short lines; of words with commas."""
+def _bullets(text: str) -> Iterator[list[Any]]:
+    """The items of a list in Markdown, perhaps below a line that announces it; or with commas."""
     lines = [line for line in text.splitlines() if line.strip()]
-    marked = [_BULLET.match(line) for line in lines]
-    first_item = 1 if lines and lines[0].endswith(":") else 0
-    if lines[first_item:] and all(marked[first_item:]):
-        pairs = zip(lines[first_item:], marked[first_item:], strict=True)
-        yield [line[match.end() :].strip() for line, match in pairs if match]
-    elif len(lines) > 1 and not any(marked) and not re.search(r"[][{}<>`\\]|:\n|.{80}", text):
-        yield [line.strip() for line in lines]
-    elif all(re.fullmatch(_WORDS, part) for part in text.split(", ")) and ", " in text:
+    intro = lines[:1] if lines[1:] and lines[0].endswith(":") else []
+    marked = [(line, _BULLET.match(line)) for line in lines[len(intro) :]]
+    indents = {len(line) - len(line.lstrip()) for line, _ in marked}
+    if (
+        all(match for _, match in marked)
+        and len(indents) == 1
+        and not _DENIAL.search("".join(intro))
+    ):
+        items = [line[match.end() :].strip() for line, match in marked if match]
+        if items[1:] or not text[:1].isdigit():  # a date or a name may begin with "1. "
+            yield items
+    elif ", " in text and all(re.fullmatch(_WORDS_OR_NUMBER, one) for one in text.split(", ")):
         yield text.split(", ")
+    elif text[:1] in [*"\"'"]:
+        yield from _loaded(f"[{text}]")
 
 
-_WORDS = r"[^\s.;:!?(){}\[\]<>]+(?: [^\s.;:!?(){}\[\]<>]+){0,2}"  # no sentence
+# A few words that are no sentence.
+_WORD = r"[^\s,.;:!?(){}\[\]<>\"|]+"
+_WORDS = (
+    r"(?i)(?!.*\b(?:i|you|it|yes|no|none|nothing|empty|not|sorry|and|or|maybe|n/a)\b)"
+    rf"{_WORD}(?: {_WORD}){{0,2}}"
+)
+_WORDS_OR_NUMBER = rf"{_WORDS}|[-+]?[\d,]+(?:\.\d+)?"
 
 
-def _bracketed(text: str) -> tuple[list[Any], str]:
-    """The lists and objects in a text, none where one is cut off; and what stands between them."""
+def _bracketed(text: str, *, alone: bool = True) -> tuple[list[Any], str]:
+    """The lists and objects that stand alone in a text, none where one is cut off; and what stands
+    between them.
+
+    Alone stands what begins a line or a sentence, or follows a colon, and is followed by no more
+    words on its line.
+    """
     made, between, at = list[Any](), list[str](), 0
     for _ in range(16):  # more are no answer, and each costs a reading
         if not (opening := re.compile(r"[\[{]|\A\s*\(").search(text, at)):
@@ -1105,12 +1153,17 @@ def _bracketed(text: str) -> tuple[list[Any], str]:
         value, end, whole = scan(text, start)
         if not whole and text[end:].strip():
             value, end, whole = _forgiven(text, start)
-        if whole:
+        if not whole and not text[end:].strip():
+            return [], text
+        before = re.search(r"(?:\A|[\n:=.!?,;]|\b(?:is|are)|[\]}])[ \t]*\Z", text[:start][-40:])
+        after = re.compile(r"[ \t]*(?:\Z|[\n.,;!<`]|[\[{])").match(text, end)
+        if whole and ((before and after) or not alone):
             made.append(value)
             between.append(text[at:start])
-        elif not text[end:].strip():
-            return [], text
-        at = max(end, opening.end())
+            at = end
+        else:
+            between.append(text[at : max(end, opening.end())])
+            at = max(end, opening.end())
     return made, "".join([*between, text[at:]])
 
 
@@ -1147,6 +1200,8 @@ def _forgiven(text: str, start: int) -> tuple[Any, int, bool]:
         if not (token := _slips().match(text, at)):
             return _NOTHING, at, False
         at, kind, said = token.end(), token.lastgroup or "", token[token.lastgroup or 0]
+        if said.strip() == "..." or (kind == "double" and not _quotes_pair(said)):
+            return _NOTHING, at, False
         if kind == "space":
             continue
         closes = kind == "mark" and said in "]}"
@@ -1165,9 +1220,17 @@ def _forgiven(text: str, start: int) -> tuple[Any, int, bool]:
     return _NOTHING, at, False
 
 
+def _quotes_pair(said: str) -> bool:
+    """Whether the quotes inside a string open and close a word each, in turns."""
+    inner = [match.start() for match in re.finditer(r'(?<!\\)"', said)]
+    opens = [re.match(r"(?:\A|[\s(\[])\"\w", said[max(place - 1, 0) :]) for place in inner]
+    return len(inner) % 2 == 0 and all(bool(one) == (n % 2 == 0) for n, one in enumerate(opens))
+
+
 def _token_value(kind: str, said: str) -> Any:
     if kind == "bare":
-        return _bare(re.sub(r"\s+(?://|#).*", "", said).strip())
+        word = re.sub(r"\A([-+.\w]+)\s+(?://|\#).*", r"\1", said.strip())
+        return _bare(word if not isinstance(_bare(word), str) else said.strip())
     if kind in ("double", "single"):
         return _string(said if kind == "double" else None, said, True)
     return said
@@ -1236,7 +1299,7 @@ def _scan(text: str, start: int, memo: _Memo) -> tuple[Any, int, bool]:
         return _NOTHING, start, False
     mark, double, ended, single, ended_too, bare = token.groups()
     if bare is not None:  # at the very end it may go on
-        whole = token.end() < len(text)
+        whole = token.end() < len(text) and bare != "..."  # that is the place of a value, copied
         return (_bare(bare), token.end(), True) if whole else (_NOTHING, token.end(), False)
     if mark is None:
         whole = bool(ended or ended_too)
@@ -1364,19 +1427,20 @@ def _plain(data: Any) -> Any:
     text = data.strip(_AROUND)
     if label := _ANSWER.match(text):
         text = text[label.end() :]
-    return text.strip(_AROUND).rstrip(".!").strip(_AROUND)
+    return text.strip(_AROUND).rstrip(".").strip(_AROUND)
 
 
 _CURRENCY = r"(?:[$€£¥₹]|\b(?:USD|EUR|GBP|CHF|JPY|INR|euros?|dollars?|Rs)\b\.?)?"
-_NUMBER = re.compile(
-    rf"{_CURRENCY}\s*([-+]?)\s*{_CURRENCY}\s*"
-    r"(\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+(?:_\d+)*(?:\.\d*)?|\.\d+)"
-    r"(e[-+]?\d+)?(?:\s*[^\W\d_]+(?:/[^\W\d_]+)?(?:\s+old)?|\s*[%°$€£¥]\w?)?",
-    re.IGNORECASE,
+_UNIT = (
+    r"(?:%|°[CF]?|percent|[kcm]?m/?(?:s|h)?(?<!m)|km|cm|mm|miles?|mi|ft|feet|kg|mg|g|lbs?|oz|"
+    r"s|secs?|seconds?|mins?|minutes?|h|hrs?|hours?|days?|weeks?|months?|years?(?: old)?|yrs?|"
+    r"stars?|points?|pts|items?|pieces?|people|persons?|times?(?= each)|words?|mph|px|[KMG]B|"
+    r"[$€£¥]|USD|EUR|GBP|CHF|euros?|dollars?)"
 )
-# A word behind a number that makes it another number, or more than one.
-_NO_UNIT = re.compile(
-    r"\d\s*(?:k|m|b|bn|mn|x|hundred|thousand|[mbtr]+illions?|dozen|lakh|crore|or|and|to|plus)\b",
+_NUMBER = re.compile(
+    rf"{_CURRENCY}[ \t]*([-+]?)[ \t]*{_CURRENCY}[ \t]*"
+    r"(\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+(?:_\d+)*(?:\.\d*)?|\.\d+)"
+    rf"(e[-+]?\d+)?(?:[ \t]*{_UNIT})?",
     re.IGNORECASE,
 )
 
@@ -1384,8 +1448,7 @@ _NO_UNIT = re.compile(
 def _digits(data: Any) -> str | None:
     """The digits of a number in a text, without currency, unit and commas; None if it is none."""
     text = _plain(data) if isinstance(data, str) else ""
-    found = _NUMBER.fullmatch(text)
-    if not found or _NO_UNIT.search(text):
+    if not (found := _NUMBER.fullmatch(text)):
         return None
     sign, number, power = found.groups()
     return f"{sign}{number.replace(',', '').replace('_', '')}{power or ''}"
@@ -1400,9 +1463,10 @@ def _to_number(tp: Any, data: Any) -> Any:
     ):
         over, under = map(int, _plain(data).split("/"))
         value = over / under
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
         raise _not(f"a value of type {tp.__name__}", data)
-    if tp is int and isinstance(value, float) and not value.is_integer():
+    grouped = isinstance(data, str) and re.search(r"\d\.\d{3}\b", data)  # 1.000 may be a thousand
+    if tp is int and isinstance(value, float) and (grouped or not value.is_integer()):
         raise _not("a whole number", data)
     return _build(data, tp, value)
 
@@ -1421,9 +1485,10 @@ _MONTHS = (
     "july", "august", "september", "october", "november", "december",
 )  # fmt: skip
 _DAY = r"(\d{1,2})(?:st|nd|rd|th)?"
+_WEEKDAY = r"(?:(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*\.?,?\s+)?"
 _IN_WORDS = (
-    re.compile(rf"(?:\w+,?\s+)?{_DAY}(?:\s+of)?\s+([a-z]{{3,9}})\.?,?\s+(\d{{4}})", re.IGNORECASE),
-    re.compile(rf"(?:\w+,\s+)?([a-z]{{3,9}})\.?\s+{_DAY},?\s+(\d{{4}})", re.IGNORECASE),
+    re.compile(rf"{_WEEKDAY}{_DAY}(?:\s+of)?\s+([a-z]{{3,9}})\.?,?\s+(\d{{4}})", re.IGNORECASE),
+    re.compile(rf"{_WEEKDAY}([a-z]{{3,9}})\.?\s+{_DAY},?\s+(\d{{4}})", re.IGNORECASE),
 )
 
 
@@ -1442,14 +1507,26 @@ def _day(text: str) -> str:
     return text
 
 
+_CLOCK = r"\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|\+\d\d:?\d\d|(?<=:\d\d:\d\d)-\d\d:?\d\d)?"
+
+
 def _to_moment(tp: Any, data: Any) -> Any:
     if type(data) is tp:
         return data
     try:
-        text = _plain(data) if tp is clock else _day(_plain(data))
-        return tp.fromisoformat(re.sub(r"(?<=\d)[T ]\d\d:.*", "", text) if tp is date else text)
+        if tp is clock:
+            return _fitting_clock(_plain(data))
+        text = _day(_plain(data))
+        return tp.fromisoformat(re.sub(rf"(?<=\d)[T ]{_CLOCK}\Z", "", text) if tp is date else text)
     except (AttributeError, TypeError, ValueError):
         raise _not(f"a {_SCALARS[tp][0]}", data) from None
+
+
+def _fitting_clock(text: str) -> clock:
+    """The time of a text; 10:00-11:00 is a span, and 10.30 a number."""
+    if not re.fullmatch(_CLOCK + r"(?:\.\d+)?", text):
+        raise ValueError(text)
+    return clock.fromisoformat(text)
 
 
 _SAID = {"true": True, "yes": True, "false": False, "no": False}
@@ -1509,12 +1586,16 @@ def _to_choice(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
     names = [list(map(_loose, _names(choice))) for choice in parts]
     alike = [choice for choice, own in zip(parts, names, strict=True) if _loose(data) in own]
     if isinstance(data, str) and not alike:
-        alike = [
-            choice for choice, own in zip(parts, names, strict=True) if _says(data, own, names)
-        ]
+        pairs = [(one, own) for one, own in zip(parts, names, strict=True) if _is_word(one)]
+        alike = [choice for choice, own in pairs if _says(data, own, names)]
     if not isinstance(data, str) or len(alike) != 1:
         raise _not(words(tp), data)
     return alike[0]
+
+
+def _is_word(choice: Any) -> bool:
+    """Whether a choice can be told in a sentence: not a number, and not a letter, as "a" is."""
+    return isinstance(jsonable(choice), str) and len(jsonable(choice)) > 1
 
 
 def _names(choice: Any) -> list[Any]:
@@ -1522,25 +1603,35 @@ def _names(choice: Any) -> list[Any]:
 
 
 def _loose(text: Any) -> str:
-    return " ".join(re.split(r"[\s_-]+", str(_plain(text)).casefold()))
+    return " ".join(re.split(r"[\s_-]+", str(_plain(text)).strip("()").casefold()))
+
+
+_SUBJECT = (
+    r"(?:the |my |final |correct |best |predicted )*"
+    r"(?:answer|label|category|class|choice|option|result|prediction|classification|it)"
+)
+_MARK = r"[]\[(){}<>*`\"'“”]"
 
 
 def _says(data: str, names: list[str], known: list[list[str]]) -> bool:
-    """Whether a text says one of these names and no other: first, last, or with marks around it."""
-    text = re.sub(r"[\s_-]+", " ", data[:1000].casefold()).strip()
+    """Whether a text says one of these names, and no other, in one of the few forms that are clear:
+    "The answer is warm", "warm: because ...", "[[ warm ]]".
+    """
+    text = re.sub(r"[\s_-]+", " ", data[:1000]).strip()
     others = [re.escape(one) for one in concat(known) if one not in names]
     for name in names:
-        word = rf"(?<!\w){re.escape(name)}(?!\w)"
-        said, mark = rf"{_MARK}*\s*{word}\s*{_MARK}*", _MARK
-        at_start = rf"\A{said}\s*(?:[:.,;(]|[-–—] )"
-        at_end = rf"(?:\bis|\bbe|[:=])\s*{said}[.!]?\Z"
-        if re.search(rf"{at_start}|{at_end}|{mark}\s*{word}\s*{mark}", text):
-            rest = re.sub(word, "", text)
-            return not re.search(rf"(?<!\w)(?:{'|'.join(others) or '(?!)'})(?!\w)", rest)
+        word = rf"(?<!\w){re.escape(name)}(?![\w+-])"
+        said = rf"{_MARK}*\s*{word}\s*{_MARK}*"
+        forms = (
+            rf"{_SUBJECT}\s*(?:\bis|[:=])[:\s]*{said}[.!]?",
+            rf"{said}\s*[:,.;(]?\s*(?:because|since|as)\b.*",
+            rf"{_MARK}+\s*{word}\s*{_MARK}+(?:\s*\{{\w+\}})?",
+        )
+        if any(re.fullmatch(form, text, re.IGNORECASE) for form in forms):
+            rest = re.sub(word, "", text, flags=re.IGNORECASE)
+            other = rf"(?<!\w)(?:{'|'.join(others) or '(?!)'})(?!\w)"
+            return not re.search(other, rest, re.IGNORECASE)
     return False
-
-
-_MARK = r"[]\[(){}<>*`\"'“”]"
 
 
 def _to_union(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
@@ -1552,7 +1643,7 @@ def _to_union(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
     if type(data) in parts and not isinstance(data, dict):
         return data
     made = []
-    for alternative in sorted(parts, key=lambda one: one is str):
+    for alternative in sorted(parts, key=lambda one: (one is str, one is date)):
         with suppress(ValueError):
             made.append(coerce(alternative, data))
             if _is_whole(alternative, data):
@@ -1582,6 +1673,8 @@ def _to_noted(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
 
 
 def _to_boxed(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
+    if tp is timedelta and isinstance(data, str) and re.search(r"[^\W\d_]", data):
+        raise _not("a number of seconds", data)  # 5 minutes are not 5
     return data if isinstance(data, tp) else _build(data, parts[1], coerce(parts[0], data))
 
 
@@ -1605,14 +1698,11 @@ def _to_row(tp: Any, parts: tuple[Any, ...], data: Any) -> tuple[Any, ...]:
 def _to_items(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
     """Make a list, tuple or set; a single item stands for a list of one."""
     if not isinstance(data, (list, tuple, set, frozenset)):
-        # A text may be one item, but none that may be several, or the beginning of a list.
-        text = data if isinstance(data, str) else "a"
-        several = _free(parts[0]) and re.search(r"[,;\n]|\A\s*<", text)
-        if data is None or several or text.lstrip()[:1] in ("", *"[{`"):
+        # A few words may be one item; a sentence, or what may be several, is none.
+        one_item = not isinstance(data, str) or re.fullmatch(_WORDS, data.strip())
+        if data is None or not one_item:
             raise _not(f"a JSON list, {words(tp)}", data)
         data = [data]
-    if any(item in ("...", "…") for item in data if isinstance(item, str)):
-        raise _not(f"a JSON list, {words(tp)}", data)  # but the place of one, copied
     items = [_at(f"[{index}]", parts[0], item) for index, item in enumerate(data)]
     kind: Any = typing.get_origin(tp) or tp
     return _build(data, kind, items) if kind in (tuple, set, frozenset) else items
@@ -1628,7 +1718,10 @@ def _to_dict(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
     if not isinstance(data, Mapping):
         raise _not(f"a JSON object, {words(tp)}", data)
     pairs = [(_at("a key", parts[0], k), _at(f"{k!r}", parts[1], v)) for k, v in data.items()]
-    return _build(data, Record if tp is Record else dict, pairs)
+    made: Any = _build(data, Record if tp is Record else dict, pairs)
+    if len(made) < len(pairs):
+        raise _not("a JSON object whose keys differ", data)
+    return made
 
 
 def _to_object(tp: Any, parts: tuple[_Attribute, ...], data: Any) -> Any:
@@ -1638,6 +1731,8 @@ def _to_object(tp: Any, parts: tuple[_Attribute, ...], data: Any) -> Any:
     if not isinstance(data, Mapping):
         raise _not(f"a JSON object, {words(tp)}", data)
     names = {a.key: next((n for n in (a.name, a.key) if n in data), None) for a in parts}
+    if data and not any(names.values()):  # it is about something else
+        raise _not(f"a JSON object, {words(tp)}", data)
     missing = [a for a in parts if a.required and names[a.key] is None]
     if asked := [a.name for a in missing if not _takes_none(a.type)]:
         raise ValueError(f"{cut(repr(data), 80)} has no {asked[0]!r}; expected {words(tp)}")
@@ -2735,7 +2830,7 @@ def _marks(form: _Format, names: tuple[str, ...]) -> _Marks:
 
 
 # What ends the reply wherever it stands: the last marker of the chat format, a token of the model.
-_END = r"(?:\[\[ ## completed ## \]\]|</s>|<\|\w+\|>)"
+_END = r"(?:\[\[ ## completed ## \]\]|(?:</s>|<\|\w+\|>)(?=\s*\Z))"
 
 
 def _mark(form: _Format, task: Signature, texts: Mapping[str, str]) -> list[str]:
@@ -3012,7 +3107,7 @@ def _read(
     form: _Format, task: Signature, text: str, more: bool = False, memo: _Memo | None = None
 ) -> Mapping[str, Part]:
     """Read a reply, or the beginning of one; where it is in another format, in that."""
-    if "think>" in text:
+    if "think" in text or "<reason" in text or "<thought" in text:
         text = _without_thought(form, task, text)
     found = form.fields(form, task, text, more, memo)
     if more:
@@ -3032,10 +3127,32 @@ def _marked(form: _Format, task: Signature, text: str) -> int:
 def _elsewhere(form: _Format, task: Signature, text: str) -> dict[str, Part]:
     """Read a reply that is in another format, if all of it is."""
     for other in (_JSON, _CHAT, _XML, _LABELS):
-        parts = other.fields(other, task, text, False) if other.name != form.name else {}
-        if _is_read(task, parts):
+        asked = _headed(task, text) if other is _LABELS else text
+        parts = other.fields(other, task, asked, False) if other.name != form.name else {}
+        if _is_read(task, parts) and _starts(other, task, asked):
             return parts
     return {}
+
+
+def _starts(form: _Format, task: Signature, text: str) -> bool:
+    """Whether a text is in a format from its start or second line on, and says nothing twice."""
+    if form is _JSON:
+        return bool(_loaded(text) or _one_of(dict[str, Any], text))
+    marks = _marks(form, task.shown)
+    found = [one for one in marks.within(text).finditer(text) if one.lastgroup]
+    names = [marks.names.get(one[one.lastgroup or 0].casefold()) for one in found]
+    wanted = [name for name in names if name in task.wanted]
+    twice = len(set(wanted)) < len(wanted) and not form.closes
+    before = text[: found[0].start()].strip() if found else "\n"
+    return not twice and "\n" not in before and not (before and form.closes)
+
+
+def _headed(task: Signature, text: str) -> str:
+    """The text with marks around what may be a header: titles, a label that is the first line."""
+    text = re.sub(r"^#+[ \t]+(.+?)[ \t]*$", r"**\1**", text, flags=re.MULTILINE)
+    first_line, _, rest = text.lstrip().partition("\n")
+    known = _marks(_LABELS, task.shown).names
+    return f"**{first_line.strip()}**\n{rest}" if first_line.strip().casefold() in known else text
 
 
 def _needed(task: Signature) -> list[str]:
@@ -3048,23 +3165,26 @@ def _is_read(task: Signature, parts: Mapping[str, Part]) -> bool:
     return all(name in parts and parts[name].closed for name in needed)
 
 
+_THOUGHT_TAG = re.compile(r"\s*<(think|thinking|thought|reasoning)>")
+
+
 def _without_thought(form: _Format, task: Signature, text: str) -> str:
     """The text with blanks for a thought before the answer; places stay as they are."""
-    marks = _marks(form, task.shown)
-    start = text.lstrip()
-    if not start.startswith("<think>"):
+    opened = _THOUGHT_TAG.match(text)
+    if opened and not (form.closes and opened[1] in task.shown):
+        end = text.find(f"</{opened[1]}>")
+        end = end + len(opened[1]) + 3 if end >= 0 else len(text)
+    else:
         # Where the template of the model has opened it, the reply only closes it.
-        if "</think>" not in text or start[:1] == "{" or marks.mark.match(start):
-            return text
-    elif "think" in task.shown and form.closes:
-        return text
-    _, ended, rest = text.partition("</think>")
-    return " " * (len(text) - len(rest)) + rest if ended else ""
+        start, closed = text.lstrip(), re.search(r"</think>(?=\s*(?:\n|\{|\[\[|<|```|\Z))", text)
+        own = start[:1] == "{" or _marks(form, task.shown).mark.match(start)
+        end = closed.end() if closed and not own and not opened else 0
+    return " " * end + text[end:]
 
 
 def _only_value(form: _Format, task: Signature, text: str) -> dict[str, Part]:
     """A reply that is nothing but the value of the only field, where that is no free text."""
-    one, echoes = task.outputs[0], _marked(form, task, text) < len(text)
+    one, echoes = task.outputs[0], min(_marked(f, task, text) for f in (form, _LABELS)) < len(text)
     if task.wanted[1:] or echoes or _free(one.type):
         return {}
     try:
@@ -3115,7 +3235,9 @@ def _value(one: Field, part: Part) -> Any:
     if part.data is _NOTHING:
         return read(one.type, part.text, name=one.name)
     data = part.data
-    if one.type is str and isinstance(data, (list, dict)):  # a list of lines is a text
+    if one.type in (str, Decimal) and isinstance(data, (int, float)):
+        data = part.text  # to the letter: JSON makes a float of 1.10
+    if one.type is str and data and isinstance(data, (list, dict)):  # a list of lines is a text
         lines = isinstance(data, list) and all(isinstance(line, str) for line in data)
         return "\n".join(data) if lines else _dump(data)
     return _first_value(one.type, _opened(one.type, data, one.name), data)
@@ -3160,8 +3282,9 @@ _CHAT = _Format(
     closes="",
     joint="\n\n",
     # The white space is possessive: a line of a million blanks must not be scanned twice.
-    mark=r"^[ \t]*+\[\[[ \t]*+#*+[ \t]*+(?P<name>NAMES|completed)[ \t]*+#*+[ \t]*+\]\]:?",
-    look=r"\[\[[ \t]*+(?:##|#*+[ \t]*+(?:NAMES|completed)\b)",
+    mark=r"^[ \t]*+\[\[(?=[^\]\n]*#)[ \t]*+#*+[ \t]*+(?P<name>NAMES|completed)"
+    r"[ \t]*+#*+[ \t]*+\]\]:?",
+    look=r"\[\[[ \t]*+(?:##|#|(?:NAMES|completed)[ \t]*+#)",
     hints=("[[", "</s>", "<|"),
     end="[[ ## completed ## ]]",
     **_MARKED,
@@ -3205,9 +3328,9 @@ _PLAIN = _Format(
     opens="{}: ",
     closes="",
     joint="\n",
-    mark=r"^[ \t]*+(?:[-*>#]++[ \t]++)?[*_]*+(?P<name>NAMES)[*_]*+[ \t]*+:[*_]*+",
-    look=r"(?:[-*>#]++[ \t]++)?[*_]*+(?:NAMES)[*_]*+[ \t]*+:",
-    hints=(":", "</s>", "<|"),
+    mark=r"^[ \t]*+(?:[*#]++[ \t]++)?[*_]*+(?P<name>NAMES)[*_]*+[ \t]*+:[*_]*+",
+    look=r"(?:[*#]++[ \t]++)?[*_]*+(?:NAMES)[*_]*+[ \t]*+:",
+    hints=(":", "</s>", "<|", "[["),
     nice=True,
     **_MARKED,
 )
@@ -3220,7 +3343,8 @@ _LABELS = evolve(
     _CHAT,
     name="labels",
     mark=r"^[ \t]*+(?:[-*>]++[ \t]++)?(?:\[{1,2}[ \t]*+)?#*+[ \t]*+[*_`]*+(?P<name>NAMES|completed)"
-    r"[*_`]*+[ \t]*+(?:#*+[ \t]*+\]{1,2}:?|[=:#]++[*_`]*+|$)|\[/(?:NAMES)\]|</?(?:NAMES)>",
+    r"[*_`]*+[ \t]*+(?:#*+[ \t]*+\]{1,2}:?|[=:#]++[*_`]*+|(?<=[*_`])$)"
+    r"|\[/(?:NAMES)\]|</?(?:NAMES)>",
 )
 
 
@@ -3240,7 +3364,7 @@ def _json_fields(
     form: _Format, task: Signature, text: str, more: bool, memo: _Memo | None = None
 ) -> dict[str, Part]:
     """Read the first object that has one of the fields, in a fence if there is one in a fence."""
-    names, found = {one.name for one in task.outputs}, dict[str, Part]()
+    names, found, twice = set(task.wanted), dict[str, Part](), False
     fence = None if text.lstrip().startswith("{") else re.search(_FENCED, text)
     at = fence.end() if fence else 0
     with suppress(RecursionError):
@@ -3251,22 +3375,34 @@ def _json_fields(
                 if key in names:
                     said = (value if isinstance(value, str) else text[begin:until]).strip()
                     closed = place < sure and (whole or more) and not drafted
-                    found.setdefault(key, Part(said, closed, value))
+                    part = found.setdefault(key, Part(said, closed, value))
+                    twice = twice or part.data != value
                 at = until
-    whole = more or _is_read(task, found)
-    return found if whole else _json_whole(task, text) or found
+    if more or (not twice and _is_read(task, found) and _stands_alone(text)):
+        return found
+    unsure = {name: part._replace(closed=False) for name, part in found.items()}
+    return {} if twice else _json_whole(task, text) or unsure
+
+
+def _stands_alone(text: str) -> bool:
+    """Whether the first object of a text is all that may be meant: at its start, or in a fence."""
+    return text.lstrip()[:1] == "{" or (text.count("```") == 2 and bool(re.search(_FENCED, text)))
 
 
 def _json_whole(task: Signature, text: str) -> dict[str, Part]:
     """An object that has all the fields, with slips of the pen, or in a list, or in a text."""
-    whole = [_unwrapped(one) for one in [*_loaded(text), *_bracketed(text)[0]]]
-    for one in whole:
+    inside, between = _bracketed(text, alone=False)
+    if _DENIAL.search(between):
+        return {}
+    made: list[dict[str, Any]] = []
+    for one in map(_unwrapped, _loaded(text) or inside):
         given = {str(key).casefold(): value for key, value in one.items()}
         if given and all(name.casefold() in given for name in _needed(task)):
             found = {n: one.get(n, given.get(n.casefold(), _NOTHING)) for n in task.wanted}
-            known = valfilter(lambda value: value is not _NOTHING, found)
-            return {name: Part(as_text(value), True, value) for name, value in known.items()}
-    return {}
+            made.append(valfilter(lambda value: value is not _NOTHING, found))
+    if not made or any(one != made[0] for one in made):  # of several, none is surely the answer
+        return {}
+    return {name: Part(as_text(value), True, value) for name, value in made[0].items()}
 
 
 def _unwrapped(data: Any) -> Fields:
@@ -8996,10 +9132,11 @@ def _read_as(types: Fields, example: Record) -> Record:
     changes = {}
     for name, tp in types.items():
         value = example.get(name)
-        if value is None or value == "":
+        if value is None or (isinstance(value, str) and (not value or _free(tp))):
             continue
         try:
-            changes[name] = read(tp, value) if isinstance(value, str) else coerce(tp, value)
+            data = first([*_loaded(value), value]) if isinstance(value, str) else value
+            changes[name] = coerce(tp, data)
         except ValueError as error:
             what = f"the field {name!r} cannot be read ({error})"
             raise DataError(what, value, words(tp), "correct the data") from error

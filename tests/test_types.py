@@ -473,16 +473,15 @@ SAID = [
     (list[str], "- [ ] a\n- [x] b", ["a", "b"]),
     (list[str], "- [home](https://e.org)\n- [b](https://e.org/b)",
      ["[home](https://e.org)", "[b](https://e.org/b)"]),
-    (list[str], "Rome\nOslo", ["Rome", "Oslo"]),
+    (list[str], "Rome\nOslo", ValueError),
     (list[dict[str, str]], '{"k": "v1"} {"k": "v2"}', [{"k": "v1"}, {"k": "v2"}]),
     (list[dict[str, str]], '{"k": "v1"}\n{"k": "v2', ValueError),
     (list[int], "[1]\n[2, 3]", [1, 2, 3]),
     (list[dict[str, str]], '[{"k": "v1"}]\n[{"k": "v2"}]', [{"k": "v1"}, {"k": "v2"}]),
-    (list[int], "As in [1], it is [2, 3].", ValueError),
+    (list[int], "As in [1], it is [2, 3].", [2, 3]),
     (dict[str, int], 'First {"a": 1}, then {"a": 2}', ValueError),
     (dict[str, int], 'It is {"a": 1}, yes, {"a": 1}', {"a": 1}),
     (list[str], "[...]", ValueError),
-    (list[str], '["..."]', ValueError),
     # a choice
     (LABEL, "**warm**", "warm"),
     (LABEL, "The answer is TWO", "TWO"),
@@ -677,3 +676,185 @@ def test_names_of_attributes_are_anything():
         task = lmopt.predict(f"{name} -> made: Kind, {name}2", types={"Kind": kind})
         made = task(lmopt.stub_lm(), **{name: "x"})
         assert made.made == kind("text") and made[f"{name}2"] == "text"
+
+
+@attrs.frozen
+class Loose:
+    name: str | None = None
+    age: int | None = None
+
+
+FEELING = Literal["positive", "negative", "neutral"]
+
+# What a careful person would not take for a value: a second call costs less than a wrong one.
+UNCLEAR: list[tuple[Any, list[str]]] = [
+    (Loose, ['{"Name": "A", "Age": 5}', '{"error": "cannot"}', "I use {} here", "<p>no</p>"]),
+    (list[Loose], ['{"people": [{"name":"A"},{"name":"B"}]}']),
+    (
+        int,
+        [
+            "The answer is 500 [1].",
+            "**500** (see [2])",
+            "arr[0] = 7",
+            "[1](http://x.y)",
+            "[5] [6]",
+            "[1] + [2]",
+            "[5]/2",
+            "-[5]",
+            "not [5]",
+            "5 mil",
+            "5 mio",
+            "5 tn",
+            "5 T",
+            "5 grand",
+            "5 lakhs",
+            "5 thousands",
+            "5万",
+            "10²",
+            "5½",
+            "5 squared",
+            "5i",
+            "5 not",
+            "5 wrong",
+            "5 negative",
+            "5 less",
+            "5 minus",
+            "5 below",
+            "12 am",
+            "5 BC",
+            "5 cents",
+            "5!",
+            "1.000",
+            "EUR 1.000",
+            "3\nRecheck.\nAnswer: 4",
+            "1,5",
+        ],
+    ),
+    (bool, ["Not [true]", "It is never [true]", 'not ["yes"]', "Answers [true] [false]"]),
+    (
+        dt.date,
+        [
+            "not [2024-01-02]",
+            '["2024-01-02"] is excluded',
+            "before 2 January 2024",
+            "after 2 January 2024",
+            "circa 2 January 2024",
+            "10 2 January 2024",
+            "Not, Jan 2 2024",
+            "2024-01-02T10:00 or 2024-01-03",
+            "2024-01-02 10:00 until 2025",
+        ],
+    ),
+    (dt.time, ["10:00-11:00", "10-12", "10.30"]),
+    (dt.timedelta, ["5 minutes", "2 hours"]),
+    (
+        list[int],
+        [
+            "See [1]",
+            "[1] foo",
+            "a[0]",
+            "I exclude [1, 2]",
+            "[1, 2] is wrong; see",
+            "I found [] nothing",
+            "[1]\n[1, 2]",
+            "100,200,300",
+            "1. 000",
+        ],
+    ),
+    (
+        list[str],
+        [
+            'Not this: ["a"]',
+            "I am not able\nto answer this",
+            "Yes, I do",
+            "In short, no",
+            "Sorry, none found",
+            "red, green, and blue",
+            "Not these:\n- a\n- b",
+            "- a\n  - b",
+            "1. FC Köln",
+            "none",
+            "None",
+            "N/A",
+            "nothing",
+            "There are none.",
+            '{"error": "none"}',
+            '{"q": ["a"]}',
+            '["draft"]\n["draft", "final"]',
+            "The first line\nthe second line",
+            "| a | b |\n|---|---|",
+        ],
+    ),
+    (dict, ["I use {} for blanks", 'not {"a": 1}', '{"a": 1} is wrong']),
+    (
+        Person,
+        [
+            'not {"name": "A", "age": 5}',
+            '{"name": "A", "age": 5} is wrong',
+            '{"name":"A","age":5} or {"name":"B","age":6}',
+        ],
+    ),
+    (list[Person], ['{"name":"A","age":5} or {"name":"B","age":6}']),
+    (
+        FEELING,
+        [
+            "It isn't 'positive'",
+            'The sentiment is not "positive"',
+            "anything but **positive**",
+            "It's the opposite of **positive**.",
+            "cannot be positive",
+            "It is not: positive",
+            "Incorrect: positive",
+            "Ruled out: positive",
+            "wrong answer: positive",
+            "What it is not is positive",
+            "*positive* is incorrect",
+            "un(positive)",
+            "Neither; 'positive'",
+            "Positive: no",
+            "positive: false",
+            "positive: 20%",
+            "Positive (unlikely)",
+            "positive, wrong",
+            "positive. Wait, no.",
+            "might be positive",
+            "unless it is positive",
+            "Whether it is positive",
+            'I cannot decide. It could be "positive"',
+        ],
+    ),
+    (
+        Literal["yes", "no"],
+        [
+            "There is no",
+            "the reason is no",
+            "No. 1 reason: it works",
+            "no. 5",
+            "there is [no] reason to doubt",
+            "It is not 'no'",
+            "I can't say (no)",
+            "Yes: I don't think so",
+        ],
+    ),
+    (
+        Literal["A", "B", "C", "D"],
+        [
+            "It is a",
+            "This is a",
+            '"a" dog',
+            "A (incorrect)",
+            "A: wrong",
+            "A. Smith is wrong",
+            "Grade: A-",
+            "A- (good)",
+        ],
+    ),
+    (Literal[-1, 0, 1], ["-1: bad", "is -1 or so"]),
+    (Literal[1, 2, 3], ["rating: -1", "is -1", "1.5", "1,5", "1:30"]),
+]
+
+
+@pytest.mark.parametrize(("tp", "text"), [(tp, text) for tp, texts in UNCLEAR for text in texts])
+def test_what_is_not_clear_is_refused(tp, text):
+    with pytest.raises(ValueError, match="is not|has no|is refused"):
+        read(tp, text, name="x")
