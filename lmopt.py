@@ -2806,7 +2806,8 @@ class _Marks(typing.NamedTuple):
     def within(self, text: str) -> re.Pattern[str]:
         """The pattern of what marks this text."""
         ends = text.count("[[ ## completed") > text.count("\n[[ ## completed")
-        return self.ending if ends or "</s>" in text or "<|" in text else self.mark
+        ends = ends or ("<" in text and ("</s>" in text or "<|" in text))
+        return self.ending if ends else self.mark
 
 
 @lru_cache(maxsize=256)
@@ -3107,7 +3108,7 @@ def _read(
     form: _Format, task: Signature, text: str, more: bool = False, memo: _Memo | None = None
 ) -> Mapping[str, Part]:
     """Read a reply, or the beginning of one; where it is in another format, in that."""
-    if "think" in text or "<reason" in text or "<thought" in text:
+    if "<" in text:
         text = _without_thought(form, task, text)
     found = form.fields(form, task, text, more, memo)
     if more:
@@ -9506,10 +9507,10 @@ def loads(text: str) -> Params:
         raise ParamsError(what, text, f"format {_FORMAT!r}", todo)
     try:
         prompts = data.get("params")
-        params = Params(coerce(dict[str, Prompt], prompts))
-        for name in set(concat(prompts.values())) - set(jsonable(Prompt())):
+        made = coerce(dict[str, dict[str, Any]], prompts)
+        for name in sorted(set(concat(made.values())) - set(jsonable(Prompt()))):
             raise ValueError(f"{name!r} is no part of a prompt")
-        return params
+        return Params(coerce(dict[str, Prompt], made))
     except ValueError as error:
         todo = f"correct it ({error})"
         raise ParamsError("a wrong prompt", prompts, words(Prompt), todo) from error

@@ -337,10 +337,18 @@ def test_a_draft_an_echo_or_an_example_is_no_answer(name, task, reply, expected)
         assert adapter.parse(sig(task), Response(reply)) == expected
 
 
-HOSTILE = (
-    "[[ ## completed ## ]]|a [[ ## completed ## ]] b|a\\[[ ## completed ## ]]|x</s>|a</s> b|"
-    '...|[...]|{"x": 1}|a </think> b|<think>'
-).split("|")
+HOSTILE = [
+    "[[ ## completed ## ]]",
+    "a [[ ## completed ## ]] b",
+    "a\\[[ ## completed ## ]]",
+    "x</s>",
+    "a</s> b",
+    "...",
+    "[...]",
+    '{"x": 1}',
+    "a </think> b",
+    "<think>",
+]
 
 
 @adapters
