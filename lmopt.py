@@ -1037,17 +1037,15 @@ def _meant(tp: Any, text: str, name: str) -> Iterator[Any]:
         yield from _markup(plain, True)
         yield from _markup(plain, False)
     yield text
-    if (place := re.fullmatch(rf"\{{+(?:{name}\s*[:=])?([^{{}}:\"']*)\}}+", plain)) and not _free(
-        tp
-    ):
+    place = re.fullmatch(rf"\{{+(?:{name}\s*[:=])?([^{{}}:\"']*)\}}+", plain)
+    if place and not _free(tp):  # braces that were copied
         yield place[1].strip()
 
 
 # What says that a value is not the answer, or not surely.
-_DENIAL = re.compile(
-    r"\b(?:not?|never|neither|nor|none|cannot|without|except|exclud\w+|wrong|incorrect|invalid|"
-    r"opposite|unless|whether|might|maybe|unlikely|instead|rather|but|false)\b|n['’]t\b",
-    re.IGNORECASE,
+_DENIAL = (
+    r"(?i)\b(?:not?|never|neither|nor|none|cannot|without|except|exclud\w+|wrong|incorrect|invalid|"
+    r"opposite|unless|whether|might|maybe|unlikely|instead|rather|but|false)\b|n['’]t\b"
 )
 
 
@@ -1059,7 +1057,7 @@ def _one_of(tp: Any, text: str) -> list[Any]:
     """
     fences = text.split("```")
     outside = "".join(fences[::2])
-    if len(fences) == 3 and not _DENIAL.search(outside) and not re.search(r"\d", outside):
+    if len(fences) == 3 and not re.search(_DENIAL, outside) and not re.search(r"\d", outside):
         inside = fences[1].partition("\n")[2]
         return _loaded(inside) or _one_of(tp, inside)
     if _kind(tp) not in STRUCTURED and _kind(tp) != "union":
@@ -1069,7 +1067,7 @@ def _one_of(tp: Any, text: str) -> list[Any]:
     fitting = [one for one in found if isinstance(one, wanted)]
     if _kind(tp) == "list" and found[1:]:
         return _joined(tp, found) if not between.strip(" \t\r\n,;") else []
-    if _DENIAL.search(between) or any(one != fitting[0] for one in fitting):
+    if re.search(_DENIAL, between) or any(one != fitting[0] for one in fitting):
         return []
     return found
 
@@ -1106,19 +1104,19 @@ def _opened(tp: Any, data: Any, name: str) -> Iterator[Any]:
         yield from _meant(tp, data, name)  # JSON in JSON
 
 
-_BULLET = re.compile(r"[ \t]*+(?:[-*+•]|\d{1,3}[.)])[ \t]++(?:\[[ xX]\][ \t]++)?")
+_BULLET = r"[ \t]*+(?:[-*+•]|\d{1,3}[.)])[ \t]++(?:\[[ xX]\][ \t]++)?"
 
 
 def _bullets(text: str) -> Iterator[list[Any]]:
     """The items of a list in Markdown, perhaps below a line that announces it; or with commas."""
     lines = [line for line in text.splitlines() if line.strip()]
     intro = lines[:1] if lines[1:] and lines[0].endswith(":") else []
-    marked = [(line, _BULLET.match(line)) for line in lines[len(intro) :]]
+    marked = [(line, re.match(_BULLET, line)) for line in lines[len(intro) :]]
     indents = {len(line) - len(line.lstrip()) for line, _ in marked}
     if (
         all(match for _, match in marked)
         and len(indents) == 1
-        and not _DENIAL.search("".join(intro))
+        and not re.search(_DENIAL, "".join(intro))
     ):
         items = [line[match.end() :].strip() for line, match in marked if match]
         if items[1:] or not text[:1].isdigit():  # a date or a name may begin with "1. "
@@ -1222,9 +1220,9 @@ def _forgiven(text: str, start: int) -> tuple[Any, int, bool]:
 
 def _quotes_pair(said: str) -> bool:
     """Whether the quotes inside a string open and close a word each, in turns."""
-    inner = [match.start() for match in re.finditer(r'(?<!\\)"', said)]
-    opens = [re.match(r"(?:\A|[\s(\[])\"\w", said[max(place - 1, 0) :]) for place in inner]
-    return len(inner) % 2 == 0 and all(bool(one) == (n % 2 == 0) for n, one in enumerate(opens))
+    opens = re.compile(r'(?<![^\s(\[])"\w')
+    found = [bool(opens.match(said, one.start())) for one in re.finditer(r'(?<!\\)"', said)]
+    return found == [True, False] * (len(found) // 2)
 
 
 def _token_value(kind: str, said: str) -> Any:
@@ -1414,9 +1412,7 @@ def _at(place: str, tp: Any, data: Any) -> Any:
         raise ValueError(f"at {place}: {error}") from error
 
 
-_ANSWER = re.compile(
-    r"\s*(?:(?:the|my|final)\s+)*(?:answer|result|value)\s*[*_]*(?:\s+is\b|\s*[:=])", re.IGNORECASE
-)
+_ANSWER = r"(?i)\s*(?:(?:the|my|final)\s+)*(?:answer|result|value)\s*[*_]*(?:\s+is\b|\s*[:=])"
 _AROUND = " \t\r\n*_`\"'“”[]{}"
 
 
@@ -1425,7 +1421,7 @@ def _plain(data: Any) -> Any:
     if not isinstance(data, str):
         return data
     text = data.strip(_AROUND)
-    if label := _ANSWER.match(text):
+    if label := re.match(_ANSWER, text):
         text = text[label.end() :]
     return text.strip(_AROUND).rstrip(".").strip(_AROUND)
 
@@ -1437,18 +1433,17 @@ _UNIT = (
     r"stars?|points?|pts|items?|pieces?|people|persons?|times?(?= each)|words?|mph|px|[KMG]B|"
     r"[$€£¥]|USD|EUR|GBP|CHF|euros?|dollars?)"
 )
-_NUMBER = re.compile(
-    rf"{_CURRENCY}[ \t]*([-+]?)[ \t]*{_CURRENCY}[ \t]*"
+_NUMBER = (
+    rf"(?i){_CURRENCY}[ \t]*([-+]?)[ \t]*{_CURRENCY}[ \t]*"
     r"(\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+(?:_\d+)*(?:\.\d*)?|\.\d+)"
-    rf"(e[-+]?\d+)?(?:[ \t]*{_UNIT})?",
-    re.IGNORECASE,
+    rf"(e[-+]?\d+)?(?:[ \t]*{_UNIT})?"
 )
 
 
 def _digits(data: Any) -> str | None:
     """The digits of a number in a text, without currency, unit and commas; None if it is none."""
     text = _plain(data) if isinstance(data, str) else ""
-    if not (found := _NUMBER.fullmatch(text)):
+    if not (found := re.fullmatch(_NUMBER, text)):
         return None
     sign, number, power = found.groups()
     return f"{sign}{number.replace(',', '').replace('_', '')}{power or ''}"
@@ -1487,8 +1482,8 @@ _MONTHS = (
 _DAY = r"(\d{1,2})(?:st|nd|rd|th)?"
 _WEEKDAY = r"(?:(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*\.?,?\s+)?"
 _IN_WORDS = (
-    re.compile(rf"{_WEEKDAY}{_DAY}(?:\s+of)?\s+([a-z]{{3,9}})\.?,?\s+(\d{{4}})", re.IGNORECASE),
-    re.compile(rf"{_WEEKDAY}([a-z]{{3,9}})\.?\s+{_DAY},?\s+(\d{{4}})", re.IGNORECASE),
+    rf"(?i){_WEEKDAY}{_DAY}(?:\s+of)?\s+([a-z]{{3,9}})\.?,?\s+(\d{{4}})",
+    rf"(?i){_WEEKDAY}([a-z]{{3,9}})\.?\s+{_DAY},?\s+(\d{{4}})",
 )
 
 
@@ -1500,7 +1495,7 @@ def _day(text: str) -> str:
         day, month = sorted([int(found[1]), int(found[3])], reverse=True)
         return f"{found[4]}-{month:02}-{day:02}" if day > 12 or day == month else text
     for number, form in enumerate(_IN_WORDS):
-        if found := form.fullmatch(text):
+        if found := re.fullmatch(form, text):
             day, name = int(found[1 + number]), found[2 - number].lower()
             known = [place for place, one in enumerate(_MONTHS, start=1) if one.startswith(name)]
             return f"{found[3]}-{known[0]:02}-{day:02}" if known else text
@@ -3166,12 +3161,12 @@ def _is_read(task: Signature, parts: Mapping[str, Part]) -> bool:
     return all(name in parts and parts[name].closed for name in needed)
 
 
-_THOUGHT_TAG = re.compile(r"\s*<(think|thinking|thought|reasoning)>")
+_THOUGHT_TAG = r"\s*<(think|thinking|thought|reasoning)>"
 
 
 def _without_thought(form: _Format, task: Signature, text: str) -> str:
     """The text with blanks for a thought before the answer; places stay as they are."""
-    opened = _THOUGHT_TAG.match(text)
+    opened = re.match(_THOUGHT_TAG, text)
     if opened and not (form.closes and opened[1] in task.shown):
         end = text.find(f"</{opened[1]}>")
         end = end + len(opened[1]) + 3 if end >= 0 else len(text)
@@ -3392,8 +3387,8 @@ def _stands_alone(text: str) -> bool:
 
 def _json_whole(task: Signature, text: str) -> dict[str, Part]:
     """An object that has all the fields, with slips of the pen, or in a list, or in a text."""
-    inside, between = _bracketed(text, alone=False)
-    if _DENIAL.search(between):
+    inside, _ = _bracketed(text, alone=False)
+    if re.search(_DENIAL, text[text.rfind("}") + 1 :]):
         return {}
     made: list[dict[str, Any]] = []
     for one in map(_unwrapped, _loaded(text) or inside):
