@@ -1771,7 +1771,8 @@ def _attributes(tp: Any) -> tuple[_Attribute, ...] | None:
             given = dict(
                 zip(getattr(made, "__parameters__", ()), typing.get_args(tp), strict=False)
             )
-            hints = typing.get_type_hints(made, include_extras=True)
+            resolved = hasattr(made, "model_fields")  # pydantic has done that
+            hints = {} if resolved else typing.get_type_hints(made, include_extras=True)
             found = read_one(made, {n: _filled(hint, given) for n, hint in hints.items()})
             return tuple(map(_described_attribute, found))
     return None
@@ -1890,9 +1891,22 @@ def _named_tuple(tp: Any, hints: Fields) -> Iterator[_Attribute]:
         yield _Attribute(name, hints.get(name, Any), name not in tp._field_defaults)
 
 
+def _pydantic_refs(hint: Any, tp: Any) -> Any:
+    """A hint of a generic model, which pydantic lets refer to itself by a mark of its own."""
+    if type(hint).__name__ == "PydanticRecursiveRef":
+        return tp
+    args = typing.get_args(hint)
+    inner = tuple(_pydantic_refs(one, tp) for one in args)
+    if inner == args:
+        return hint
+    origin: Any = typing.get_origin(hint)
+    return Union[inner] if origin in (Union, pytypes.UnionType) else origin[inner]  # noqa: UP007
+
+
 def _pydantic_model(tp: Any, hints: Fields) -> Iterator[_Attribute]:
     for name, info in tp.model_fields.items():
-        kind = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
+        own = _pydantic_refs(info.annotation, tp)
+        kind = Annotated[(own, *info.metadata)] if info.metadata else own
         alias = info.validation_alias
         choices = [one for one in getattr(alias, "choices", [alias]) if isinstance(one, str)]
         desc = info.description or ""
@@ -4962,10 +4976,12 @@ class _Reader:
     def end(self, response: Any) -> None:
         """Read what of the answer was not streamed."""
         if isinstance(response, Response):
-            if not response.text.startswith(self._text + "".join(self._pieces)):
-                self._begin()
-            self._pieces.append(response.text[self._size :])
-            self._size = len(response.text)
+            so_far = self._text + "".join(self._pieces)
+            if not so_far.endswith(response.text) or not so_far:  # else a thought was taken out
+                if not response.text.startswith(so_far):
+                    self._begin()
+                self._pieces.append(response.text[self._size :])
+                self._size = len(response.text)
             self._read(False)
 
 
@@ -7397,6 +7413,18 @@ class _Dialect:
     assemble: Callable[[list[Any]], Any]  # all events into the answer without a stream
 
 
+def _thought_apart(response: Response, request: Request) -> Response:
+    """The response with a thought before the answer as its reasoning, where a provider left it."""
+    found = re.match(r"\s*<think>(.*?)</think>\s*", response.text, re.DOTALL)
+    if (
+        not found
+        or response.reasoning
+        or (request.signature and "think" in request.signature.shown)
+    ):
+        return response
+    return evolve(response, text=response.text[found.end() :], reasoning=found[1].strip())
+
+
 _ALIKE = "several samples of one prompt are asked for at temperature 0, where they are all alike"
 
 
@@ -7452,6 +7480,7 @@ class _HttpLM:
             response = self.end.read(body, hide, self.dialect.decode)
         else:
             response = self._assembled(events, hide)
+        response = _thought_apart(response, request)
         if self.price is None:
             return response
         return evolve(response, usage=_priced(response.usage, self.price))

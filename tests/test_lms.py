@@ -168,6 +168,20 @@ def test_why_a_reply_ended_has_one_spelling_for_all_providers(reason, known):
     assert Response("x", finish_reason=reason).finish_reason == known
 
 
+def test_a_thought_before_the_answer_is_reasoning():
+    text = "<think>Is it 5?</think>\n[[ ## n ## ]]\n4\n\n[[ ## completed ## ]]"
+    task = predict("q -> n: int")
+    with server(lambda payload: events(*deltas(text)) if payload.get("stream") else
+                completion(text)) as served:  # fmt: skip
+        lm = openai_lm("m", base_url=served.base_url)
+        made = task(lm, q="?")
+        chunks = list(lmopt.stream(task, lm, {"q": "?"}))
+        lm.close()
+    response = made.trace[0].response
+    assert made.n == 4 and response.reasoning == "Is it 5?" and "think" not in response.text
+    assert [(one.field, one.text, one.call) for one in chunks[:-1]] == [("n", "4", 0)]
+
+
 def test_a_refusal_of_the_provider_is_no_answer():
     message = {"role": "assistant", "content": None, "refusal": "I cannot."}
     with server(lambda payload: completion("", choices=[{"message": message}])) as served:

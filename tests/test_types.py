@@ -635,6 +635,14 @@ def test_pydantic_aliases_limits_and_types():
     with pytest.raises(ValueError, match="at distance: 1 is refused: expected int \\(>= 3"):
         coerce(Trip, {"distance": 1})
     assert words(Trips) == f"list[{words(Trip)}]"
+
+    class Node(pydantic.BaseModel, Generic[T]):
+        value: T
+        inside: "list[Node[T]]" = pydantic.Field(default_factory=list)
+
+    assert "{value: int, inside: list[" in words(Node[int])
+    nested = read(Node[int], '{"value": "1", "inside": [{"value": 2}]}')
+    assert nested.inside[0].value == 2
     made = read(Trips, '[{"distance": 5, "page": "https://e.org", "key": "k"}]')
     assert read(Trips, write(Trips, made)) == made
     far = Annotated[int, pydantic.Field(ge=3, description="km")]
