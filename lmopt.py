@@ -9150,7 +9150,8 @@ def _known_types(program: Program) -> dict[str, Any]:
         for one in (*leaf.inputs, *(leaf.signature.outputs if leaf.signature else ())):
             found.setdefault(one.name, []).append(one.type)
     same = {name: types[0] for name, types in found.items() if len(set(map(words, types))) == 1}
-    return {name: tp for name, tp in same.items() if tp not in (str, Any, History)}
+    own = {one.name for one in program.inputs} | set(program.outputs or same)
+    return {n: tp for n, tp in same.items() if n in own and tp not in (str, Any, History)}
 
 
 def _read_as(types: Fields, example: Record) -> Record:

@@ -821,3 +821,16 @@ def test_an_error_that_ends_an_evaluation_carries_its_rows():
         evaluate(predict("text -> n: int"), rows, exact_match, lm=lm)
     assert [row.score for row in caught.value.rows] == [1, 1]
     assert [event.kind for event in caught.value.trace] in ([], ["lm", "step"])
+
+
+def test_only_the_inputs_and_outputs_of_a_program_are_read_as_its_types():
+    two = lmopt.pipeline(first=predict("text -> n: int"), second=predict("n: int -> ok: bool"))
+    inner = lmopt.program({"two": two}, inputs=two.inputs, outputs=["ok"])(_through)
+    (row,) = lmopt.check_dataset(inner, [{"text": "a", "n": "many", "ok": "yes"}])
+    assert row == {"text": "a", "n": "many", "ok": True}
+    with pytest.raises(lmopt.DataError, match="example 0: the field 'n' cannot be read"):
+        lmopt.check_dataset(two, [{"text": "a", "n": "many", "ok": "yes"}])
+
+
+def _through(steps, text):
+    return (yield steps.two(text=text))
