@@ -3642,7 +3642,8 @@ class Program(Made):
             made: Prediction = _Here(_checked_lm(lm)).drive(_begun(self, inputs))
             return made
         except Exception as error:
-            raise _shown(error) from error.__cause__
+            _without_ours(error)
+            raise
 
     def flow(self, /, **inputs: Any) -> Flow:
         """Return the body as a generator, to be stepped by hand: it yields effects."""
@@ -4688,15 +4689,14 @@ def _checked_lm(lm: Any) -> Any:
 _BETWEEN = (__name__, f"{__name__}_optimizers", "concurrent.futures._base", "toolz.itertoolz")
 
 
-def _shown(error: Exception) -> Exception:
-    """The error without our own frames, which stand between the user's call and the user's code.
+def _without_ours(error: Exception) -> None:
+    """Drop our own frames from a traceback: they stand between the user's call and the user's code.
 
     Where Python runs in development mode (`-X dev`) all of them are kept.
     """
     seen: BaseException | None = None if sys.flags.dev_mode else error
     while seen is not None:
-        frames = []
-        place = seen.__traceback__
+        frames, place = [], seen.__traceback__
         while place is not None:
             frames.append(place)
             place = place.tb_next
@@ -4704,8 +4704,7 @@ def _shown(error: Exception) -> Exception:
         for one, after in zip(kept, [*kept[1:], None], strict=False):
             one.tb_next = after
         seen.__traceback__ = kept[0] if kept else None
-        seen = seen.__cause__
-    return error
+        seen = seen.__cause__ or seen.__context__
 
 
 def drive(flow: Flow, lm: Any, *, workers: int | None = 1, executor: Executor | None = None) -> Any:
@@ -4719,7 +4718,8 @@ def drive(flow: Flow, lm: Any, *, workers: int | None = 1, executor: Executor | 
     try:
         return _Here(_checked_lm(lm), workers, executor).drive(flow)
     except Exception as error:
-        raise _shown(error) from error.__cause__
+        _without_ours(error)
+        raise
 
 
 async def adrive(
@@ -4729,7 +4729,8 @@ async def adrive(
     try:
         return await _There(_checked_lm(lm), workers, executor).drive(flow)
     except Exception as error:
-        raise _shown(error) from error.__cause__
+        _without_ours(error)
+        raise
 
 
 def emit(flow: Flow, kind: type[T], lm: Any, **options: Any) -> Iterator[T]:
