@@ -798,29 +798,39 @@ def test_an_lm_that_is_no_function_is_asked_in_its_way_and_no_lm_is_an_error():
         evaluate(task, data, exact_match, lm="openai/gpt-4o")
 
 
-def test_a_request_that_the_provider_refuses_costs_its_row_and_no_more():
+def fails_at(letter, status):
+    """An LM that cannot be asked about one text."""
+
     def lm(request):
-        if "b" in request.inputs.text:
-            raise lmopt.LMError("bad request", status=400)
+        if letter in request.inputs.text:
+            raise lmopt.LMError("no", status=status)
         return lmopt.stub_lm()(request)
 
-    rows = [{"text": text, "n": 1} for text in "abc"]
-    made = evaluate(predict("text -> n: int"), rows, exact_match, lm=lm)
-    assert [row.score for row in made.rows] == [1, 0, 1]
-    assert made.rows[1].error == "LMError: bad request"
+    return lm
+
+
+COUNTED = [{"text": text, "n": 1} for text in "abcd"]
+
+
+def test_a_request_that_the_provider_refuses_costs_its_row_and_no_more():
+    made = evaluate(predict("text -> n: int"), COUNTED, exact_match, lm=fails_at("b", 400))
+    assert [row.score for row in made.rows] == [1, 0, 1, 1]
+    assert made.rows[1].error == "LMError: no"
 
 
 def test_an_error_that_ends_an_evaluation_carries_its_rows():
-    def lm(request):
-        if "c" in request.inputs.text:
-            raise lmopt.LMError("down", status=500)
-        return lmopt.stub_lm()(request)
-
-    rows = [{"text": text, "n": 1} for text in "abcd"]
     with pytest.raises(lmopt.LMError) as caught:
-        evaluate(predict("text -> n: int"), rows, exact_match, lm=lm)
+        evaluate(predict("text -> n: int"), COUNTED, exact_match, lm=fails_at("c", 500))
     assert [row.score for row in caught.value.rows] == [1, 1]
-    assert [event.kind for event in caught.value.trace] in ([], ["lm", "step"])
+
+
+def test_an_error_that_ends_a_run_carries_its_trace():
+    with pytest.raises(lmopt.LMError) as caught:
+        predict("text -> n: int")(fails_at("a", 500), text="a")
+    assert [(event.kind, event.error) for event in caught.value.trace] == [
+        ("lm", "LMError: no"),
+        ("step", "LMError: no"),
+    ]
 
 
 def test_only_the_inputs_and_outputs_of_a_program_are_read_as_its_types():
