@@ -1428,9 +1428,9 @@ def _plain(data: Any) -> Any:
 
 _CURRENCY = r"(?:[$€£¥₹]|\b(?:USD|EUR|GBP|CHF|JPY|INR|euros?|dollars?|Rs)\b\.?)?"
 _UNIT = (
-    r"(?:%|°[CF]?|percent|[kcm]?m/?(?:s|h)?(?<!m)|km|cm|mm|miles?|mi|ft|feet|kg|mg|g|lbs?|oz|"
+    r"(?:%|°[CF]?|percent|km/h|m/s|km|cm|mm|miles?|mi|ft|feet|kg|mg|g|lbs?|oz|"
     r"s|secs?|seconds?|mins?|minutes?|h|hrs?|hours?|days?|weeks?|months?|years?(?: old)?|yrs?|"
-    r"stars?|points?|pts|items?|pieces?|people|persons?|times?(?= each)|words?|mph|px|[KMG]B|"
+    r"stars?|points?|pts|items?|pieces?|people|persons?|words?|mph|px|[KMG]B|"
     r"[$€£¥]|USD|EUR|GBP|CHF|euros?|dollars?)"
 )
 _NUMBER = (
