@@ -139,10 +139,10 @@ __all__ = [
     "Chunk", "run", "arun", "stream", "astream", "replay", "run_many", "gathered", "through",
     "running", "drive", "adrive", "emit", "aemit",
     # 9. Modules
-    "predict", "chain_of_thought", "pipeline", "react", "Turn", "program_of_thought", "code_act",
-    "recursive", "Result", "Cell", "subprocess_python", "best_of_n", "refine", "vote", "majority",
-    "multi_chain_comparison", "sampled", "ensemble", "parallel", "each", "retrieve", "knn_demos",
-    "surviving", "fitting", "unit",
+    "predict", "text", "chain_of_thought", "pipeline", "react", "Turn", "program_of_thought",
+    "code_act", "recursive", "Result", "Cell", "subprocess_python", "best_of_n", "refine", "vote",
+    "majority", "multi_chain_comparison", "sampled", "ensemble", "parallel", "each", "retrieve",
+    "knn_demos", "surviving", "fitting", "unit",
     # 10. LMs
     "scripted_lm", "mock_lm", "stub_lm", "toy_lm", "openai_lm", "anthropic_lm", "Embedder",
     "embedder", "connect",
@@ -150,9 +150,9 @@ __all__ = [
     "Layer", "Middleware", "middleware", "identity", "retry", "throttle", "timeout", "cache",
     "record", "ReplayLM", "replay_lm", "budget", "fallback", "log",
     # 12. Evaluation
-    "Score", "Row", "Evaluation", "Metric", "evaluate", "aevaluate", "evaluating", "Comparison",
-    "compare", "normalize", "exact_match", "f1", "contains", "passage_match", "Judge", "judge",
-    "semantic_f1", "complete_and_grounded",
+    "Score", "Row", "Evaluation", "Metric", "evaluate", "aevaluate", "evaluating", "scoring",
+    "Comparison", "compare", "normalize", "exact_match", "f1", "contains", "passage_match", "Judge",
+    "judge", "semantic_f1", "complete_and_grounded",
     # 13. Storage
     "save", "load", "dumps", "loads", "diff", "read_examples",
 ]  # fmt: skip
@@ -5269,6 +5269,26 @@ def predict(
     return _module(body, made, name, calls, signature=made, prompt=prompt)
 
 
+@factory
+def text(initial: str, *, name: str = "text") -> Program:
+    """Make a step that asks no LM: its one output, `text`, is its instructions.
+
+    So that a regular expression, a query or a piece of code can be learned as instructions are.
+
+    Calls: none.
+
+    >>> text("[0-9]+")(stub_lm()).text
+    '[0-9]+'
+    """
+    made = Signature((), (Field("text"),), initial)
+
+    def body(step: Step) -> Flow:
+        yield ()
+        return {"text": step.prompt.instructions}
+
+    return _module(body, made, name, 0, signature=made, prompt=Prompt(initial))
+
+
 def _module(
     body: Callable[..., Flow],
     task: Signature,
@@ -6750,13 +6770,13 @@ def fitting(leaf: Program, examples: Dataset) -> tuple[Record, ...]:
     """Return those fields of examples that are a step's, as demonstrations of it.
 
     Left out is what has none of the step's outputs, or none of its inputs where it has some. A
-    null or an empty cell is no value where the field's type has none.
+    null or an empty cell is no value where the field's type has none. A `text` has none.
 
     >>> fitting(predict("q -> a"), [Record(q="2+2?", a="4", source="me"), Record(q="?")])
     (Record(q='2+2?', a='4'),)
     """
     task = leaf.signature
-    if task is None:
+    if task is None or not leaf.max_calls:
         return ()
     known = [_given_fields(task.inputs + task.outputs, row) for row in examples]
     inputs = {one.name for one in task.inputs}
@@ -9001,7 +9021,7 @@ def evaluate(
     Args:
         dataset: examples with at least the inputs of the program.
         metric: (example, prediction) -> 0 to 1, bool, or `Score`; called on the workers.
-        **options: params, failure_score, max_errors and progress; see `evaluating`.
+        **options: params, failure_score, max_errors and progress; see `scoring`.
     Returns:
         the evaluation, its rows in the order of the data set.
     Raises:
@@ -9051,27 +9071,48 @@ def evaluating(
     *,
     lm: Any,
     params: _Params = None,
+    **options: Any,
+) -> Flow:
+    """Return the flow of an evaluation, to be a part of another one; see `evaluate`.
+
+    Args:
+        **options: failure_score, max_errors and progress; see `scoring`.
+
+    >>> flow = evaluating(predict("q -> a"), [{"q": "?"}], exact_match, lm=stub_lm())
+    >>> [row for _, row in next(flow).items]
+    [Record(q='?')]
+    """
+    examples = check_dataset(program, dataset)
+    ready = program if params is None else program.with_params(params)
+    rows = yield from scoring([(ready, one) for one in examples], metric, lm=lm, **options)
+    return Evaluation(rows)
+
+
+def scoring(
+    jobs: Sequence[tuple[Program, Record]],
+    metric: Any,
+    *,
+    lm: Any,
     failure_score: float = 0.0,
     max_errors: int | None = None,
     progress: Callable[..., Iterable[Any]] | None = None,
 ) -> Flow:
-    """Return the flow of an evaluation, to be a part of another one; see `evaluate`.
+    """Return the flow that runs programs, each on its example, and scores them; it returns rows.
 
     Args:
         failure_score: of a row in which the program failed, 0 to 1.
         max_errors: stop when more rows than this have failed.
 
-    >>> flow = evaluating(predict("q -> a"), [{"q": "?"}], exact_match, lm=stub_lm())
-    >>> list(next(flow).items)
-    [Record(q='?')]
+    >>> jobs = [(predict("q -> a"), Record(q="?", a="text"))]
+    >>> [row.score for row in drive(scoring(jobs, exact_match, lm=stub_lm()), None)]
+    [1.0]
     """
     if not (callable(metric) or hasattr(metric, "flow")):
         todo = "write evaluate(program, dataset, metric, lm=lm)"
         raise DataError("this is no metric", metric, "a function of example and prediction", todo)
     if not (progress is None or callable(progress)):
         raise DataError("this shows no progress", progress, "a function", "pass tqdm.tqdm")
-    examples, rows, failed = check_dataset(program, dataset), list[Row](), 0
-    ready = program if params is None else program.with_params(params)
+    rows, failed = list[Row](), 0
 
     def take(row: Any) -> None:
         nonlocal failed
@@ -9083,13 +9124,13 @@ def evaluating(
             what, known = f"{failed} of {len(rows)} rows failed; the last", f"at most {max_errors}"
             raise DataError(what, row.error, known, "correct the program")
 
-    watch = progress and partial(progress, total=len(examples), desc="evaluate")
+    watch = progress and partial(progress, total=len(jobs), desc="evaluate")
     try:
-        yield _Many(partial(_row, ready, metric, failure_score), examples, lm, take, watch)
+        yield _Many(partial(_row, metric, failure_score), jobs, lm, take, watch)
     except LmoptError as error:
         error.rows = tuple(rows)
         raise
-    return Evaluation(tuple(rows))
+    return tuple(rows)
 
 
 def _not_all_alike(made: Evaluation) -> Evaluation:
@@ -9170,9 +9211,9 @@ def _read_as(types: Fields, example: Record) -> Record:
     return example | changes if changes else example
 
 
-def _row(program: Program, metric: Any, failure_score: float, example: Record) -> Flow:
+def _row(metric: Any, failure_score: float, job: tuple[Program, Record]) -> Flow:
     """Run a program on an example and score it; returns the row, or a MetricError to be raised."""
-    events: list[Event] = []
+    (program, example), events = job, list[Event]()
     inputs = select_inputs(program, example)
     try:
         prediction = yield from _interpret(program, inputs, program.root, "", events)
@@ -9593,6 +9634,8 @@ def load(path: Path_) -> Params:
 def diff(a: Mapping[str, Prompt], b: Mapping[str, Prompt]) -> str:
     """Return what changed from one set of parameters to another, "" for nothing.
 
+    Demonstrations that only moved are neither removed nor added.
+
     >>> old = predict("question -> answer").params
     >>> print(diff(old, old.replace("predict", instructions="Answer briefly.")))
     --- predict
@@ -9604,9 +9647,19 @@ def diff(a: Mapping[str, Prompt], b: Mapping[str, Prompt]) -> str:
 
     lines: list[str] = []
     for path in dict.fromkeys([*a, *b]):
-        sides = _prompt_lines(a.get(path)), _prompt_lines(b.get(path))
-        lines += unified_diff(*sides, path, path, n=0, lineterm="")
+        before, after = _prompt_lines(a.get(path)), _prompt_lines(b.get(path))
+        aligned = _aligned(before, after)
+        found = [*unified_diff(before, aligned, path, path, n=0, lineterm="")]
+        moved = [] if aligned == after else ["demonstrations in another order"]
+        lines += (found or [f"--- {path}", f"+++ {path}"]) + moved if found or moved else []
     return "\n".join(line for line in lines if not line.startswith("@@"))
+
+
+def _aligned(before: list[str], after: list[str]) -> list[str]:
+    """The lines after a change, those that only moved in the order they had before."""
+    both = Counter(before) & Counter(after)
+    shared = iter([line for line in before if line in both])
+    return [next(shared, line) if line in both else line for line in after]
 
 
 def _prompt_lines(prompt: Prompt | None) -> list[str]:

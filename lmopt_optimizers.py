@@ -25,7 +25,8 @@
 >>> qa.with_params(params)(toy_lm(), animal="my old cat").sound
 'meow'
 
-Sections: 1 Contract · 2 Parts · 3 Few-shot · 4 Instructions · 5 Settings · 6 Combinators · 7 Report
+Sections: 1 Contract · 2 Parts · 3 Few-shot · 4 Instructions · 5 Settings · 6 Combinators · 7 Laws ·
+8 Report
 
 Arguments that mean the same everywhere stand in `Options`, and for those that bootstrap in
 `Teaching`; `lm` runs the program, and the teacher where there is no `teacher_lm`.
@@ -43,12 +44,12 @@ import statistics
 import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from functools import partial
-from operator import mul
+from operator import add, mul
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
-from attrs import evolve, field, frozen
+from attrs import astuple, evolve, field, frozen
 from toolz import first, groupby, interleave, take, unique  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
@@ -61,20 +62,23 @@ else:  # both modules were copied into a package
 
 __all__ = [
     # 1. Contract
-    "Trial", "Plan", "Size", "Options", "Optimizer", "optimizer", "best", "Want", "Hunt",
+    "Trial", "Plan", "Size", "Options", "Optimizer", "optimizer", "best", "CallsSpent",
+    "Want", "Hunt",
     # 2. Parts
-    "split", "spread", "labeled", "labeled_demos", "step_demos", "resampled", "race", "cases",
-    "description", "proposer", "Propose", "cleaned", "tpe", "pareto", "relayed",
+    "split", "spread", "labeled", "labeled_demos", "unspoilt", "step_demos", "resampled", "race",
+    "cases", "description", "proposer", "Propose", "cleaned", "tpe", "pareto", "relayed",
     # 3. Few-shot
     "labeled_few_shot", "Teaching", "fitting_count", "bootstrap", "passed", "bootstrap_few_shot",
     "random_search", "tpe_search", "knn_few_shot",
     # 4. Instructions
-    "copro", "TIPS", "mipro", "gepa", "simba", "infer_rules", "avatar",
+    "auto", "copro", "TIPS", "mipro", "gepa", "simba", "infer_rules", "avatar",
     # 5. Settings
     "tune",
     # 6. Combinators
     "chain", "best_of", "only", "limit", "if_better",
-    # 7. Report
+    # 7. Laws
+    "check_optimizer",
+    # 8. Report
     "summary", "report",
 ]  # fmt: skip
 
@@ -98,6 +102,7 @@ class Trial:
         score: on the rows that the optimizer scores on, 0 to 1; None where it does not score.
         evaluation: where the score comes from; shorter than the data where the trial lost early.
         out: whether it lost early; its score, of fewer rows, then compares with no other.
+        final: whether it is the last word of the search, whatever the scores say.
     """
 
     params: lmopt.Params  # the parameters
@@ -107,23 +112,48 @@ class Trial:
     calls: int = 0  # how many LM calls the optimizer had made by then
     evaluation: lmopt.Evaluation | None = field(default=None, repr=False)
     out: bool = False
+    final: bool = False
+
+    @property
+    def tokens(self) -> float | None:
+        """How many tokens one run takes on average, read and written; None where none was run."""
+        if self.evaluation is None:
+            return None
+        spent = self.evaluation.usage
+        return (spent.input_tokens + spent.output_tokens) / len(self.evaluation.rows)
+
+    @property
+    def usd(self) -> float | None:
+        """What one run costs on average, where the LM has a price; None where none was run."""
+        shown = self.evaluation
+        return None if shown is None else shown.usage.cost / len(shown.rows)
 
 
 @frozen
 class Plan:
     """At most how many program runs, LM calls and metric calls something takes.
 
-    >>> Plan(runs=2, calls=6, metrics=2) + Plan(runs=1, calls=3)
-    Plan(runs=3, calls=9, metrics=2)
+    Attributes:
+        usual: LM calls where each reply can be read at once, and no trial loses early.
+
+    >>> Plan(runs=2, calls=6, metrics=2, usual=2) + Plan(runs=1, calls=3, usual=1)
+    Plan(runs=3, calls=9, metrics=2, usual=3)
     """
 
     runs: int = 0
     calls: int = 0
     metrics: int = 0
+    usual: int = 0
 
     def __add__(self, other: Plan) -> Plan:
-        runs, calls = self.runs + other.runs, self.calls + other.calls
-        return Plan(runs, calls, self.metrics + other.metrics)
+        return Plan(*map(add, astuple(self), astuple(other)))
+
+    def within(self, calls: int | None, each: int = 1) -> Plan:
+        """Return the plan of what ends after so many calls, of which a run makes `each` or more."""
+        if calls is None:
+            return self
+        runs = calls // each if each else self.runs
+        return Plan(*map(min, astuple(self), (runs, calls, runs, calls)))
 
 
 class Options(TypedDict, total=False):
@@ -131,10 +161,20 @@ class Options(TypedDict, total=False):
 
     Attributes:
         valset: rows to score on, none of them in the training set; by default half of that.
+        calls: LM calls in all, proposals and retries too; never exceeded. What they do not suffice
+            for is not done.
+        max_labeled: labelled examples to use as demonstrations; by default as many as fit into the
+            prompt. Searches try fewer too (64, 16, 4); 0 leaves the demonstrations alone.
+        max_prompt_tokens: of the prompt of a step with its demonstrations, four characters a token.
+        max_tokens_per_run: a trial whose runs take more on average, read and written, is out.
         progress: called as tqdm is, for the rows of each evaluation.
     """
 
     valset: lmopt.Dataset | None
+    calls: int | None
+    max_labeled: int | None
+    max_prompt_tokens: int
+    max_tokens_per_run: float | None
     propose: Propose | None  # who writes instructions; by default `proposer()`
     prompt_lm: lmopt.LM | None  # answers the proposer; by default `lm`
     seed: int  # of all choices, 0 included
@@ -155,6 +195,10 @@ def _tops(within: str | tuple[str, ...]) -> tuple[str, ...]:
 @frozen(eq=False, repr=False)
 class _Options:
     valset: Examples | None = field(default=None, converter=_given)
+    calls: int | None = None
+    max_labeled: int | None = None
+    max_prompt_tokens: int = 8000
+    max_tokens_per_run: float | None = None
     propose: Propose | None = None
     prompt_lm: Any = None
     seed: int = 0
@@ -162,6 +206,10 @@ class _Options:
     executor: Executor | None = None
     progress: Callable[..., Iterable[Any]] | None = None
     within: tuple[str, ...] = field(default=(), converter=_tops)
+
+    def __attrs_post_init__(self) -> None:
+        _check(max_labeled=self.max_labeled or 0, calls=self.calls or 0)
+        _check(1, max_prompt_tokens=self.max_prompt_tokens)
 
     def part(self, examples: Examples) -> tuple[Examples, Examples]:
         """Rows to learn from, and rows to score on; never the same."""
@@ -188,6 +236,18 @@ class _Options:
                 raise lmopt.ParamsError("no such path", top, expected, "correct the path")
         return found
 
+    def most(self, program: lmopt.Program, examples: Examples) -> int:
+        """How many labelled demonstrations a step has at most."""
+        fit = fitting_count(program, examples, self.max_prompt_tokens)
+        return fit if self.max_labeled is None else min(self.max_labeled, fit)
+
+
+def _check(least: int = 0, **values: int) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int) or value < least:
+            what, todo = f"{name} is too small", f"raise {name}"
+            raise lmopt.DataError(what, value, f"{least} or more", todo)
+
 
 @frozen(eq=False, repr=False)
 class Size:
@@ -199,11 +259,24 @@ class Size:
     val: int
     options: _Options
 
+    @property
+    def rungs(self) -> int:
+        """How many numbers of labelled demonstrations are tried at most."""
+        most = self.options.max_labeled
+        return len(_rungs(self.train if most is None else min(most, self.train)))
+
     def plan(self, runs: int, texts: int = 0) -> Plan:
         """Return the plan of so many runs of the program and so many texts to be proposed."""
         writer = self.options.propose or proposer()
         each = writer.max_calls if isinstance(writer, lmopt.Program) else 0
-        return Plan(runs, runs * self.program.max_calls + texts * each, runs)
+        usual = runs * _usual_calls(self.program) + texts * bool(each)
+        return Plan(runs, runs * self.program.max_calls + texts * each, runs, usual)
+
+
+def _usual_calls(program: lmopt.Program) -> int:
+    """How many LM calls a run makes where each reply can be read at once."""
+    most = max([leaf.max_calls for leaf in program.leaves.values()], default=1)
+    return -(-program.max_calls // max(most, 1))
 
 
 @frozen(eq=False)
@@ -226,7 +299,7 @@ class Optimizer:
     def __call__(
         self, program: lmopt.Program, trainset: lmopt.Dataset, metric: lmopt.Metric
     ) -> lmopt.Params:
-        """Return the parameters of the best trial; of equals, the earliest.
+        """Return the parameters of the best trial; see `best`.
 
         A spent budget and Ctrl-C end the search with the best so far, and a warning that says so.
         Any other error is raised, with the best so far as its attribute `best`.
@@ -236,35 +309,46 @@ class Optimizer:
             LMError: the LM could not be asked.
             MetricError: the metric raised, or returned no score.
         """
-        best = [Trial(program.params)]
-        with _keeping(best):
-            for trial in self.trials(program, trainset, metric):
-                best[0] = _better(best[0], trial)
-        return best[0].params
+        made = [Trial(program.params, note="the start")]
+        with _keeping(made):
+            for trial in self._emitted(program, trainset, metric):
+                made.append(trial)  # noqa: PERF402  # kept, however it ends
+        return best(made).params
 
     async def arun(
         self, program: lmopt.Program, trainset: lmopt.Dataset, metric: Any
     ) -> lmopt.Params:
         """Do the same in the running event loop."""
-        best = [Trial(program.params)]
-        with _keeping(best):
-            async for trial in self.atrials(program, trainset, metric):
-                best[0] = _better(best[0], trial)
-        return best[0].params
+        made = [Trial(program.params, note="the start")]
+        with _keeping(made):
+            async for trial in self._aemitted(program, trainset, metric):
+                made.append(trial)  # noqa: PERF401  # kept, however it ends
+        return best(made).params
 
     def trials(
         self, program: lmopt.Program, trainset: lmopt.Dataset, metric: lmopt.Metric
     ) -> Iterator[Trial]:
-        """Return an iterator of trials, made as they are asked for; the first is the start."""
-        flow, chosen = self.flow(program, trainset, metric), self.options
-        return lmopt.emit(flow, Trial, self.lm, workers=chosen.workers, executor=chosen.executor)
+        """Return an iterator of trials, made as they are asked for; the first is the start.
+
+        A spent budget ends it with a warning, the last trial being the one under way.
+        """
+        return _watched(self._emitted(program, trainset, metric))
 
     def atrials(
         self, program: lmopt.Program, trainset: lmopt.Dataset, metric: Any
     ) -> AsyncIterator[Trial]:
         """Do the same in the running event loop."""
-        flow, chosen = self.flow(program, trainset, metric), self.options
-        return lmopt.aemit(flow, Trial, self.lm, workers=chosen.workers, executor=chosen.executor)
+        return _awatched(self._aemitted(program, trainset, metric))
+
+    def _emitted(self, *task: Any) -> Iterator[Trial]:
+        chosen = self.options
+        options: Any = {"workers": chosen.workers, "executor": chosen.executor}
+        return lmopt.emit(self.flow(*task), Trial, self.lm, **options)
+
+    def _aemitted(self, *task: Any) -> AsyncIterator[Trial]:
+        chosen = self.options
+        options: Any = {"workers": chosen.workers, "executor": chosen.executor}
+        return lmopt.aemit(self.flow(*task), Trial, self.lm, **options)
 
     def flow(
         self, program: lmopt.Program, trainset: lmopt.Dataset, metric: lmopt.Metric
@@ -284,7 +368,8 @@ class Optimizer:
         given = self.options.valset
         train = (size + 1) // 2 if self.parts and given is None else size
         steps = len(self.options.paths(program))
-        return self.bound(Size(program, steps, train, len(given or ()) or train, self.options))
+        plan = self.bound(Size(program, steps, train, len(given or ()) or train, self.options))
+        return plan.within(self.options.calls, min(program.max_calls, 1))
 
 
 def optimizer(
@@ -335,38 +420,84 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _keeping(best: list[Trial]) -> Iterator[None]:
+def _keeping(made: list[Trial]) -> Iterator[None]:
     try:
         yield
     except (lmopt.BudgetExceeded, KeyboardInterrupt) as error:
-        kept = best[0].note or "the start"
-        what = (
-            f"the search was ended by {lmopt.describe(error)}; its best so far is returned: {kept}"
-        )
-        warnings.warn(what, stacklevel=4)
+        kept = f"its best so far is returned: {best(made).note}"
+        warnings.warn(_ended(error, kept), stacklevel=4)
     except Exception as error:
         with suppress(AttributeError):
-            error.best = best[0].params  # type: ignore[attr-defined]
+            error.best = best(made).params  # type: ignore[attr-defined]
         raise
 
 
-def _better(best: Trial, trial: Trial) -> Trial:
-    """Take the higher score; where there are no scores, each trial improves on the one before."""
-    if trial.out:
-        return best
-    if best.score is None or trial.score is None or trial.score > best.score:
-        return trial
-    return best
+def _watched(trials: Iterator[Trial]) -> Iterator[Trial]:
+    try:
+        yield from trials
+    except lmopt.BudgetExceeded as error:
+        warnings.warn(_ended(error, "its trials so far are all"), stacklevel=2)
 
 
-def best(trials: Iterable[Trial]) -> Trial:
-    """Return the best of the trials of a search; of equals, the earliest.
+async def _awatched(trials: AsyncIterator[Trial]) -> AsyncIterator[Trial]:
+    async with aclosing(trials):  # type: ignore[type-var]
+        try:
+            async for trial in trials:
+                yield trial
+        except lmopt.BudgetExceeded as error:
+            warnings.warn(_ended(error, "its trials so far are all"), stacklevel=2)
+
+
+def _ended(error: BaseException, kept: str) -> str:
+    return f"the search was ended by {lmopt.describe(error)}; {kept}"
+
+
+def best(trials: Iterable[Trial], *, level: float = 0.5) -> Trial:
+    """Return the best trial of a search: of those that are as good, the one that costs least a run.
+
+    As good are those that no paired test tells from the highest score, and that do no worse than
+    the start; on fewer than 50 rows, which no test says much of, those with an equal score. Of
+    equal ones it is the earliest. Where there are no scores, it is the last trial; a `final` trial
+    is the best whatever the scores.
+
+    Args:
+        level: the p-value from which two trials are as good, 0 to 1; 0.05 is the usual test, and
+            with 1 only equal scores are.
+    Reference: Breiman et al. 1984, the rule of the standard error, of which this is two thirds.
 
     >>> params = lmopt.predict("q -> a").params
     >>> best([Trial(params, 0.5), Trial(params, 0.7, "good"), Trial(params, 0.7, "late")]).note
     'good'
     """
-    return functools.reduce(_better, trials)
+    made = list(trials)
+    top = functools.reduce(_better, made)
+    if top.final or top.evaluation is None:
+        return top
+    least = next((one.score for one in made if one.score is not None and not one.out), 0.0)
+    alike = [one for one in made if one is top or _as_good(one, top, least or 0.0, level)]
+    kept = min(alike, key=lambda one: (one.tokens, -(one.score or 0.0)))
+    if kept.score == top.score:
+        return kept
+    note = f"{kept.note}; no test tells it from the best ({top.note}: {top.score:.3f}), which costs"
+    return evolve(kept, note=f"{note} {top.tokens:.0f} tokens a run, not {kept.tokens:.0f}")
+
+
+def _better(best: Trial, trial: Trial) -> Trial:
+    """Take the higher score; where there are no scores, each trial improves on the one before."""
+    if best.final > trial.final or trial.out:
+        return best
+    if trial.final or best.score is None:
+        return trial
+    return trial if trial.score is not None and trial.score > best.score else best
+
+
+def _as_good(trial: Trial, top: Trial, least: float, level: float) -> bool:
+    if trial.evaluation is None or top.evaluation is None or trial.out:
+        return False
+    pair = trial.evaluation, top.evaluation
+    same = [[row.example for row in one.rows] for one in pair]
+    good = trial.score is not None and trial.score >= least and same[0] == same[1]
+    return good and lmopt.compare(*pair).p_value >= (level if len(same[0]) >= 50 else 1.0)
 
 
 # -- how a search says what it wants --
@@ -401,23 +532,50 @@ def _searching(
     chosen = optimizer.options
     train, val = chosen.part(examples) if optimizer.parts else (examples, chosen.valset or examples)
     hunt = Hunt(program, train, val, metric, optimizer.lm, chosen)
-    yield from lmopt.through(optimizer.search(hunt), _satisfy)
+    yield from lmopt.through(optimizer.search(hunt), partial(_satisfy, hunt))
 
 
-def _satisfy(want: Any) -> lmopt.Flow:
-    """Perform what a search yields; a trial is passed on."""
+def _each(flow: Callable[[Any], lmopt.Flow], items: Iterable[Any]) -> lmopt.Flow:
+    """Run a flow for each item, one after the other; return what they return."""
+    made = []
+    for item in items:
+        made.append((yield from flow(item)))  # noqa: PERF401
+    return tuple(made)
+
+
+def _satisfy(hunt: Hunt, want: Any) -> lmopt.Flow:
+    """Perform what a search yields, several things one after the other; pass its trials on."""
     if isinstance(want, (list, tuple)):
-        outcomes = yield tuple(one.flow() for one in want)
-    else:
-        outcomes = [(yield from want.flow()) if isinstance(want, Want) else (yield want)]
-    for made in outcomes:
-        if isinstance(made, Trial) and isinstance(want, (Want, list, tuple)):
-            yield made
-    return tuple(outcomes) if isinstance(want, (list, tuple)) else outcomes[0]
+        return (yield from _each(partial(_satisfy, hunt), want))
+    if not isinstance(want, Want):
+        return (yield want)
+    known = len(hunt.trials)
+    outcome, ended = None, None
+    try:
+        outcome = yield from want.flow()
+    except lmopt.BudgetExceeded as error:
+        ended = error
+    for trial in hunt.trials[known:]:  # noqa: UP028  # a list cannot be sent anything
+        yield trial
+    if ended is not None:
+        raise ended
+    return outcome
+
+
+class CallsSpent(lmopt.BudgetExceeded):
+    """The calls that a search was given are used."""
+
+    used = 0
+
+
+_Tried = tuple[lmopt.Params, str]  # parameters, and what they are
 
 
 class Hunt:
     """What a search sees of itself, and the words for what it wants, each to be yielded.
+
+    No row is answered with itself among the demonstrations: where it is one of them, the row runs
+    without it, and without those of every fourth row beside it.
 
     Attributes:
         program: to be improved.
@@ -426,6 +584,7 @@ class Hunt:
         trials: all so far, in order.
         calls: LM calls so far.
         runs: runs of the program so far.
+        most: LM calls that it may make, or None.
         paths: of the steps that may change.
     """
 
@@ -441,7 +600,7 @@ class Hunt:
         self.program, self.train, self.val, self.metric, self.lm = program, train, val, metric, lm
         self.options, self.seed, self.paths = options, options.seed, options.paths(program)
         self.trials: list[Trial] = []
-        self.calls, self.runs, self.best = 0, 0, 0
+        self.calls, self.runs, self.best, self.most = 0, 0, 0, options.calls
         self._seen: dict[str, int] = {}
         self._unused: list[Exception] = []  # proposals since the last trial
         self._done: dict[tuple[str, str], dict[int, lmopt.Row]] = {}
@@ -451,14 +610,37 @@ class Hunt:
         """The best trial so far."""
         return self.trials[self.best]
 
+    @property
+    def left(self) -> float:
+        """LM calls that it may still make."""
+        return math.inf if self.most is None else self.most - self.calls
+
     def knows(self, params: lmopt.Params) -> bool:
         """Whether equal parameters were tried before."""
         return params.digest in self._seen
 
+    def new(self, made: Iterable[_Tried]) -> list[_Tried]:
+        """Those of several (parameters, note) that were not tried before, equal ones once."""
+        return [one for one in unique(made, key=_digest) if not self.knows(one[0])]
+
     @_wanted
-    def start(self) -> lmopt.Flow:
+    def start(self, note: str = "start") -> lmopt.Flow:
         """The program as it is, scored; sent: the trial."""
-        return self.trial(self.program.params, "start", None, False).flow()
+        return self.trial(self.program.params, note, None, False).flow()
+
+    @_wanted
+    def demos(self, most: int | None = None) -> lmopt.Flow:
+        """Labelled examples as demonstrations, in at most so many numbers, raced; sent: the trials.
+
+        First as many as fit, then fewer.
+        """
+        counts = _rungs(self.options.most(self.program, self.train))[:most]
+        made = [(self.labelled(count), f"{count} labelled examples") for count in counts]
+        return self._contest(self.new(made), 0)
+
+    def labelled(self, count: int) -> lmopt.Params:
+        """The program's parameters with so many labelled examples as demonstrations."""
+        return labeled_demos(self.program, self.train, count, seed=self.seed)
 
     @_wanted
     def trial(
@@ -467,17 +649,20 @@ class Hunt:
         """Parameters scored against the best so far; equal ones get the score they have.
 
         They were made from trial number `parent`, by default the best one. A `race` ends where they
-        cannot win any more; sent: the trial.
+        will hardly win any more; sent: the trial.
         """
-        params = self._allowed(params)
-        parent = self.best if parent is None and self.trials else parent
-        if self.knows(params):
-            known = self.trials[self._seen[params.digest]]
-            note = f"{note}; tried before"
-            return self._book(evolve(known, note=note, parent=parent, calls=self.calls))
-        beat = self.top.evaluation if race and self.trials else None
-        result = yield from self._raced(params, beat)
-        return self._scored(params, note, parent, result)
+        (made,) = yield from self._contest([(params, note)], parent, race)
+        return made
+
+    @_wanted
+    def contest(self, made: Iterable[_Tried], parent: int | None = None) -> lmopt.Flow:
+        """Several (parameters, note) scored together, and against the best so far; sent: trials.
+
+        They run on ever more held-out rows, as in successive halving (Jamieson and Talwalkar 2016,
+        arXiv 1502.07943): only the better half goes on, and none that is far behind the best, row
+        by row: by two standard errors at first, by one at the end.
+        """
+        return self._contest(list(made), parent)
 
     @_wanted
     def unscored(self, params: lmopt.Params, note: str) -> lmopt.Flow:
@@ -487,55 +672,89 @@ class Hunt:
         return self._book(Trial(self._allowed(params), None, note, parent, self.calls))
 
     @_wanted
-    def rows(self, params: lmopt.Params, places: Iterable[int] | None = None) -> lmopt.Flow:
-        """Runs on rows of the training half, by default all; sent: the evaluation."""
-        return self._score("train", self._allowed(params), places)
+    def last(
+        self, params: lmopt.Params, note: str, shown: lmopt.Evaluation | None, parent: int = 0
+    ) -> lmopt.Flow:
+        """The last word of the search, whatever other trials scored; sent: the trial."""
+        yield from ()
+        score = shown.score if shown else None
+        made = Trial(self._allowed(params), score, note, parent, self.calls, shown, final=True)
+        return self._book(made)
 
     @_wanted
-    def held(self, params: lmopt.Params, places: Iterable[int] | None = None) -> lmopt.Flow:
-        """Runs on held-out rows, by default all; sent: the evaluation."""
-        return self._score("val", self._allowed(params), places)
+    def rows(
+        self, params: lmopt.Params | Sequence[lmopt.Params], places: Iterable[int] | None = None
+    ) -> lmopt.Flow:
+        """Runs on rows of the training half, by default all; sent: the evaluation.
+
+        Of several parameters, which run together: an evaluation of each.
+        """
+        return self._shown("train", params, places)
+
+    @_wanted
+    def held(
+        self, params: lmopt.Params | Sequence[lmopt.Params], places: Iterable[int] | None = None
+    ) -> lmopt.Flow:
+        """The same on held-out rows."""
+        return self._shown("val", params, places)
 
     @_wanted
     def teach(
-        self, teacher: lmopt.Program, rows: Examples, params: lmopt.Params, lm: Any
+        self, teacher: lmopt.Program, rows: Examples, params: lmopt.Params, lm: Any = None
     ) -> lmopt.Flow:
-        """Runs of another program, or with another LM; sent: the evaluation."""
-        asked = self.lm if lm is None else lm
-        return self._counted(teacher, rows, params, asked)
+        """Runs of another program, or with another LM, on any rows; sent: the evaluation."""
+        ready = teacher.with_params(params)
+        made = yield from self._run([(ready, row) for row in rows], self.lm if lm is None else lm)
+        return lmopt.Evaluation(made)
 
     @_wanted
-    def cases(self, path: str, shown: int) -> lmopt.Flow:
-        """What a step of the best trial did on the first rows of the training half, worst first."""
-        places = range(min(shown, len(self.train)))
-        result = yield from self._score("train", self.top.params, places)
-        return cases(self.program, path, result.rows)
+    def cases(
+        self, path: str, shown: int, *, params: lmopt.Params | None = None, count: int = 1
+    ) -> lmopt.Flow:
+        """What a step does, by default of the best trial, as `count` lists of `shown` cases each.
+
+        Each list draws its own rows, from those that were run before and as many new ones as are
+        needed: three quarters of them failures where there are so many, spread over what was
+        expected; worst first.
+        """
+        chosen = self.top.params if params is None else params
+        known = self._done.setdefault(("train", chosen.digest), {})
+        order = lmopt.seeded(self.seed, "evidence").sample(range(len(self.train)), len(self.train))
+        fresh = [place for place in order if place not in known][: shown * count]
+        yield from self._score("train", [chosen], fresh)
+        every = cases(self.program, path, known.values(), None)
+        purpose = (self.seed, "cases", path, len(self.trials))
+        return [_drawn(every, shown, lmopt.seeded(*purpose, number)) for number in range(count)]
 
     @_wanted
     def propose(
         self,
         path: str,
-        cases: Sequence[Any],
+        seen: Sequence[Sequence[Any]],
         *,
         tips: Sequence[str] = ("",),
         data: str = "",
         params: lmopt.Params | None = None,
     ) -> lmopt.Flow:
-        """Instructions for a step, one text for each tip, from what it did; sent: the texts.
+        """Instructions for a step, by default of the best trial; sent: the texts.
 
-        Those that are empty, or equal to an earlier one, are left out.
+        One text for each list of cases, with the next of the tips. Those that are empty, or equal
+        to an earlier one, are left out.
         """
         chosen = self.top.params if params is None else params
         told = {
-            "program": description(self.program.with_params(self.top.params)),
+            "program": description(self.program.with_params(chosen)),
             "step": path,
             "current": chosen[path].instructions,
-            "cases": cases,
-            "attempts": _attempts(self.trials, path),
+            "attempts": _attempts(self.trials, path, chosen[path].instructions),
             "data": data,
         }
+        size = 2 * self.options.max_prompt_tokens  # in characters: half of the prompt
+        asked = [
+            lmopt.Record({**told, "cases": _fitting(one, size), "tip": tip})
+            for one, tip in zip(seen, itertools.cycle(tips), strict=False)
+        ]
         writer = self.options.propose or proposer()
-        asked = [lmopt.Record({**told, "tip": tip}) for tip in tips]
         if isinstance(writer, lmopt.Program):
             made = [one["instructions"] for one in (yield from self._asked(writer, asked))]
         else:
@@ -556,7 +775,9 @@ class Hunt:
         """
         asked = self.options.prompt_lm or self.lm
         samples = [lmopt.sampled(program, index, 1 << 16) for index in range(len(given))]
-        pairs = list(zip(samples, given, strict=True))
+        pairs = list(zip(samples, given, strict=True))[: self._room(program)]
+        if given and not pairs:
+            raise self._spent()
         made = yield from lmopt.gathered(_sample, pairs, asked)
         self.calls += sum(lmopt.usage(one.trace).calls for one in made)
         self._unused += [one for one in made if isinstance(one, Exception)]
@@ -567,38 +788,126 @@ class Hunt:
         kept = {path: prompt for path, prompt in params.items() if path in self.paths}
         return lmopt.Params({**self.program.params, **kept})
 
-    def _score(
-        self, half: str, params: lmopt.Params, places: Iterable[int] | None = None
-    ) -> lmopt.Flow:
-        """Evaluate parameters on some rows; nothing is run twice."""
-        rows = self.train if half == "train" else self.val
+    def _shown(self, half: str, params: Any, places: Iterable[int] | None) -> lmopt.Flow:
+        several = [params] if isinstance(params, lmopt.Params) else params
+        allowed, rows = list(map(self._allowed, several)), self._half(half)
         wanted = list(range(len(rows)) if places is None else places)
-        done = self._done.setdefault((half, params.digest), {})
-        missing = list(unique(place for place in wanted if place not in done))
-        if missing:
-            asked = tuple(rows[place] for place in missing)
-            result = yield from self._counted(self.program, asked, params, self.lm)
-            done.update(zip(missing, result.rows, strict=True))
-        return lmopt.Evaluation(tuple(done[place] for place in wanted))
+        yield from self._score(half, allowed, wanted)
+        made = [self._known(half, one, wanted) for one in allowed]
+        return made[0] if several is not params else made
 
-    def _counted(
-        self, program: lmopt.Program, rows: Examples, params: lmopt.Params, lm: Any
+    def _half(self, half: str) -> Examples:
+        return self.train if half == "train" else self.val
+
+    def _known(self, half: str, params: lmopt.Params, places: Iterable[int]) -> lmopt.Evaluation:
+        """What is known of parameters on rows, until the first that was not run."""
+        done = self._done.get((half, params.digest), {})
+        run = itertools.takewhile(done.__contains__, places)
+        return lmopt.Evaluation(tuple([done[place] for place in run]))
+
+    def _score(
+        self, half: str, several: Sequence[lmopt.Params], places: Sequence[int]
     ) -> lmopt.Flow:
-        shown = self.options.progress
-        flow = lmopt.evaluating(program, rows, self.metric, lm=lm, params=params, progress=shown)
-        result = yield from flow
-        self.calls, self.runs = self.calls + result.usage.calls, self.runs + len(rows)
-        return result
+        """Run parameters on rows, all together, but nothing twice."""
+        found = [(one, self._done.setdefault((half, one.digest), {})) for one in several]
+        wanted = [
+            (one, done, place)
+            for one, done in found
+            for place in unique(places)
+            if place not in done
+        ]
+        ready = self._programs(half, several if wanted else [])
+        rows = self._half(half)
+        jobs = [(ready[one.digest, place % _FOLDS], rows[place]) for one, _, place in wanted]
+        made: tuple[lmopt.Row, ...] = ()
+        try:
+            made = yield from self._run(jobs, self.lm)
+        except lmopt.BudgetExceeded as error:
+            made = error.rows
+            raise
+        finally:
+            for (_, done, place), row in zip(wanted, made, strict=False):
+                done[place] = row
 
-    def _raced(self, params: lmopt.Params, beat: lmopt.Evaluation | None) -> lmopt.Flow:
-        """Score on all held-out rows; see `race`."""
+    def _programs(
+        self, half: str, several: Iterable[lmopt.Params]
+    ) -> dict[tuple[str, int], lmopt.Program]:
+        """The program with each parameters for each fold of the rows, which gives none away."""
+        made, rows = {}, self._half(half)
+        for one in several:
+            for fold in range(_FOLDS):
+                shown = unspoilt(self.program, one, rows[fold::_FOLDS])
+                made[one.digest, fold] = self.program.with_params(shown)
+        return made
+
+    def _run(self, jobs: Sequence[tuple[lmopt.Program, lmopt.Record]], lm: Any) -> lmopt.Flow:
+        """Run and score jobs, in blocks for which the calls that are left are surely enough.
+
+        So the calls are never exceeded, and it ends at the same row for any number of workers.
+        """
+        rows: tuple[lmopt.Row, ...] = ()
+        while len(rows) < len(jobs):
+            block = jobs[len(rows) :][: self._room(jobs[len(rows)][0])]
+            if not block:
+                raise self._spent(rows)
+            shown: Any = self.options.progress
+            made: tuple[lmopt.Row, ...] = ()
+            try:
+                made = yield from lmopt.scoring(block, self.metric, lm=lm, progress=shown)
+            except lmopt.LmoptError as error:
+                made, error.rows = error.rows, (*rows, *error.rows)
+                raise
+            finally:
+                self.calls += lmopt.Evaluation(made).usage.calls
+                self.runs += len(made)
+            rows += made
+        return rows
+
+    def _room(self, program: lmopt.Program) -> int | None:
+        """How many runs the calls that are left are enough for; None is any number."""
+        return None if self.most is None else int(self.left // max(program.max_calls, 1))
+
+    def _spent(self, rows: tuple[lmopt.Row, ...] = ()) -> CallsSpent:
+        what, known = "the search has used its calls", f"at most {self.most}"
+        return CallsSpent(what, self.calls, known, "raise calls", rows=rows, used=self.calls)
+
+    def _contest(self, made: Sequence[_Tried], parent: int | None, race: bool = True) -> lmopt.Flow:
+        parent = self.best if parent is None and self.trials else parent
+        entered = [(self._allowed(params), note) for params, note in made]
+        new = [one for one, _ in unique(entered, key=_digest) if not self.knows(one)]
+        beat = self.top.evaluation if race and self.trials and not self.top.out else None
+        try:
+            yield from self._raced(new, beat, race)
+        except lmopt.BudgetExceeded:
+            self._enter(entered, parent)
+            raise
+        return self._enter(entered, parent)
+
+    def _raced(
+        self, alive: Sequence[lmopt.Params], beat: lmopt.Evaluation | None, race: bool = True
+    ) -> lmopt.Flow:
+        """Score parameters on held-out rows, and go on with those that may win; see `contest`."""
         size = len(self.val)
-        step = max(16, -(-size // 8)) if beat is not None else size
-        for end in range(step, size + step, step):
-            result = yield from self._score("val", params, range(min(end, size)))
-            if beat is not None and _lost(result, beat, size):
-                break
-        return result
+        for end in _looks(size) if race else [size]:
+            yield from self._score("val", alive, range(end))
+            results = [self._known("val", one, range(end)) for one in alive]
+            alive = [alive[place] for place in _ahead(results, beat, size)]
+            if not alive:
+                return
+
+    def _enter(self, entered: Iterable[_Tried], parent: int | None) -> tuple[Trial, ...]:
+        """Book what was run of parameters as trials; what was not run at all is none."""
+        booked = []
+        for params, note in entered:
+            known = self._seen.get(params.digest)
+            found = self._known("val", params, range(len(self.val)))
+            if known is not None:
+                same, note = self.trials[known], f"{note}; tried before"
+                again = evolve(same, note=note, parent=parent, calls=self.calls)
+                booked.append(self._book(again))
+            elif found.rows:
+                booked.append(self._scored(params, note, parent, found))
+        return tuple(booked)
 
     def _scored(
         self, params: lmopt.Params, note: str, parent: int | None, result: lmopt.Evaluation
@@ -606,7 +915,14 @@ class Hunt:
         run, size = len(result.rows), len(self.val)
         out = f"; out after {run} of {size} rows" if run < size else ""
         note += out + _failures([row.error for row in result.errors])
-        return self._book(Trial(params, result.score, note, parent, self.calls, result, run < size))
+        trial, most = (
+            Trial(params, result.score, note, parent, self.calls, result, run < size),
+            self.options.max_tokens_per_run,
+        )
+        if self.trials and most is not None and (trial.tokens or 0.0) > most:
+            note = f"{note}; out with {trial.tokens:.0f} tokens a run"
+            trial = evolve(trial, note=note, out=True)
+        return self._book(trial)
 
     def _book(self, trial: Trial) -> Trial:
         if self._unused:
@@ -615,9 +931,16 @@ class Hunt:
             trial, self._unused = evolve(trial, note=f"{trial.note}; {what}"), []
         self._seen.setdefault(trial.params.digest, len(self.trials))
         self.trials.append(trial)
-        if not trial.out and (trial.score or 0.0) > (self.top.score or 0.0):
+        if not trial.out and (self.top.out or (trial.score or 0.0) > (self.top.score or 0.0)):
             self.best = len(self.trials) - 1
         return trial
+
+
+_FOLDS = 4
+
+
+def _digest(tried: _Tried) -> str:
+    return tried[0].digest
 
 
 def _sample(asked: tuple[lmopt.Program, lmopt.Fields]) -> lmopt.Flow:
@@ -633,19 +956,71 @@ def _failures(errors: list[str]) -> str:
     return f"; {len(errors)} failed (first: {lmopt.cut(errors[0], 80)})" if errors else ""
 
 
-def _attempts(trials: Sequence[Trial], path: str, most: int = 10) -> list[dict[str, Any]]:
-    """The last texts that were tried for a step, worst first, with their scores."""
-    scores = {one.params[path].instructions: one.score for one in trials}
-    ordered = sorted(list(scores.items())[-most:], key=lambda one: one[1] or 0.0)
-    return [{"instructions": text, "score": round(score or 0.0, 3)} for text, score in ordered]
+def _attempts(
+    trials: Sequence[Trial], path: str, current: str, most: int = 10
+) -> list[dict[str, Any]]:
+    """The best other texts that were tried for a step, worst first, with their scores."""
+    scores: dict[str, float] = {}
+    for one in trials:
+        text = one.params[path].instructions
+        scores[text] = max(scores.get(text, 0.0), one.score or 0.0)
+    ordered = sorted(scores, key=lambda text: scores[text])[-most:]
+    return [{"instructions": text, "score": round(scores[text], 3)} for text in ordered]
+
+
+def _drawn(every: Sequence[Any], count: int, rng: random.Random) -> list[Any]:
+    """Draw cases: mostly failures, spread over what was expected; worst first."""
+    bad, good = (
+        _mixed_up([one for one in every if (one["score"] < 1.0) is failed], rng)
+        for failed in (True, False)
+    )
+    taken = bad[: max(count - count // 4, count - len(good))]
+    return sorted([*taken, *good[: count - len(taken)]], key=lambda one: one["score"])
+
+
+def _mixed_up(cases: list[Any], rng: random.Random) -> list[Any]:
+    """Cases in a random order, in turns from those with different expectations."""
+    rng.shuffle(cases)
+    return list(interleave(groupby(lambda one: _values(one, ["expected"]), cases).values()))
+
+
+def _fitting(cases: Sequence[Any], most: int) -> list[Any]:
+    """As many of the cases as have so many characters together, at least one."""
+    sizes = itertools.accumulate(len(lmopt.canonical(one)) for one in cases)
+    return [one for one, size in zip(cases, sizes, strict=True) if size <= most] or [*cases[:1]]
+
+
+def _looks(size: int, first: int = 16) -> list[int]:
+    """After how many rows to look who is behind: 16, 32, 64 and so on, and at the end."""
+    doubled = itertools.takewhile(lambda rows: rows < 0.75 * size, (first << n for n in range(32)))
+    return [*doubled, size]
+
+
+def _ahead(
+    results: Sequence[lmopt.Evaluation], beat: lmopt.Evaluation | None, size: int
+) -> list[int]:
+    """Which go on: the better half, but none that will hardly beat the best of them all."""
+    order = sorted(range(len(results)), key=lambda place: -results[place].total)
+    rivals = [one for one in (beat, *(results[place] for place in order[:1])) if one is not None]
+    kept = order[: (len(order) + 1) // 2]
+    return sorted(
+        place for place in kept if not any(_lost(results[place], rival, size) for rival in rivals)
+    )
 
 
 def _lost(result: lmopt.Evaluation, beat: lmopt.Evaluation, size: int) -> bool:
-    if result.total + size - len(result.rows) <= beat.total:
-        return True
-    pairs = zip(result.rows, beat.rows, strict=False)
-    gains = [row.score - other.score for row, other in pairs]
-    return math.fsum(gains) < -3 * math.sqrt(math.fsum(gain * gain for gain in gains))
+    """Whether one will hardly score higher: by what is left, or as far as it is behind.
+
+    That is two standard errors at first, one at the end.
+    """
+    if result is beat:
+        return False
+    done = len(result.rows)
+    gains = [row.score - other.score for row, other in zip(result.rows, beat.rows, strict=False)]
+    room = size - done - math.fsum(row.score for row in beat.rows[done:])
+    behind = -math.fsum(gains)
+    error = math.sqrt(math.fsum(gain * gain for gain in gains))
+    return behind >= room or behind > (2 - done / size) * error
 
 
 def relayed(flow: lmopt.Flow, tell: Callable[[Trial], Trial | None]) -> lmopt.Flow:
@@ -725,7 +1100,7 @@ def labeled_demos(
     """Return the program's parameters with `k` examples as demonstrations of each step.
 
     A step gets those fields of an example that it has itself, where that is at least one input and
-    one output; other steps keep no demonstrations.
+    one output; other steps keep the demonstrations they have, and with `k=0` all do.
 
     >>> qa = lmopt.predict("question -> answer")
     >>> rows = [lmopt.Record(question="2+2?", answer="4", source="me")]
@@ -734,8 +1109,8 @@ def labeled_demos(
     """
     params, rows = program.params, tuple(examples)
     for path, leaf in program.leaves.items():
-        demos = labeled(leaf, rows, k, seed=seed)
-        params = params.replace(path, demos=demos)
+        if demos := labeled(leaf, rows, k, seed=seed):
+            params = params.replace(path, demos=demos)
     return params
 
 
@@ -749,6 +1124,27 @@ def labeled(
     """
     outputs = [one.name for one in leaf.signature.outputs] if leaf.signature else []
     return spread(lmopt.fitting(leaf, examples), k, by=outputs, seed=seed)
+
+
+def unspoilt(
+    program: lmopt.Program, params: lmopt.Params, rows: Iterable[lmopt.Record]
+) -> lmopt.Params:
+    """Return parameters without the demonstrations that give away the answer to one of the rows.
+
+    These have its inputs, as far as the step takes inputs of the program.
+
+    >>> qa, rows = lmopt.predict("q -> a"), [lmopt.Record(q=q, a="no") for q in "abc"]
+    >>> [demo.q for demo in unspoilt(qa, labeled_demos(qa, rows, 3), rows[:1])["predict"].demos]
+    ['b', 'c']
+    """
+    known = list(rows)
+    for path, leaf in program.leaves.items():
+        names = [one.name for one in leaf.inputs if one.name in program.takes]
+        asked = {_values(row, names) for row in known} if names and params[path].demos else set()
+        demos = [demo for demo in params[path].demos if _values(demo, names) not in asked]
+        if len(demos) < len(params[path].demos):
+            params = params.replace(path, demos=demos)
+    return params
 
 
 def step_demos(
@@ -799,17 +1195,17 @@ def race(
     beat: lmopt.Evaluation | None = None,
     workers: int | None = None,
 ) -> lmopt.Evaluation:
-    """Evaluate a program, and stop as soon as it cannot score more than another one did.
+    """Evaluate a program, and stop as soon as it will hardly score more than another one did.
 
     It stops where even full marks on all rows that are left would not be enough, and where it is
-    clearly worse, by three standard errors row by row. It looks after every eighth of the rows,
-    never after less than 16, whatever the number of workers.
+    far behind, row by row: by two standard errors at first, by one at the end. It looks after 16
+    rows, after twice as many, and so on, whatever the number of workers.
 
     Args:
         dataset: the rows, the same ones that `beat` was scored on.
         beat: the evaluation to be beaten; without it every row is evaluated.
     Returns:
-        the evaluation of the rows that were run; its score is then at most that of `beat`.
+        the evaluation of the rows that were run.
     Calls: `program.max_calls` at most for each row.
 
     >>> qa, rows = lmopt.predict("question -> answer"), [{"question": "?", "answer": "no"}] * 64
@@ -818,15 +1214,15 @@ def race(
     16
     """
     rows = lmopt.check_dataset(program, dataset)
-    flow = Hunt(program, (), rows, metric, lm)._raced(program.params, beat)
-    made: lmopt.Evaluation = lmopt.drive(flow, lm, workers=workers)
-    return made
+    hunt = Hunt(program, (), rows, metric, lm)
+    lmopt.drive(hunt._raced([program.params], beat), lm, workers=workers)
+    return hunt._known("val", program.params, range(len(rows)))
 
 
 def cases(
-    program: lmopt.Program, path: str, rows: Iterable[lmopt.Row], k: int = 8
+    program: lmopt.Program, path: str, rows: Iterable[lmopt.Row], k: int | None = 8
 ) -> list[dict[str, Any]]:
-    """Return what a step did in evaluated rows, worst first: the evidence for better instructions.
+    """Return what a step did in `k` evaluated rows, worst first: evidence for better instructions.
 
     Each has the inputs and outputs of the step, what the example expects of it (or of the whole,
     where it says nothing of this step), and the feedback: that of the metric on this step, on the
@@ -884,7 +1280,8 @@ _PROPOSE = lmopt.Signature(
     (lmopt.Field("instructions", str, "the new instructions, and nothing else"),),
     "Write better instructions for one step of a program that asks a language model. Find out from "
     "the cases what goes wrong, and say what to do instead, in general terms and with the facts "
-    "that the feedback and the expected values give. Keep what works. Do not repeat an attempt.",
+    "that the feedback and the expected values give. Keep what works, take over what the attempts "
+    "know, and do not repeat one of them.",
 )
 
 
@@ -1005,13 +1402,6 @@ def pareto(scores: Sequence[Sequence[float]]) -> list[int]:
 # == 3. Few-shot ===================================================================================
 
 
-def _check(least: int = 0, **values: int) -> None:
-    for name, value in values.items():
-        if not isinstance(value, int) or value < least:
-            what, todo = f"{name} is too small", f"raise {name}"
-            raise lmopt.DataError(what, value, f"{least} or more", todo)
-
-
 def labeled_few_shot(*, k: int = 16, seed: int = 0) -> Optimizer:
     """Use labelled examples as demonstrations.
 
@@ -1038,16 +1428,14 @@ class Teaching(Options, total=False):
     """What optimizers that bootstrap take.
 
     Attributes:
-        max_labeled: by default as many as fit into the prompt. Searches try fewer too: 4, 16, 64 …
-        max_prompt_tokens: of the prompt of a step with its demonstrations, four characters a token.
+        max_bootstrapped: how many runs of the teacher to take, 0 or more; labelled examples fill
+            the demonstrations up, to `max_labeled` where there are fewer.
         rounds: how many times an example is tried, each time but the first with a new rollout at
             temperature 1; 1 or more.
         teacher: a program with the same steps, or other parameters; by default the program.
     """
 
-    max_bootstrapped: int  # how many runs of the teacher to take, 0 or more
-    max_labeled: int | None  # labelled examples fill the demonstrations of a step up to so many
-    max_prompt_tokens: int
+    max_bootstrapped: int
     rounds: int
     threshold: float  # score from which a run is taken, 0 to 1; 0 is a threshold
     teacher: lmopt.Program | Mapping[str, lmopt.Prompt] | None
@@ -1057,21 +1445,14 @@ class Teaching(Options, total=False):
 @frozen(eq=False, repr=False)
 class _Teaching:
     max_bootstrapped: int = 4
-    max_labeled: int | None = None
-    max_prompt_tokens: int = 8000
     rounds: int = 1
     threshold: float = 1.0
     teacher: lmopt.Program | Mapping[str, lmopt.Prompt] | None = None
     teacher_lm: Any = None
 
     def __attrs_post_init__(self) -> None:
-        _check(max_bootstrapped=self.max_bootstrapped, max_labeled=self.max_labeled or 0)
-        _check(1, rounds=self.rounds, max_prompt_tokens=self.max_prompt_tokens)
-
-    def most(self, program: lmopt.Program, examples: Examples) -> int:
-        """How many demonstrations a step has at most."""
-        fit = fitting_count(program, examples, self.max_prompt_tokens)
-        return fit if self.max_labeled is None else min(self.max_labeled, fit)
+        _check(max_bootstrapped=self.max_bootstrapped)
+        _check(1, rounds=self.rounds)
 
     def guide(self, program: lmopt.Program) -> lmopt.Program:
         """The program that shows how it is done; it must have the steps of the one that learns."""
@@ -1084,8 +1465,8 @@ class _Teaching:
         return self.teacher
 
     def plan(self, size: Size) -> Plan:
-        runs = self.rounds * size.train if self.max_bootstrapped else 0
-        return Plan(runs, runs * self.guide(size.program).max_calls, runs)
+        taught = evolve(size, program=self.guide(size.program))
+        return taught.plan(self.rounds * size.train if self.max_bootstrapped else 0)
 
 
 def fitting_count(program: lmopt.Program, examples: Examples, tokens: int) -> int:
@@ -1118,7 +1499,7 @@ def _rendered(leaf: lmopt.Program, demos: Iterable[lmopt.Record]) -> tuple[lmopt
 
 def _rungs(most: int) -> list[int]:
     """How many demonstrations to try: as many as may be, and then fewer."""
-    return [most, *reversed([4**n for n in range(1, 10) if 4**n < most])]
+    return [most, *reversed([4**n for n in range(1, 10) if 4**n <= most / 2])]
 
 
 def _taught(options: lmopt.Fields) -> tuple[_Teaching, dict[str, Any]]:
@@ -1155,29 +1536,15 @@ def bootstrap(
         failed: Examples = ()
         while left and wanted:
             block, left = left[:wanted], left[wanted:]
-            guide = _unspoilt(teacher, examples, block, max_labeled, seed)
+            params = teacher.params
+            if not any(prompt.demos for prompt in params.values()):
+                params = labeled_demos(teacher, examples, max_labeled, seed=seed)
+            guide = unspoilt(teacher, params, block)
             result = yield resampled(guide, number), block
             taken = passed(result, threshold)
             wanted -= len(taken)
             failed += tuple(row.example for row in result.rows if row not in taken)
         left = failed
-
-
-def _unspoilt(
-    teacher: lmopt.Program, examples: Examples, block: Examples, k: int, seed: int
-) -> lmopt.Params:
-    """The teacher's parameters for a block, with no demonstration that gives an answer away."""
-    params = teacher.params
-    if not any(prompt.demos for prompt in params.values()):
-        asked = set(block)
-        others = [row for row in examples if row not in asked]
-        params = labeled_demos(teacher, others, k, seed=seed)
-    for path, leaf in teacher.leaves.items():
-        names = [one.name for one in leaf.inputs]
-        given = {_values(row, names) for row in block}
-        demos = [demo for demo in params[path].demos if _values(demo, names) not in given]
-        params = params.replace(path, demos=demos)
-    return params
 
 
 def passed(evaluation: lmopt.Evaluation, threshold: float) -> tuple[lmopt.Row, ...]:
@@ -1190,17 +1557,15 @@ def passed(evaluation: lmopt.Evaluation, threshold: float) -> tuple[lmopt.Row, .
     return tuple(row for row in evaluation.rows if not row.error and row.score >= threshold)
 
 
-def _lessons(
-    hunt: Hunt, examples: Examples, given: _Teaching, seed: int, *, emit: bool = False
-) -> lmopt.Flow:
+def _lessons(hunt: Hunt, lesson: _Lesson, *, emit: bool = False) -> lmopt.Flow:
     """Bootstrap; return the parameters and a note, and emit a trial after each block on demand."""
-    teacher = given.guide(hunt.program)
-    given = evolve(given, max_labeled=given.most(hunt.program, examples))
-    names = ("threshold", "rounds", "max_labeled")
-    options = {name: getattr(given, name) for name in names}
-    blocks = bootstrap(teacher, examples, wanted=given.max_bootstrapped, seed=seed, **options)
-    taken: tuple[lmopt.Row, ...] = ()
-    tried, errors, note = 0, list[str](), f"up to {given.max_labeled} labelled examples"
+    teacher, given = lesson.given.guide(hunt.program), lesson.given
+    options: Any = {"threshold": given.threshold, "rounds": given.rounds, "seed": lesson.seed}
+    wanted, taken, tried = given.max_bootstrapped, tuple[lmopt.Row, ...](), 0
+    blocks = bootstrap(
+        teacher, lesson.examples, wanted=wanted, max_labeled=lesson.labelled, **options
+    )
+    errors, note = list[str](), f"up to {lesson.labelled} labelled examples"
     block = next(blocks, None)
     while block is not None:
         result = yield hunt.teach(teacher, block[1], block[0], given.teacher_lm)
@@ -1208,12 +1573,22 @@ def _lessons(
         errors += [row.error for row in result.errors]
         note = f"{len(taken)} of {tried} runs reached the threshold{_failures(errors)}"
         if emit:
-            yield hunt.unscored(_few_shot(hunt.program, examples, given, seed, taken), note)
+            yield hunt.unscored(_few_shot(hunt.program, lesson, taken), note)
         block = _next(blocks, result)
-    params = _few_shot(hunt.program, examples, given, seed, taken)
+    params = _few_shot(hunt.program, lesson, taken)
     if emit and not tried:
         yield hunt.unscored(params, note)
     return params, note
+
+
+@frozen(eq=False)
+class _Lesson:
+    """What a set of demonstrations is made from: examples, in an order, and how many to take."""
+
+    examples: Examples
+    given: _Teaching
+    labelled: int
+    seed: int
 
 
 def _next(flow: lmopt.Flow, value: Any) -> Any:
@@ -1224,21 +1599,18 @@ def _next(flow: lmopt.Flow, value: Any) -> Any:
 
 
 def _few_shot(
-    program: lmopt.Program,
-    examples: Examples,
-    given: _Teaching,
-    seed: int,
-    taken: tuple[lmopt.Row, ...],
+    program: lmopt.Program, lesson: _Lesson, taken: tuple[lmopt.Row, ...]
 ) -> lmopt.Params:
     """The program's parameters with demonstrations from runs, filled up with labelled ones."""
+    seed, seen = lesson.seed, {row.example for row in taken}
     made = [step_demos(program, row, index=index, seed=seed) for index, row in enumerate(taken)]
-    seen = {row.example for row in taken}
-    others = [example for example in examples if example not in seen]
+    others = [example for example in lesson.examples if example not in seen]
     params = program.params
     for path, leaf in program.leaves.items():
         demos = tuple(demo[path] for demo in made if path in demo)
-        more = labeled(leaf, others, max((given.max_labeled or 0) - len(demos), 0), seed=seed)
-        params = params.replace(path, demos=demos + more)
+        demos += labeled(leaf, others, max(lesson.labelled - len(demos), 0), seed=seed)
+        if demos:
+            params = params.replace(path, demos=demos)
     return params
 
 
@@ -1263,7 +1635,9 @@ def bootstrap_few_shot(lm: lmopt.LM, **options: Unpack[Teaching]) -> Optimizer:
 
     def search(hunt: Hunt) -> lmopt.Flow:
         yield hunt.unscored(hunt.program.params, "start")
-        yield from _lessons(hunt, tuple(unique(hunt.train)), given, hunt.seed, emit=True)
+        most = hunt.options.most(hunt.program, hunt.train)
+        lesson = _Lesson(tuple(unique(hunt.train)), given, most, hunt.seed)
+        yield from _lessons(hunt, lesson, emit=True)
 
     return optimizer("bootstrap_few_shot", lm, search, given.plan, parts=False, **rest)
 
@@ -1279,8 +1653,8 @@ def random_search(
 
     Tried are, in this order: the start; labelled examples, as many as fit, and fewer (64, 16, 4);
     `bootstrap_few_shot` on the examples as they stand; and the same on `candidates` random orders,
-    each with a random number of runs to take, and of labelled examples beside them. Equal
-    parameters are scored once; one that cannot win any more stops early (see `race`).
+    each with a random number of runs to take, and of labelled examples beside them. Four at a time
+    race each other and the best so far (see `Hunt.contest`); equal ones are scored once.
 
     Args:
         candidates: how many random sets, 0 or more.
@@ -1303,46 +1677,40 @@ def random_search(
 
     def search(hunt: Hunt) -> lmopt.Flow:
         yield hunt.start()
-        for lesson in _draws(hunt, given, candidates):
-            if stop_at is not None and (hunt.top.score or 0.0) >= stop_at:
+        yield hunt.demos()
+        lessons = _draws(hunt, given, candidates)
+        while stop_at is None or (hunt.top.score or 0.0) < stop_at:
+            made = yield from _each(partial(_lessons, hunt), take(4, lessons))
+            if not made:
                 return
-            params, note = yield from _lessons(hunt, *lesson)
-            if not hunt.knows(params):
-                yield hunt.trial(params, note)
+            yield hunt.contest(hunt.new(made), 0)
 
     def bound(size: Size) -> Plan:
-        most = size.train if given.max_labeled is None else min(given.max_labeled, size.train)
-        plan = size.plan((candidates + 2 + len(_rungs(most))) * size.val)
-        return sum([given.plan(size)] * (candidates + 1), plan)
+        runs = (candidates + 2 + size.rungs) * size.val
+        return sum([given.plan(size)] * (candidates + 1), size.plan(runs))
 
     return optimizer("random_search", lm, search, bound, **rest)
 
 
-_Lesson = tuple[Examples, "_Teaching", int]  # the examples, in their order, and a seed
-
-
 def _draws(hunt: Hunt, given: _Teaching, count: int) -> Iterator[_Lesson]:
-    """Lessons: labels alone, in several numbers; then runs on the examples as they stand; then on
-    random orders of them."""
-    most, rungs = given.max_bootstrapped, _rungs(given.most(hunt.program, hunt.train))
-    for rung in rungs:
-        yield hunt.train, evolve(given, max_bootstrapped=0, max_labeled=rung), hunt.seed
+    """Lessons: on the examples as they stand; then on random orders of them."""
+    most, rungs = given.max_bootstrapped, _rungs(hunt.options.most(hunt.program, hunt.train))
     if most:
-        yield hunt.train, given, hunt.seed
+        yield _Lesson(hunt.train, given, rungs[0], hunt.seed)
     for index in range(count):
         rng = lmopt.seeded(hunt.seed, "random_search", index)
         order = tuple(rng.sample(hunt.train, len(hunt.train)))
         size = rng.randint(1, most) if most else 0
-        lesson = evolve(given, max_bootstrapped=size, max_labeled=rng.choice(rungs))
-        yield order, lesson, rng.getrandbits(32)
+        taught = evolve(given, max_bootstrapped=size)
+        yield _Lesson(order, taught, rng.choice(rungs), rng.getrandbits(32))
 
 
 def _sets(hunt: Hunt, given: _Teaching, count: int) -> lmopt.Flow:
-    """Sets of demonstrations to choose from: those of the program, and those of lessons."""
-    sets = [hunt.program.params]
-    for lesson in _draws(hunt, given, count):
-        sets += [(yield from _lessons(hunt, *lesson))[0]]
-    return sets
+    """Sets of demonstrations to choose from: those of all trials so far, and of lessons."""
+    lessons = take(count, _draws(hunt, given, count))
+    made = yield from _each(partial(_lessons, hunt), lessons)
+    sets = [one.params for one in hunt.trials] + [params for params, _ in made]
+    return list(unique(sets, key=lambda one: one.digest))
 
 
 def tpe_search(
@@ -1350,8 +1718,8 @@ def tpe_search(
 ) -> Optimizer:
     """Choose a set of demonstrations for each step by itself, by a seeded TPE.
 
-    Tried first are the start and the labelled examples; then combinations of labelled sets and
-    bootstrapped ones, as those of `random_search`.
+    Tried first are the start and labelled examples, in several numbers; then combinations of these
+    and of bootstrapped sets, as those of `random_search`.
 
     Args:
         trials: combinations to try, 1 or more.
@@ -1367,13 +1735,14 @@ def tpe_search(
     given, rest = _taught(options)
 
     def search(hunt: Hunt) -> lmopt.Flow:
-        start, known = (yield hunt.start()), (yield from _sets(hunt, given, sets - 1))
-        labelled = yield hunt.trial(known[1], "labelled", 0)
-        tried = enumerate((start, labelled))
-        history = [((n,) * len(hunt.paths), one.score or 0.0) for n, one in tried]
+        start = yield hunt.start()
+        yield hunt.demos()
+        steps = len(hunt.paths)
+        history = [((n,) * steps, one.score or 0.0) for n, one in enumerate(hunt.trials)]
+        known = yield from _sets(hunt, given, sets)
         for number in range(trials):
             rng = lmopt.seeded(hunt.seed, "tpe", number)
-            choice = tpe(history, [len(known)] * len(hunt.paths), rng)
+            choice = tpe(history, [len(known)] * steps, rng)
             params = start.params
             for path, index in zip(hunt.paths, choice, strict=True):
                 params = params.replace(path, demos=known[index][path].demos)
@@ -1381,7 +1750,8 @@ def tpe_search(
             history.append((choice, trial.score or 0.0))
 
     def bound(size: Size) -> Plan:
-        return sum([given.plan(size)] * sets, size.plan((trials + 2) * size.val))
+        runs = (trials + 1 + size.rungs) * size.val
+        return sum([given.plan(size)] * sets, size.plan(runs))
 
     return optimizer("tpe_search", lm, search, bound, **rest)
 
@@ -1450,39 +1820,40 @@ def copro(
 ) -> Optimizer:
     """Improve instructions step by step, by coordinate ascent over proposals.
 
-    In each round, for each step, `breadth` texts are proposed from what went wrong on `shown` rows
-    of the training half, and from the earlier proposals with their scores, the failed ones too.
+    In each round, for each step, `breadth` texts are proposed, each from what went wrong on `shown`
+    rows of the training half, and from the earlier proposals with their scores; they race.
 
     Args:
         breadth: proposals in a round for each step, 1 or more.
         depth: rounds, 1 or more.
-        shown: rows to look at for what goes wrong, 1 or more.
-    Calls: for each round and step, runs on `shown` rows, `breadth` proposals and their scoring.
+        shown: rows that a proposal looks at for what goes wrong, 1 or more.
+    Calls: for each round and step, runs on the rows shown, `breadth` proposals and their scoring.
     Reference: Opsahl-Ong et al. 2024, arXiv 2406.11695, and OPRO, Yang et al. 2023, arXiv
     2309.03409. Here proposals see failures, not only the instructions, and rows to score on are
     held out.
 
     >>> rows = [{"text": f"a {w} {n}", "kind": w} for n in range(6) for w in ("dog", "oak")]
     >>> task = lmopt.predict("text -> kind")
-    >>> [trial.score for trial in copro(lmopt.toy_lm(), breadth=1, depth=1).trials(
-    ...     task, rows, lmopt.exact_match)]
+    >>> search = copro(lmopt.toy_lm(), breadth=1, depth=1, max_labeled=0)
+    >>> [trial.score for trial in search.trials(task, rows, lmopt.exact_match)]
     [0.0, 1.0]
     """
     _check(1, breadth=breadth, depth=depth, shown=shown)
 
     def search(hunt: Hunt) -> lmopt.Flow:
         yield hunt.start()
+        yield hunt.demos()
         for number in range(depth):
             for path in hunt.paths:
-                seen, base = (yield hunt.cases(path, shown)), hunt.best
-                for text in (yield hunt.propose(path, seen, tips=[""] * breadth)):
-                    params = hunt.trials[base].params.replace(path, instructions=text)
-                    yield hunt.trial(params, f"round {number + 1}, {path}", base)
+                seen, base = (yield hunt.cases(path, shown, count=breadth)), hunt.top.params
+                texts = yield hunt.propose(path, seen)
+                made = [base.replace(path, instructions=text) for text in texts]
+                yield hunt.contest((one, f"round {number + 1}, {path}") for one in made)
 
     def bound(size: Size) -> Plan:
         rounds = depth * size.steps
-        runs = size.val * (1 + rounds * breadth) + rounds * min(shown, size.train)
-        return size.plan(runs, rounds * breadth)
+        runs = rounds * (breadth * size.val + min(shown * breadth, size.train))
+        return size.plan((1 + size.rungs) * size.val + runs, rounds * breadth)
 
     return optimizer("copro", lm, search, bound, **options)
 
@@ -1500,7 +1871,7 @@ TIPS = (
 _SIZES = {"light": (6, 100), "medium": (12, 300), "heavy": (18, 1000)}
 
 
-def _sized(auto: str) -> tuple[int, int]:
+def _sizes(auto: str) -> tuple[int, int]:
     """How many candidates, and rows to score on."""
     if auto not in _SIZES:
         raise lmopt.DataError("no size", auto, ", ".join(_SIZES), "correct auto")
@@ -1538,11 +1909,11 @@ def mipro(
     >>> mipro(lmopt.toy_lm(), candidates=2, trials=3)
     Optimizer(name='mipro')
     """
-    sized, most = (6, 1000) if auto is None else _sized(auto)
+    sized, most = (6, 1000) if auto is None else _sizes(auto)
     count, (given, rest) = candidates or sized, _taught(options)
     _check(2, candidates=count if candidates is None else candidates)
     _check(1, minibatch=minibatch, full_every=full_every)
-    fixed = not given.max_bootstrapped and given.max_labeled == 0
+    fixed = not given.max_bootstrapped and rest.get("max_labeled") == 0
     texts = count if fixed else max(count // 2, 2)
 
     def tries(steps: int) -> int:
@@ -1550,31 +1921,34 @@ def mipro(
         return trials or int(max(2 * choices * math.log2(count), 1.5 * count))
 
     def search(hunt: Hunt) -> lmopt.Flow:
+        few = f", scored on {most} of {len(hunt.val)} rows" if most < len(hunt.val) else ""
         hunt.val = hunt.val[:most]
-        yield hunt.start()
-        sets = [hunt.program.params] if fixed else (yield from _sets(hunt, given, count - 3))
+        yield hunt.start(f"start{few}")
+        yield hunt.demos()
+        sets = yield from _sets(hunt, given, 0 if fixed else max(count - len(hunt.trials), 1))
         wording = yield from _wording(hunt, texts)
         yield from _pairs(hunt, sets, wording, tries(len(wording)), minibatch, full_every)
 
     def bound(size: Size) -> Plan:
         size, many = evolve(size, val=min(size.val, most)), tries(size.steps)
-        full = 1 - (-many // full_every)
-        runs = many * min(minibatch, size.val) + full * size.val + min(16, size.train)
-        plan = size.plan(runs, size.steps * (texts - 1)) + Plan(calls=3)
-        return sum([] if fixed else [given.plan(size)] * (count - 2), plan)
+        full = 1 + size.rungs - (-many // full_every)
+        shown = min(16 * (texts - 1), size.train) * size.steps
+        runs = many * min(minibatch, size.val) + full * size.val + shown
+        plan = size.plan(runs, size.steps * (texts - 1)) + Plan(calls=3, usual=1)
+        return sum([] if fixed else [given.plan(size)] * (count - 1), plan)
 
     return optimizer("mipro", lm, search, bound, **rest)
 
 
 def _wording(hunt: Hunt, count: int) -> lmopt.Flow:
     """For each step, its instructions and those that are proposed, each with another tip."""
-    examples = lmopt.jsonable(hunt.train[:20], other=repr)
+    examples = _fitting(lmopt.jsonable(hunt.train[:20], other=repr), 16_000)
     made = yield hunt.ask(lmopt.predict(_SUMMARY, name="summary"), {"examples": examples})
     wording = {}
     for path in hunt.paths:
         rng = lmopt.seeded(hunt.seed, "tips", path)
         tips = [rng.choice(TIPS) for _ in range(count - 1)]
-        seen = yield hunt.cases(path, 16)
+        seen = yield hunt.cases(path, 16, count=count - 1)
         data = made.summary if made else ""
         told = yield hunt.propose(path, seen, tips=tips, data=data)
         wording[path] = [hunt.program.params[path].instructions, *told]
@@ -1598,10 +1972,9 @@ def _pairs(
 ) -> lmopt.Flow:
     """Choose an instruction and a set of demonstrations for each step, by TPE over minibatches."""
     sizes = [size for texts in wording.values() for size in (len(texts), len(sets))]
-    first = (0,) * len(sizes)
-    history: list[tuple[tuple[int, ...], float]] = [(first, hunt.top.score or 0.0)]
+    history = [((0, n) * len(wording), one.score or 0.0) for n, one in enumerate(hunt.trials)]
     scores: dict[tuple[int, ...], list[float]] = {}
-    tried = {first}
+    tried = {choice for choice, _ in history}
     for number in range(tries):
         rng = lmopt.seeded(hunt.seed, "pairs", number)
         choice = tpe(history, sizes, rng)
@@ -1636,7 +2009,7 @@ def gepa(
     *,
     max_runs: int | None = None,
     auto: Literal["light", "medium", "heavy"] = "light",
-    minibatch: int = 3,
+    minibatch: int = 8,
     merge: bool = True,
     max_merges: int = 5,
     stop: Callable[[Trial], bool] | None = None,
@@ -1647,8 +2020,9 @@ def gepa(
     A candidate is drawn from those that are best on some held-out row, more often the more rows it
     leads. It runs on a minibatch of the training half; one of its steps, in turn, gets new
     instructions from what it did there and the feedback on it. Where the child does better on the
-    minibatch, it is scored on all held-out rows and joins. Two candidates of the front are merged,
-    step by step, where each has changed what the other has not.
+    minibatch, it is scored on the held-out rows, and joins unless it is behind the best on the
+    first of these. Two candidates of the front are merged: step by step where each has changed what
+    the other has not, else by instructions that join those of both.
 
     Args:
         max_runs: program runs in all; the search ends before one more would be too many.
@@ -1658,28 +2032,32 @@ def gepa(
         max_merges: at most so often.
         stop: called with each trial; True ends the search.
     Calls: those of `max_runs` runs, and at most one proposal for every two minibatches.
-    Reference: Agrawal et al. 2025, arXiv 2507.19457. Here scores that are known are used again, and
-    the budget is never overshot.
+    Reference: Agrawal et al. 2025, arXiv 2507.19457. Here scores that are known are used again, the
+    budget is never overshot, a minibatch has 8 rows, not 3, on which a win means little, and it
+    begins with labelled demonstrations where these score better; `max_labeled=0` is the paper's.
 
     >>> gepa(lmopt.toy_lm(), max_runs=100)
     Optimizer(name='gepa')
     """
     _check(1, minibatch=minibatch)
-    count, _ = _sized(auto)
+    count, _ = _sizes(auto)
 
-    def budget(steps: int, val: int) -> int:
+    def budget(steps: int, val: int, rungs: int) -> int:
         rounds = int(max(4 * steps * math.log2(count), 1.5 * count))
-        return max_runs if max_runs is not None else 12 * rounds + (rounds // 3 + 2) * val
+        usual = (4 * minibatch) * rounds + (rounds // 3 + 2 + rungs) * val
+        return max_runs if max_runs is not None else usual
 
     def search(hunt: Hunt) -> lmopt.Flow:
-        size, most = len(hunt.val), budget(len(hunt.paths), len(hunt.val))
+        size, rungs = len(hunt.val), _rungs(hunt.options.most(hunt.program, hunt.train))
+        most = budget(len(hunt.paths), size, len(rungs))
         if most < size:
             raise lmopt.DataError("too few runs", max_runs, f"{size} or more", "raise max_runs")
         trial = yield hunt.start()
+        yield hunt.demos(min(len(rungs), max((most - size) // (2 * size), 0)))
         merges, idle, turns = max_merges if merge else 0, 0, Counter[int]()
         batch = min(minibatch, len(hunt.train))
         for number in itertools.count():
-            full = hunt.runs + 2 * batch + size > most
+            full = hunt.runs + 2 * batch + size + 8 > most
             if full or idle > 50 or (trial and stop and stop(trial)):
                 return
             rng, merged = lmopt.seeded(hunt.seed, "gepa", number), None
@@ -1690,15 +2068,18 @@ def gepa(
             idle = 0 if trial else idle + 1
 
     def bound(size: Size) -> Plan:
-        runs = budget(size.steps, size.val)
-        return size.plan(runs, max(runs - size.val, 0) // 2 + 1)
+        runs = budget(size.steps, size.val, size.rungs)
+        return size.plan(runs, max(runs - size.val, 0) // 2 + 1 + max_merges)
 
     return optimizer("gepa", lm, search, bound, **options)
 
 
 def _front(hunt: Hunt) -> list[int]:
-    rows = [one.evaluation.rows for one in hunt.trials if one.evaluation]
-    return pareto([[row.score for row in one] for one in rows])
+    """For each trial, on how many rows it leads; 0 for one that is out."""
+    whole = [place for place, one in enumerate(hunt.trials) if one.evaluation and not one.out]
+    rows = [hunt.trials[place].evaluation.rows for place in whole]  # type: ignore[union-attr]
+    found = dict(zip(whole, pareto([[row.score for row in one] for one in rows]), strict=True))
+    return [found.get(place, 0) for place in range(len(hunt.trials))]
 
 
 def _batch(hunt: Hunt, number: int, size: int) -> list[int]:
@@ -1726,29 +2107,46 @@ def _mutating(
     turns[parent] += 1
     if all(row.score >= 1.0 for row in before.rows):
         return None
-    seen = cases(hunt.program, path, before.rows)
-    for text in (yield hunt.propose(path, seen, params=params))[:1]:
+    seen = cases(hunt.program, path, before.rows, None)
+    for text in (yield hunt.propose(path, [seen], params=params)):
         child = params.replace(path, instructions=text)
         if not hunt.knows(child) and (yield hunt.rows(child, places)).total > before.total:
             turns[len(hunt.trials)] = turns[parent]
-            return (yield hunt.trial(child, f"new instructions of {path}", parent, race=False))
+            return (yield hunt.trial(child, f"new instructions of {path}", parent))
     return None
 
 
 def _merging(hunt: Hunt, rng: random.Random) -> lmopt.Flow:
-    """Take from each of two candidates the steps that it alone has changed, as a part of `gepa`.
+    """Join what two candidates of the front have found, as a part of `gepa`.
 
     Returns the trial of the child, None where there is nothing new to merge.
     """
     alive = [index for index, weight in enumerate(_front(hunt)) if weight]
     pairs = list(itertools.combinations(alive, 2))
     rng.shuffle(pairs)
-    for one, other in pairs:
-        low, high = sorted((one, other), key=lambda index: hunt.trials[index].score or 0.0)
-        child = _mixed(*(hunt.trials[index].params for index in (0, low, high)))
+    for pair in pairs:
+        low, high = sorted(pair, key=lambda index: hunt.trials[index].score or 0.0)
+        child = yield from _joined(hunt, low, high)
         if child is not None and not hunt.knows(child):
-            better = max(one, other, key=lambda index: hunt.trials[index].score or 0.0)
-            return (yield hunt.trial(child, f"merged from {one} and {other}", better, race=False))
+            return (yield hunt.trial(child, f"merged from {pair[0]} and {pair[1]}", high))
+    return None
+
+
+_JOIN = "Join the instructions with these, so that what either knows is kept: "
+
+
+def _joined(hunt: Hunt, low: int, high: int) -> lmopt.Flow:
+    """The steps that each of two trials alone has changed; or instructions that join theirs."""
+    one, other = hunt.trials[low].params, hunt.trials[high].params
+    mixed = _mixed(hunt.trials[0].params, one, other)
+    if mixed is not None:
+        return mixed
+    differ = [path for path in hunt.paths if one[path].instructions != other[path].instructions]
+    for path in differ[:1]:
+        seen = yield hunt.cases(path, 8, params=other)
+        tips = [_JOIN + one[path].instructions]
+        for text in (yield hunt.propose(path, seen, tips=tips, params=other)):
+            return other.replace(path, instructions=text)
     return None
 
 
@@ -1772,18 +2170,20 @@ def simba(
 
     In each step, programs of the pool run `candidates` times on a minibatch of the training half,
     each with a rollout of its own. Where the best and the worst run of a row lie farthest apart, a
-    program of the pool gets the best run as a demonstration, or instructions that contrast the two.
-    The best of these on the minibatch is scored on the held-out rows and joins the pool.
+    program of the pool gets the best run as a demonstration, or instructions that contrast the two;
+    where no run went better than another, instructions from what was expected. The best of these on
+    the minibatch is scored on the held-out rows and joins the pool.
 
     Args:
         steps: how many, 1 or more.
         candidates: runs of a row, and programs made in a step, 1 or more.
         minibatch: rows of a step, 1 or more.
-        max_demos: demonstrations of a step of the program; with 0 only instructions are written.
+        max_demos: demonstrations of a step, or as many as the program has; an old one makes room
+            for a new one. With 0 only instructions are written.
         temperature: of the choice from the pool, more than 0.
     Calls: for each step 2 * `candidates` * `minibatch` runs, proposals, and a scoring.
-    Reference: SIMBA of DSPy, https://dspy.ai. Here the start has its true score in the pool, and a
-    winner is scored at once.
+    Reference: SIMBA of DSPy, https://dspy.ai. Here the start has its true score in the pool, as
+    have labelled demonstrations, and a winner is scored at once.
 
     >>> simba(lmopt.toy_lm(), steps=1)
     Optimizer(name='simba')
@@ -1793,32 +2193,33 @@ def simba(
 
     def search(hunt: Hunt) -> lmopt.Flow:
         yield hunt.start()
+        yield hunt.demos()
         for number in range(steps):
             rng = lmopt.seeded(hunt.seed, "simba", number)
             places = sorted(rng.sample(range(len(hunt.train)), min(minibatch, len(hunt.train))))
-            pool = [hunt.trials[_drawn(hunt, temperature, rng)].params for _ in range(candidates)]
+            pool = [hunt.trials[_chosen(hunt, temperature, rng)].params for _ in range(candidates)]
             asked = [resampled(p, number * candidates + place) for place, p in enumerate(pool)]
-            runs = yield [hunt.rows(one, places) for one in asked]
+            runs = yield hunt.rows(asked, places)
             made: list[tuple[lmopt.Params, str, int]] = []
             for bucket in _buckets(runs)[:candidates]:
-                parent = _drawn(hunt, temperature, rng)
+                parent = _chosen(hunt, temperature, rng)
                 made += yield from _learned(hunt, bucket, parent, max_demos, rng)
-            scores = yield [hunt.rows(params, places) for params, _, _ in made]
             if made:
+                scores = yield hunt.rows([params for params, _, _ in made], places)
                 best = max(range(len(made)), key=lambda place: scores[place].score)
                 params, what, parent = made[best]
                 yield hunt.trial(params, f"step {number + 1}, {what}", parent)
 
     def bound(size: Size) -> Plan:
         runs = 2 * candidates * min(minibatch, size.train) + size.val
-        return size.plan(size.val + steps * runs, steps * candidates)
+        return size.plan((1 + size.rungs) * size.val + steps * runs, steps * candidates)
 
     return optimizer("simba", lm, search, bound, **options)
 
 
-def _drawn(hunt: Hunt, temperature: float, rng: random.Random) -> int:
-    """Draw a trial, better ones more often."""
-    scores = [one.score or 0.0 for one in hunt.trials]
+def _chosen(hunt: Hunt, temperature: float, rng: random.Random) -> int:
+    """Draw a trial, better ones more often; none that is out."""
+    scores = [-1.0 if one.out else one.score or 0.0 for one in hunt.trials]
     weights = [math.exp((score - max(scores)) / temperature) for score in scores]
     return rng.choices(range(len(scores)), weights)[0]
 
@@ -1836,13 +2237,13 @@ def _learned(
     hunt: Hunt, runs: Sequence[lmopt.Row], parent: int, max_demos: int, rng: random.Random
 ) -> lmopt.Flow:
     """What a program of the pool learns from the runs of one row, the best of which comes first."""
-    params = hunt.trials[parent].params
-    if max_demos and rng.random() < 0.5:
+    params, apart = hunt.trials[parent].params, runs[0].score > runs[-1].score
+    if max_demos and rng.random() < 0.5 and (apart or runs[0].score >= 1.0):
         return [(_with_demo(hunt, params, runs[0], max_demos, rng), "a demonstration", parent)]
     path = rng.choice(hunt.paths)
-    seen = cases(hunt.program, path, [runs[-1], runs[0]])
-    tips = ["The cases are a bad and a good run of one input."]
-    texts = yield hunt.propose(path, seen, tips=tips, params=params)
+    seen = cases(hunt.program, path, [runs[-1], runs[0]] if apart else runs[-1:])
+    tips = ["The cases are a bad and a good run of one input." if apart else ""]
+    texts = yield hunt.propose(path, [seen], tips=tips, params=params)
     return [(params.replace(path, instructions=text), "instructions", parent) for text in texts]
 
 
@@ -1852,7 +2253,7 @@ def _with_demo(
     """The parameters with a run as one more demonstration of each step; old ones make room."""
     for path, demo in step_demos(hunt.program, row).items():
         old = list(params[path].demos)
-        while len(old) >= most:
+        while len(old) >= max(most, len(params[path].demos)):
             old.pop(rng.randrange(len(old)))
         params = params.replace(path, demos=(*old, demo))
     return params
@@ -1868,14 +2269,14 @@ def infer_rules(
 ) -> Optimizer:
     """Have rules inferred from labelled examples, and keep those that score best.
 
-    The demonstrations are those of `bootstrap_few_shot`, or those of the start where these score no
-    better; each candidate has other rules, inferred from another draw of the training half.
+    Each candidate has other rules, inferred from another draw of the training half, once without
+    demonstrations and once with the best: labelled ones, or those of `bootstrap_few_shot`.
 
     Args:
         candidates: how many sets of rules, 1 or more.
         rules: how many rules to ask for.
         shown: examples to infer them from, 1 or more.
-    Calls: bootstrapping, a proposal for each candidate and step, and the scoring.
+    Calls: bootstrapping, a proposal for each candidate and step, and the scoring of both.
     Reference: InferRules of DSPy, https://dspy.ai. Here the candidate that scored best is returned.
 
     >>> infer_rules(lmopt.toy_lm(), candidates=2)
@@ -1887,22 +2288,32 @@ def infer_rules(
 
     def search(hunt: Hunt) -> lmopt.Flow:
         yield hunt.start()
-        shown_too, _ = yield from _lessons(hunt, hunt.train, given, hunt.seed)
-        yield hunt.trial(shown_too, "demonstrations", 0)
-        base = hunt.top.params  # with the demonstrations or without
-        for number in range(candidates):
-            rng = lmopt.seeded(hunt.seed, "rules", number)
-            seen = _labelled_cases(
-                hunt.program, rng.sample(hunt.train, min(shown, len(hunt.train)))
-            )
-            params = base
-            for path in hunt.paths:
-                for text in (yield hunt.propose(path, seen, tips=tips, params=base)):
-                    params = params.replace(path, instructions=text)
-            yield hunt.trial(params, f"rules {number + 1}", hunt.best)
+        yield hunt.demos()
+        most = hunt.options.most(hunt.program, hunt.train)
+        taught, note = yield from _lessons(hunt, _Lesson(hunt.train, given, most, hunt.seed))
+        yield hunt.trial(taught, note, 0)
+        texts, demos = {}, hunt.top.params
+        for path in hunt.paths:
+            seen = []
+            for number in range(candidates):
+                rng = lmopt.seeded(hunt.seed, "rules", number)
+                rows = rng.sample(hunt.train, min(shown, len(hunt.train)))
+                seen.append(_labelled_cases(hunt.program, rows))
+            texts[path] = yield hunt.propose(path, seen, tips=tips, params=hunt.program.params)
+        for base, what in ((hunt.program.params, "rules"), (demos, "rules with demonstrations")):
+            made = []
+            for number in range(max(map(len, texts.values()))):
+                params = base
+                for path, known in texts.items():
+                    if known:
+                        text = known[number % len(known)]
+                        params = params.replace(path, instructions=text)
+                made.append((params, f"{what} {number + 1}"))
+            yield hunt.contest(made, 0)
 
     def bound(size: Size) -> Plan:
-        return size.plan((candidates + 2) * size.val, candidates * size.steps) + given.plan(size)
+        runs = (2 * candidates + 2 + size.rungs) * size.val
+        return size.plan(runs, candidates * size.steps) + given.plan(size)
 
     return optimizer("infer_rules", lm, search, bound, **rest)
 
@@ -1950,9 +2361,11 @@ def avatar(
 
     def search(hunt: Hunt) -> lmopt.Flow:
         yield hunt.start()
+        yield hunt.demos()
         for number in range(rounds):
-            base, params = hunt.best, hunt.top.params
-            rows = (yield hunt.rows(params)).rows
+            params, rng = hunt.top.params, lmopt.seeded(hunt.seed, "avatar", number)
+            rows = list((yield hunt.rows(params)).rows)
+            rng.shuffle(rows)
             bad = [row for row in rows if row.score <= lower][:shown]
             good = [row for row in rows if row.score >= upper][:shown]
             if not bad:
@@ -1960,14 +2373,182 @@ def avatar(
             tips = [f"The first {len(bad)} cases went badly, the others well."]
             for path in hunt.paths:
                 seen = cases(hunt.program, path, [*bad, *good], 2 * shown)
-                for text in (yield hunt.propose(path, seen, tips=tips)):
+                for text in (yield hunt.propose(path, [seen], tips=tips)):
                     params = params.replace(path, instructions=text)
-            yield hunt.trial(params, f"round {number + 1}", base)
+            yield hunt.trial(params, f"round {number + 1}")
 
     def bound(size: Size) -> Plan:
-        return size.plan(size.val + rounds * (size.val + size.train), rounds * size.steps)
+        runs = (1 + size.rungs) * size.val + rounds * (size.val + size.train)
+        return size.plan(runs, rounds * size.steps)
 
     return optimizer("avatar", lm, search, bound, **options)
+
+
+def auto(  # type: ignore[misc]
+    lm: lmopt.LM,
+    *,
+    calls: int = 1000,
+    space: Mapping[str, Sequence[Any]] | None = None,
+    refit: bool = True,
+    level: float = 0.5,
+    **options: Unpack[Teaching],
+) -> Optimizer:
+    """Spend one budget of LM calls on whatever still helps: the optimizer to begin with.
+
+    First come labelled demonstrations, in as many numbers as the calls are enough to compare. Then,
+    in turns, until the calls are used: instructions from what the best so far does wrong, with its
+    demonstrations in place; other demonstrations, of rows that it gets wrong and of runs that went
+    well; and settings. The last word is a paired test of the best against the start, on rows it was
+    picked on and on a slice of others that is kept for that.
+
+    Args:
+        calls: in all; with few it compares less, and on fewer rows.
+        space: settings to choose from, as in `tune`.
+        refit: whether to draw the demonstrations at last from all rows, those to score on too, as
+            many as were chosen, or all; the score is that of before.
+        level: how probable the gain over the start may be by chance, 0 to 1.
+    Returns:
+        an optimizer, whose last trial has the score on the rows that it was not picked on.
+    Calls: `calls`.
+
+    >>> rows = [{"text": f"a {w} {n}", "kind": w} for n in range(9) for w in ("dog", "oak", "tin")]
+    >>> trials = list(auto(lmopt.toy_lm(), calls=100).trials(
+    ...     lmopt.predict("text -> kind"), rows, lmopt.exact_match))
+    >>> trials[0].score, trials[-1].score
+    (0.0, 1.0)
+    """
+    (given, rest), moves = _taught(options), [_reworded, _redrawn]
+    if space is not None:
+        _check_space(space)
+        moves.append(partial(_reset, space))
+
+    def search(hunt: Hunt) -> lmopt.Flow:
+        each = max(_usual_calls(hunt.program), 1)
+        whole, most = hunt.val, hunt.most or 0
+        runs = most // each
+        hunt.val, kept = _slices(whole, runs)
+        hunt.most = most - 2 * len(kept) * each
+        start, turn = (yield hunt.start()), 0
+        with suppress(CallsSpent):
+            yield hunt.demos(max(runs // (2 * len(hunt.val)), 1))
+            while (hunt.top.score or 0.0) < 1.0 and hunt.left > len(hunt.val) * each:
+                spent = hunt.calls
+                for move in moves:
+                    yield from move(hunt, given, turn)
+                turn += 1
+                if hunt.calls == spent:
+                    break
+        hunt.most = most
+        yield from _last_word(hunt, start, kept, level, whole if refit else ())
+
+    def bound(size: Size) -> Plan:
+        runs = calls if size.program.max_calls else calls * (size.val + size.train)
+        return Plan(runs, calls, runs, calls)
+
+    return optimizer("auto", lm, search, bound, **{**rest, "calls": calls})
+
+
+def _slices(val: Examples, runs: int) -> tuple[Examples, Examples]:
+    """Rows to pick on, and where the runs are enough a quarter as many to test the best on."""
+    size = min(max(runs // 10, min(24, runs // 3), 1), len(val))
+    kept = size // 4 if runs >= 8 * size >= 160 else 0
+    size = min(size, len(val) - kept)
+    return val[:size], val[size:][:kept]
+
+
+def _reworded(hunt: Hunt, given: _Teaching, turn: int) -> lmopt.Flow:
+    """New instructions of one step of the best, from what it does wrong."""
+    path, base = hunt.paths[turn % len(hunt.paths)], hunt.top.params
+    seen = yield hunt.cases(path, 16, count=3)
+    texts = yield hunt.propose(path, seen)
+    note = f"new instructions of {path}"
+    yield hunt.contest((base.replace(path, instructions=text), note) for text in texts)
+
+
+def _redrawn(hunt: Hunt, given: _Teaching, turn: int) -> lmopt.Flow:
+    """Other demonstrations of the best: of rows that it gets wrong, and of runs that go well."""
+    made, rng = list[_Tried](), lmopt.seeded(hunt.seed, "redrawn", turn)
+    base, order = hunt.top.params, tuple(rng.sample(hunt.train, len(hunt.train)))
+    count = max(len(prompt.demos) for prompt in base.values())
+    if 0 < count < len(order):
+        seen = yield hunt.rows(base, rng.sample(range(len(order)), min(32, len(order))))
+        wrong = [row.example for row in seen.rows if row.score < 1.0][: (count + 1) // 2]
+        taken = list(unique([*wrong, *order]))[:count]
+        made.append((_shown_by(hunt.program, base, taken), "rows that went wrong shown"))
+    outputs = {one.name for leaf in hunt.program.leaves.values() if leaf.signature
+               for one in leaf.signature.outputs}  # fmt: skip
+    if given.max_bootstrapped and outputs - order[0].keys():  # runs show more than labels do
+        lesson = _Lesson(order, given, count, rng.getrandbits(32))
+        params, note = yield from _lessons(hunt, lesson)
+        made.append((_with_demos(base, params), note))
+    yield hunt.contest(made)
+
+
+def _shown_by(
+    program: lmopt.Program, params: lmopt.Params, rows: Iterable[lmopt.Record]
+) -> lmopt.Params:
+    """The parameters with rows as demonstrations of the steps that have their fields."""
+    known = list(rows)
+    for path, leaf in program.leaves.items():
+        if demos := lmopt.fitting(leaf, known):
+            params = params.replace(path, demos=demos)
+    return params
+
+
+def _with_demos(params: lmopt.Params, shown: lmopt.Params) -> lmopt.Params:
+    """The parameters with the demonstrations of others."""
+    return lmopt.Params({n: evolve(one, demos=shown[n].demos) for n, one in params.items()})
+
+
+def _reset(
+    space: Mapping[str, Sequence[Any]], hunt: Hunt, given: _Teaching, turn: int
+) -> lmopt.Flow:
+    """Other settings of the best."""
+    rng = lmopt.seeded(hunt.seed, "settings", turn)
+    chosen = [{name: rng.choice(list(one)) for name, one in space.items()} for _ in range(2)]
+    made = [(_tuned(hunt, hunt.top.params, one), _listed(one)) for one in chosen]
+    yield hunt.contest(hunt.new(made))
+
+
+def _last_word(
+    hunt: Hunt, start: Trial, kept: Examples, level: float, refit: Examples
+) -> lmopt.Flow:
+    """The best, if a paired test finds it better than the start, else the start."""
+    top, pair = best(hunt.trials), list[lmopt.Evaluation]()
+    with suppress(CallsSpent):
+        for params in (start.params, top.params) if kept else ():
+            made = yield hunt.teach(hunt.program, kept, unspoilt(hunt.program, params, kept))
+            pair.append(made)
+    both = [one.evaluation.rows if one.evaluation else () for one in (start, top)]
+    if len(pair) == 2:
+        both = [(*rows, *one.rows) for rows, one in zip(both, pair, strict=True)]
+    found = lmopt.compare(*map(lmopt.Evaluation, both)) if len(both[0]) == len(both[1]) else None
+    sure = found is not None and found.difference > 0 and found.p_value < level
+    winner, shown = (top, pair[1:]) if sure else (start, pair[:1])
+    result = shown[0] if len(pair) == 2 else winner.evaluation
+    tested = (
+        f"; {found.difference:+.3f} against the start, p = {found.p_value:.3g}" if found else ""
+    )
+    slice_ = f"; scored on {len(kept)} rows it was not picked on" if len(pair) == 2 else ""
+    params = _refitted(hunt, winner.params, refit) if sure and refit else winner.params
+    filled = "; then demonstrations from all rows, not scored again" * (params != winner.params)
+    note = f"{winner.note}{slice_}{tested}{filled}"
+    yield hunt.last(params, note, result, _place(hunt.trials, winner))
+
+
+def _refitted(hunt: Hunt, params: lmopt.Params, rows: Examples) -> lmopt.Params:
+    """The parameters with their labelled demonstrations drawn from all rows."""
+    every = hunt.train + rows
+    most, all_ = (hunt.options.most(hunt.program, one) for one in (hunt.train, every))
+    for path, leaf in hunt.program.leaves.items():
+        known = set(lmopt.fitting(leaf, every))
+        own = [demo for demo in params[path].demos if demo not in known]
+        count = len(params[path].demos) - len(own)
+        if count:
+            size = all_ - len(own) if len(params[path].demos) >= most else count
+            demos = [*own, *labeled(leaf, every, size, seed=hunt.seed)]
+            params = params.replace(path, demos=demos)
+    return params
 
 
 # == 5. Settings ===================================================================================
@@ -1987,7 +2568,7 @@ def tune(
 
     Args:
         space: choices by name: a sampling setting, `adapter` (chat, json, xml or plain), `model`,
-            or `demos`, the number of demonstrations to keep.
+            or `demos`, the number of demonstrations, filled up with labelled examples.
         trials: how many combinations to try at most, 1 or more.
     Raises:
         DataError: there is nothing to choose from.
@@ -1998,13 +2579,9 @@ def tune(
     >>> optimize.plan(lmopt.predict("q -> a"), [{"q": "?"}] * 5).runs
     15
     """
-    names, choices = list(space), [list(one) for one in space.values()]
-    if not names or not all(choices):
-        raise lmopt.DataError("nothing to choose from", dict(space), "name=[...]", "add choices")
     _check(1, trials=trials)
-    for name, options_ in zip(names, choices, strict=True):
-        if name not in ("model", "demos"):
-            lmopt.Prompt(settings={name: options_[0]})  # complains now
+    _check_space(space)
+    names, choices = list(space), [list(one) for one in space.values()]
     grid = math.prod(map(len, choices))
 
     def search(hunt: Hunt) -> lmopt.Flow:
@@ -2015,8 +2592,7 @@ def tune(
             rng = lmopt.seeded(hunt.seed, "tune", number)
             choice = next(every) if grid <= trials else tpe(history, [*map(len, choices)], rng)
             chosen = {n: c[i] for n, c, i in zip(names, choices, choice, strict=True)}
-            note = ", ".join(f"{n}={v}" for n, v in chosen.items())
-            trial = yield hunt.trial(_tuned(start.params, chosen), note, 0)
+            trial = yield hunt.trial(_tuned(hunt, start.params, chosen), _listed(chosen), 0)
             history.append((choice, trial.score or 0.0))
 
     def bound(size: Size) -> Plan:
@@ -2025,13 +2601,36 @@ def tune(
     return optimizer("tune", lm, search, bound, parts=False, **options)
 
 
-def _tuned(params: lmopt.Params, chosen: lmopt.Fields) -> lmopt.Params:
+def _check_space(space: Mapping[str, Sequence[Any]]) -> None:
+    if not space or not all(map(list, space.values())):
+        raise lmopt.DataError("nothing to choose from", dict(space), "name=[...]", "add choices")
+    for name, choices in space.items():
+        if name not in ("model", "demos"):
+            lmopt.Prompt(settings={name: first(choices)})  # complains now
+
+
+def _listed(chosen: lmopt.Fields) -> str:
+    return ", ".join(f"{name}={value}" for name, value in chosen.items())
+
+
+def _tuned(hunt: Hunt, params: lmopt.Params, chosen: lmopt.Fields) -> lmopt.Params:
     special = {name: value for name, value in chosen.items() if name in ("model", "demos")}
     settings = {name: value for name, value in chosen.items() if name not in special}
+    if "demos" in special:
+        params = _resized(hunt, params, special["demos"])
     for path, prompt in params.items():
-        demos = prompt.demos[: special.get("demos", len(prompt.demos))]
         model = special.get("model", prompt.model)
-        params = params.replace(path, demos=demos, model=model, settings=prompt.settings | settings)
+        params = params.replace(path, model=model, settings=prompt.settings | settings)
+    return params
+
+
+def _resized(hunt: Hunt, params: lmopt.Params, count: int) -> lmopt.Params:
+    """The parameters with so many demonstrations, filled up with labelled examples."""
+    for path, leaf in hunt.program.leaves.items():
+        known = params[path].demos
+        more = labeled(leaf, hunt.train, len(known) + count, seed=hunt.seed)
+        demos = [*known, *(one for one in more if one not in known)][:count]
+        params = params.replace(path, demos=demos)
     return params
 
 
@@ -2044,10 +2643,28 @@ def _inside(outer: _Options, optimizer: Optimizer) -> Optimizer:
     return evolve(optimizer, options=evolve(optimizer.options, within=tops))
 
 
-def _inner(hunt: Hunt, optimizer: Optimizer, params: lmopt.Params | None = None) -> lmopt.Flow:
-    """The flow of an optimizer inside another one."""
-    allowed = _inside(hunt.options, optimizer)
-    return allowed.flow(hunt.program.with_params(params or {}), hunt.train, hunt.metric)
+def _inner(
+    hunt: Hunt,
+    optimizer: Optimizer,
+    params: lmopt.Params | None,
+    tell: Callable[[Trial], Trial | None],
+) -> lmopt.Flow:
+    """Run an optimizer inside another one, within its calls; `tell` as in `relayed`."""
+    spent, allowed = hunt.calls, _inside(hunt.options, optimizer)
+    if hunt.most is not None:
+        left = hunt.most - hunt.calls
+        most = left if allowed.options.calls is None else min(left, allowed.options.calls)
+        allowed = evolve(allowed, options=evolve(allowed.options, calls=most))
+
+    def counted(trial: Trial) -> Trial | None:
+        hunt.calls = spent + trial.calls
+        return tell(trial)
+
+    flow = allowed.flow(hunt.program.with_params(params or {}), hunt.train, hunt.metric)
+    try:
+        yield from relayed(flow, counted)
+    except CallsSpent as error:
+        hunt.calls = max(hunt.calls, spent + error.used)
 
 
 def _bounds(size: Size, optimizers: Iterable[Optimizer]) -> Plan:
@@ -2066,20 +2683,16 @@ def _shared(optimizers: Iterable[Optimizer], **options: Unpack[Options]) -> Opti
 
 def _best(hunt: Hunt, optimizer: Optimizer) -> lmopt.Flow:
     """Run an optimizer on the training half; return its best trial."""
-    best, spent = Trial(hunt.program.params), hunt.calls
-
-    def tell(trial: Trial) -> None:
-        nonlocal best
-        best, hunt.calls = _better(best, trial), spent + trial.calls
-
-    yield from relayed(_inner(hunt, optimizer), tell)
-    return best
+    made = [Trial(hunt.program.params)]
+    yield from _inner(hunt, optimizer, None, made.append)
+    return best(made)
 
 
-def chain(*optimizers: Optimizer) -> Optimizer:
+def chain(*optimizers: Optimizer, **options: Unpack[Options]) -> Optimizer:
     """Run optimizers one after the other, each on the best of the one before.
 
-    Their scores should be on the same rows: give them one `valset`, or the same seed.
+    Their scores should be on the same rows: give them one `valset`, or the same seed. What is not
+    scored is, where it would take the place of what is.
 
     Args:
         *optimizers: none of them is the identity.
@@ -2093,36 +2706,58 @@ def chain(*optimizers: Optimizer) -> Optimizer:
     def search(hunt: Hunt) -> lmopt.Flow:
         if not optimizers:
             yield hunt.unscored(hunt.program.params, "start")
-        best: int | None = None
+        before: Trial | None = None
         for one in optimizers:
-            best = yield from _link(hunt, one, best)
+            before = yield from _link(hunt, one, before)
+        if before and best(hunt.trials).params != before.params:  # the last word of a part
+            yield hunt.last(before.params, before.note, before.evaluation)
+
+    def bound(size: Size) -> Plan:
+        again = max(len(optimizers) - 1, 0) * size.train
+        return _bounds(size, optimizers) + size.plan(again)
 
     lm = next((one.lm for one in optimizers if one.lm is not None), None)
-    bound, shared = partial(_bounds, optimizers=optimizers), _shared(optimizers)
-    return optimizer("chain", lm, search, bound, parts=False, **shared)
+    return optimizer("chain", lm, search, bound, parts=False, **_shared(optimizers, **options))
 
 
-def _link(hunt: Hunt, optimizer: Optimizer, best: int | None) -> lmopt.Flow:
-    """Run one optimizer from the best trial so far; return the place of the best one after it."""
-    spent, places = hunt.calls, list[int]()
-    start = None if best is None else hunt.trials[best]
+def _link(hunt: Hunt, optimizer: Optimizer, before: Trial | None) -> lmopt.Flow:
+    """Run one optimizer from the best trial so far; return the best one after it."""
+    if hunt.left < 1:
+        raise hunt._spent()
+    places, made = list[int](), [before] if before else []
+    base = _place(hunt.trials, before) if before else None
 
     def tell(trial: Trial) -> Trial | None:
-        nonlocal best
-        hunt.calls = spent + trial.calls
-        if start and not places and (trial.score is None or start.score is not None):
-            places.append(best or 0)  # it starts with the best so far
+        if before and not places and (trial.score is None or before.score is not None):
+            places.append(base or 0)  # it starts with the best so far
             return None
-        parent = best if trial.parent is None else places[trial.parent]
-        made = evolve(trial, parent=parent, calls=hunt.calls)
+        parent = base if trial.parent is None else places[trial.parent]
+        made.append(evolve(trial, parent=parent, calls=hunt.calls))
         places.append(len(hunt.trials))
-        hunt.trials.append(made)
-        if best is None or _better(hunt.trials[best], made) is made:
-            best = places[-1]
-        return made
+        hunt.trials.append(evolve(made[-1], final=False))
+        return hunt.trials[-1]
 
-    yield from relayed(_inner(hunt, optimizer, start.params if start else None), tell)
-    return best
+    yield from _inner(hunt, optimizer, before.params if before else None, tell)
+    after = best(made)
+    if made[-1].score is None and after.evaluation and hunt.lm is not None:
+        after = yield from _settled(hunt, after, made[-1])
+    return after
+
+
+def _settled(hunt: Hunt, after: Trial, new: Trial) -> lmopt.Flow:
+    """Score what has no score on the rows of what has one; return the better of the two."""
+    assert after.evaluation is not None
+    rows = tuple(row.example for row in after.evaluation.rows)
+    shown = yield hunt.teach(hunt.program, rows, unspoilt(hunt.program, new.params, rows))
+    parent, note = _place(hunt.trials, new), f"{new.note}; scored"
+    hunt.trials.append(Trial(new.params, shown.score, note, parent, hunt.calls, shown))
+    yield hunt.trials[-1]
+    return best([after, hunt.trials[-1]])
+
+
+def _place(trials: Sequence[Trial], trial: Trial) -> int:
+    """Where its parameters were tried first."""
+    return next(place for place, one in enumerate(trials) if one.params == trial.params)
 
 
 def best_of(*optimizers: Optimizer, lm: lmopt.LM, **options: Unpack[Options]) -> Optimizer:
@@ -2181,8 +2816,7 @@ def limit(
     Args:
         optimizer: what to stop.
         trials: after so many, the start included; 1 or more.
-        calls: after the trial with which it has made so many LM calls; to stop within a trial, give
-            its LM a `budget`.
+        calls: before it makes more LM calls than that.
     Calls: those of the optimizer at most.
 
     >>> short = limit(random_search(lmopt.toy_lm()), trials=2)
@@ -2193,6 +2827,9 @@ def limit(
     if trials is None and calls is None:
         raise lmopt.DataError("no limit", None, "trials= or calls=", "pass one")
     _check(1, trials=1 if trials is None else trials)
+    known = optimizer.options.calls
+    most = min((one for one in (calls, known) if one is not None), default=None)
+    optimizer = evolve(optimizer, options=evolve(optimizer.options, calls=most))
 
     def search(hunt: Hunt) -> lmopt.Flow:
         count = 0
@@ -2200,15 +2837,17 @@ def limit(
         def change(effect: Any) -> lmopt.Flow:
             nonlocal count
             outcome = yield effect
-            if isinstance(effect, Trial):
-                count += 1
-                if count == trials or (calls is not None and effect.calls >= calls):
-                    raise _Enough
+            count += isinstance(effect, Trial)
+            if count == trials:
+                raise _Enough
             return outcome
 
+        flow = _inner(hunt, optimizer, None, lambda trial: trial)
         with suppress(_Enough):
-            yield from lmopt.through(_inner(hunt, optimizer), change)
+            yield from lmopt.through(flow, change)
 
+    if trials is None:
+        return optimizer
     bound = partial(_bounds, optimizers=[optimizer])
     name = f"limit({optimizer.name})"
     return evolve(optimizer, name=name, search=search, bound=bound, parts=False)
@@ -2241,7 +2880,7 @@ def if_better(
         verdict = "is better" if sure else "is not surely better"
         note = f"{optimizer.name} {verdict}: p = {found.p_value:.3g}"
         kept, shown = (best.params, after) if sure else (before.params, before.evaluation)
-        yield Trial(kept, shown.score, note, 0, hunt.calls, shown)
+        yield hunt.last(kept, note, shown)
 
     def bound(size: Size) -> Plan:
         return size.plan(2 * size.val) + _bounds(size, [optimizer])
@@ -2250,7 +2889,109 @@ def if_better(
     return Optimizer("if_better", lm, search, bound, options=_Options(**shared))
 
 
-# == 7. Report =====================================================================================
+# == 7. Laws =======================================================================================
+
+
+def check_optimizer(
+    optimize: Optimizer,
+    program: lmopt.Program,
+    trainset: lmopt.Dataset,
+    metric: lmopt.Metric,
+    *,
+    workers: Sequence[int] = (2, 8),
+    kills: int = 3,
+) -> None:
+    """Raise unless an optimizer keeps the laws of all: a test of your own is a line.
+
+    It changes nothing that it is given. It makes the same trials each time, for any number of
+    workers; the first is the start. It stays within its plan. On the rows it scores on, it is never
+    worse than its start. Killed and started again over the answers it had got, it pays for none of
+    them twice, and ends in the same bytes.
+
+    Args:
+        optimize: with LMs that give equal requests equal answers, such as `toy_lm`.
+        workers: numbers of them to try.
+        kills: how many times to kill it.
+    Raises:
+        AssertionError: a law does not hold; says which, and what there was instead.
+    Calls: those of some ten searches.
+
+    >>> rows = [{"animal": f"{a} {n}", "sound": a[:2]} for n in range(4) for a in ("dog", "cat")]
+    >>> search = copro(lmopt.toy_lm(), breadth=2, depth=1)
+    >>> check_optimizer(search, lmopt.predict("animal -> sound"), rows, lmopt.exact_match)
+    """
+    rows, start, asked, graded = [dict(row) for row in trainset], program.params, [0], [0]
+    counting = _with_lms(optimize, partial(_counted, asked))
+    trials = list(counting.trials(program, rows, partial(_graded, graded, metric, 0)))
+    made, plan = best(trials).params, optimize.plan(program, rows)
+    _law("it changes its data", rows, [dict(row) for row in trainset])
+    _law("it changes the program", program.params, start)
+    _law("its first trial is not the start", trials[0].params, start)
+    _law("its result does not fit the program", program.with_params(made).params, made)
+    spent = {"calls": max(trials[-1].calls, *asked), "metric calls": graded[0]}
+    kept = trials[-1].calls <= plan.calls >= asked[0] and graded[0] <= plan.metrics
+    _law("it makes more calls than planned", kept or spent, True, plan)
+    for count in (1, *workers):
+        again = evolve(optimize, options=evolve(optimize.options, workers=count))
+        _law(f"it differs with {count} workers", list(again.trials(program, rows, metric)), trials)
+    scored = trials[0].evaluation
+    if scored is not None and not trials[0].out:
+        shown = tuple(row.example for row in scored.rows)
+        after = lmopt.evaluate(program, shown, metric, lm=optimize.lm, params=made).score
+        _law("it is worse than its start", after >= scored.score or after, True, scored.score)
+    for stop in range(1, graded[0] + 1, max(graded[0] // max(kills, 1), 1)):
+        _check_killed(optimize, program, rows, metric, stop, made)
+
+
+def _law(what: str, value: Any, expected: Any, shown: Any = None) -> None:
+    if value != expected:
+        todo = "correct the optimizer"
+        raise AssertionError(lmopt.explain(what, value, str(shown or expected), todo))
+
+
+def _with_lms(optimize: Optimizer, layer: Callable[[Any], Any]) -> Optimizer:
+    """The optimizer, its LMs behind a layer."""
+    lm, options = optimize.lm, optimize.options
+    if options.prompt_lm is not None:
+        options = evolve(options, prompt_lm=layer(options.prompt_lm))
+    return evolve(optimize, lm=lm and layer(lm), options=options)
+
+
+def _counted(calls: list[int], lm: Any) -> Any:
+    def count(request: lmopt.Request) -> lmopt.Flow:
+        calls[0] += 1
+        return (yield request)
+
+    return lmopt.middleware(count)(lm)
+
+
+def _graded(calls: list[int], metric: Any, stop: int, example: Any, prediction: Any) -> Any:
+    """What a metric says, until it has been called so often."""
+    calls[0] += 1
+    if calls[0] == stop:
+        raise _Enough
+    return metric(example, prediction)
+
+
+def _check_killed(
+    optimize: Optimizer,
+    program: lmopt.Program,
+    rows: Sequence[lmopt.Fields],
+    metric: Any,
+    stop: int,
+    made: lmopt.Params,
+) -> None:
+    store: dict[str, str] = {}
+    paid = [0]
+    layered = _with_lms(optimize, lambda lm: lmopt.cache(store)(_counted(paid, lm)))
+    with suppress(_Enough):
+        list(layered.trials(program, rows, partial(_graded, [0], metric, stop)))
+    again = best(layered.trials(program, rows, metric)).params
+    _law(f"killed in run {stop}, it ends otherwise", again, made)
+    _law(f"killed in run {stop}, it pays for answers twice", paid[0], len(store))
+
+
+# == 8. Report =====================================================================================
 
 
 def summary(trials: Iterable[Trial]) -> str:
@@ -2276,16 +3017,18 @@ def summary(trials: Iterable[Trial]) -> str:
 
 
 def _place_of_best(trials: Sequence[Trial]) -> int:
-    found = best(trials) if trials else None
-    return next((place for place, one in enumerate(trials) if one is found), 0)
+    found = best(trials) if trials else Trial(lmopt.Params())
+    wanted = (found.params, found.score, found.final)
+    made = ((one.params, one.score, one.final) for one in trials)
+    return next((place for place, one in enumerate(made) if one == wanted), 0)
 
 
 def report(trials: Iterable[Trial], *, title: str = "Optimization") -> str:
     """Return trials as one HTML page that needs nothing else: no network, no script.
 
-    It has the score against the calls with 95 % intervals, the tree of candidates, the difference
-    of each prompt from its parent's, the rows of start and best side by side, and the cost. No
-    trials are a DataError.
+    It has the score against the calls, and against what a run costs; the prompt of the best; the
+    candidates, each with what it changed of the one it was made from; and the rows of start and
+    best side by side. No trials are a DataError.
 
     >>> page = report([Trial(lmopt.predict("q -> a").params, 0.5, "start")])
     >>> page.startswith("<!doctype html>"), "<svg" in page
@@ -2298,9 +3041,13 @@ def report(trials: Iterable[Trial], *, title: str = "Optimization") -> str:
     parts = [
         f"<h1>{_escape(title)}</h1>",
         _headline(shown, top),
-        f'<h2>Score against calls</h2>\n<div class="wide">{_chart(shown, top)}</div>',
-        f"<h2>Candidates</h2>\n{_tree(shown, top)}",
-        f"<h2>Start and best, row by row</h2>\n{_side_by_side(shown[0], shown[top])}",
+        f"<h2>Score against calls</h2>\n{_chart(shown, top, 'calls', lambda one: one.calls)}",
+        f"<h2>Score against the cost of a run</h2>\n"
+        f"{_chart(shown, top, 'tokens a run', lambda one: one.tokens)}",
+        f"<p>{_LEGEND}</p>",
+        f"<h2>The best prompt</h2>\n{_prompt_of(shown[top])}",
+        f"<h2>Candidates</h2>\n{_list(shown, top)}",
+        f"<h2>Start and best, row by row</h2>\n{_side_by_side(shown, top)}",
     ]
     return _PAGE.format(title=_escape(title), body="\n".join(parts))
 
@@ -2308,24 +3055,29 @@ def report(trials: Iterable[Trial], *, title: str = "Optimization") -> str:
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 60rem; padding: 1rem;
-  color: #222; background: #fff; }}
-h1 {{ font-size: 1.6rem }} h2 {{ font-size: 1.2rem; margin-top: 2rem }}
-svg {{ width: 100%; min-width: 32rem; height: auto; }}
-ul {{ padding-left: 1.2rem; border-left: 1px solid #ccc; list-style: none; }}
-summary {{ cursor: pointer; overflow-wrap: anywhere; }} .best > summary {{ font-weight: bold }}
-pre {{ overflow-x: auto; background: #f6f6f6; padding: .5rem; font-size: .85rem;
-  white-space: pre-wrap; overflow-wrap: anywhere; }}
-ins, del {{ text-decoration: none }} ins {{ background: #dcf5dc }} del {{ background: #fbdcdc }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: .9rem; width: 100%; }}
-td, th {{ border-bottom: 1px solid #ddd; padding: .25rem .5rem; text-align: left;
-  vertical-align: top; }}
-.up {{ background: #eefaee }} .down {{ background: #fdeeee }}
-</style></head><body>
+.lmopt {{ --ink: #222; --paper: #fff; --soft: #f5f5f5; --line: #ddd; --dot: #27a; --best: #c40;
+  --plus: #dcf5dc; --minus: #fbdcdc; font: 16px/1.5 system-ui, sans-serif; margin: 0 auto;
+  max-width: 60rem; padding: 1rem; color: var(--ink); background: var(--paper); }}
+@media (prefers-color-scheme: dark) {{ .lmopt {{ --ink: #ddd; --paper: #181818; --soft: #242424;
+  --line: #444; --dot: #6bd; --best: #f85; --plus: #1d3a1d; --minus: #452020; }} }}
+.lmopt h1 {{ font-size: 1.6rem }} .lmopt h2 {{ font-size: 1.2rem; margin-top: 2rem }}
+.lmopt svg {{ width: 100%; min-width: 32rem; height: auto; fill: var(--ink); }}
+.lmopt ol {{ padding-left: 2.2rem; }} .lmopt li::marker {{ color: var(--dot); }}
+.lmopt summary {{ cursor: pointer; overflow-wrap: anywhere; }}
+.lmopt .best > summary {{ font-weight: bold }} .lmopt .out > summary {{ opacity: .6 }}
+.lmopt pre {{ overflow-x: auto; background: var(--soft); padding: .5rem; font-size: .85rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; max-height: 40rem; }}
+.lmopt ins, .lmopt del {{ text-decoration: none }}
+.lmopt ins, .lmopt .up {{ background: var(--plus) }}
+.lmopt del, .lmopt .down {{ background: var(--minus) }} .lmopt .wide {{ overflow-x: auto; }}
+.lmopt table {{ border-collapse: collapse; font-size: .9rem; width: 100%; }}
+.lmopt td, .lmopt th {{ border-bottom: 1px solid var(--line); padding: .25rem .5rem;
+  text-align: left; vertical-align: top; }}
+</style></head><body style="margin: 0"><div class="lmopt">
 {body}
-</body></html>
+</div></body></html>
 """
 
 
@@ -2343,34 +3095,68 @@ def _headline(trials: Sequence[Trial], top: int) -> str:
     tokens = f"{spent.input_tokens + spent.output_tokens:,} tokens for scoring"
     cost = f", {spent.cost:.4f} US dollars" if spent.cost else ""
     calls = max(one.calls for one in trials)
-    return f"<p>{scores}{len(trials)} trials, {calls:,} calls, {tokens}{cost}.</p>"
+    note = _escape(trials[top].note)
+    return (
+        f"<p>{scores}{len(trials)} trials, {calls:,} calls, {tokens}{cost}.</p><p>Best: {note}</p>"
+    )
 
 
-def _chart(trials: Sequence[Trial], top: int) -> str:
-    """Score against calls, each with its interval, and the best so far as a line."""
-    most = max(1, *(one.calls for one in trials))
-    steps: list[str] = []
+def _chart(
+    trials: Sequence[Trial], top: int, unit: str, along: Callable[[Trial], float | None]
+) -> str:
+    """Scores against something, with their intervals; those that are out in a band below."""
+    known = [(n, one, along(one) or 0.0) for n, one in enumerate(trials) if one.score is not None]
+    step = _round_step(max([x for _, _, x in known], default=0) or 1)
+    most = step * math.ceil(max([x / step for _, _, x in known], default=0) + 0.2)
     marks = [_grid(level) for level in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    marks.append(f'<text x="780" y="285" text-anchor="end">{most:,} calls</text>')
-    highest = -1.0
-    for place, one in enumerate(trials):
-        if one.score is None:
-            continue
-        x, y = round(50 + 730 * one.calls / most, 1), _height(one.score)
-        if one.evaluation is not None:
+    marks += [_tick(x, f"{x:,.10g}", most) for x in _ticks(step, most)]
+    best_so_far, path = -1.0, list[str]()
+    for place, one, value in sorted(known, key=lambda one: one[2]):
+        x, score = _across(value, most), one.score or 0.0
+        y = 285.0 if one.out else _height(score)
+        if not one.out and one.evaluation is not None:
             low, high = map(_height, one.evaluation.interval)
-            marks.append(f'<line x1="{x}" x2="{x}" y1="{low}" y2="{high}" stroke="#9bc"/>')
-        if one.score > highest:
-            steps += [f"{x},{_height(max(highest, 0.0))}", f"{x},{y}"] if steps else [f"{x},{y}"]
-            highest = one.score
-        tip = _escape(f"{place}: {one.score:.3f} after {one.calls} calls, {one.note}")
-        fill = "#c40" if place == top else "#27a"
-        marks.append(f'<circle cx="{x}" cy="{y}" r="4" fill="{fill}"><title>{tip}</title></circle>')
-    if steps:
-        points = " ".join([*steps, f"780,{_height(highest)}"])
-        marks.append(f'<polyline points="{points}" fill="none" stroke="#27a"/>')
-    look = 'font-size="12" font-family="sans-serif" role="img" aria-label="score against calls"'
-    return f'<svg viewBox="0 0 800 295" {look}>{"".join(marks)}</svg>'
+            marks.append(f'<line x1="{x}" x2="{x}" y1="{low}" y2="{high}" {_FAINT}/>')
+        if not one.out and score > best_so_far:
+            path += [f"{x},{_height(best_so_far)}"] * bool(path) + [f"{x},{y}"]
+            best_so_far = score
+        tip = _escape(f"{place}: {score:.3f}, {value:,.0f} {unit}, {one.note}")
+        color = "var(--best)" if place == top else "var(--dot)"
+        look = f'fill="none" stroke="{color}"' if one.out else f'fill="{color}"'
+        marks.append(f'<circle cx="{x}" cy="{y}" r="4" {look}><title>{tip}</title></circle>')
+    path += [f"{_across(most, most)},{_height(best_so_far)}"] * bool(path)
+    line = f'<polyline points="{" ".join(path)}" fill="none" stroke="var(--dot)"/>' if path else ""
+    look = f'font-size="12" font-family="sans-serif" role="img" aria-label="score against {unit}"'
+    band = '<text x="44" y="289" text-anchor="end">out</text>'
+    name = f'<text x="780" y="322" text-anchor="end">{unit}</text>'
+    drawn = f'<svg viewBox="0 0 800 330" {look}>{line}{"".join(marks)}{band}{name}</svg>'
+    return f'<div class="wide">{drawn}</div>'
+
+
+_FAINT = 'stroke="var(--dot)" stroke-opacity="0.5"'
+_LEGEND = (
+    '<small><span style="color: var(--best)">●</span> the best · <span style="color: var(--dot)">●'
+    "</span> scored on all rows, with its 95 % interval · — the best so far · ○ out: it lost on the"
+    " first rows, or costs too much; its score, of fewer rows, compares with no other</small>"
+)
+
+
+def _round_step(most: float) -> float:
+    """A step of 1, 2 or 5 times a power of ten, of which about five reach so far."""
+    power = 10.0 ** math.floor(math.log10(most / 5))
+    return next(power * n for n in (1, 2, 5, 10) if power * n * 5 >= most)
+
+
+def _ticks(step: float, most: float) -> list[float]:
+    return [step * n for n in range(round(most / step) + 1)]
+
+
+def _across(value: float, most: float) -> float:
+    return round(60 + 720 * value / most, 1)
+
+
+def _tick(value: float, label: str, most: float) -> str:
+    return f'<text x="{_across(value, most)}" y="308" text-anchor="middle">{label}</text>'
 
 
 def _height(score: float) -> float:
@@ -2379,28 +3165,45 @@ def _height(score: float) -> float:
 
 def _grid(level: float) -> str:
     y = _height(level)
-    line = f'<line x1="50" x2="780" y1="{y}" y2="{y}" stroke="#ddd"/>'
+    line = f'<line x1="50" x2="790" y1="{y}" y2="{y}" stroke="var(--line)"/>'
     return f'{line}<text x="44" y="{y + 4}" text-anchor="end">{level:.2f}</text>'
 
 
-def _tree(trials: Sequence[Trial], top: int, parent: int | None = None) -> str:
-    """Candidates below those they were made from, each with what it changed."""
-    places = [place for place, one in enumerate(trials) if one.parent == parent]
-    items = [f"<li>{_leaf(trials, n, top)}{_tree(trials, n, top)}</li>" for n in places]
-    return f"<ul>{''.join(items)}</ul>" if items else ""
+def _prompt_of(trial: Trial) -> str:
+    """What an LM was sent for the first row, step by step; or the parameters, where none was."""
+    rows = trial.evaluation.rows[:1] if trial.evaluation else ()
+    sent = {
+        event.path: lmopt.transcript(event.request.messages)
+        for row in rows
+        for event in row.prediction.trace
+        if event.request is not None
+    } or {path: _instructed(prompt) for path, prompt in trial.params.items()}
+    return "".join(
+        f"<h3>{_escape(path)}</h3><pre>{_escape(text)}</pre>" for path, text in sent.items()
+    )
 
 
-def _leaf(trials: Sequence[Trial], place: int, top: int) -> str:
+def _instructed(prompt: lmopt.Prompt) -> str:
+    return "\n".join([prompt.instructions, *(demo.to_json() for demo in prompt.demos)])
+
+
+def _list(trials: Sequence[Trial], top: int) -> str:
+    """The candidates, each with what it changed of the one that it was made from."""
+    items = [f"<li>{_candidate(trials, place, top)}</li>" for place in range(len(trials))]
+    return f'<ol start="0">{"".join(items)}</ol>'
+
+
+def _candidate(trials: Sequence[Trial], place: int, top: int) -> str:
     one = trials[place]
     score = "not scored" if one.score is None else f"{one.score:.3f}"
-    head = f"{place}: {score}, {_escape(one.note)}"
+    made = "" if one.parent is None else f", from {one.parent}"
+    head = f"{score}{made}: {_escape(one.note)}"
     if one.parent is None:
-        lines = [f"{path}: {prompt.instructions}" for path, prompt in one.params.items()]
-        body = _escape("\n".join(lines))
+        body = _escape("\n".join(f"{n}: {_instructed(p)}" for n, p in one.params.items()))
     else:
         lines = lmopt.diff(trials[one.parent].params, one.params).split("\n")
         body = "\n".join(map(_colored, lines)) or "nothing changed"
-    kind = ' class="best" open' if place == top else ""
+    kind = ' class="best" open' if place == top else ' class="out"' if one.out else ""
     return f"<details{kind}><summary>{head}</summary><pre>{body}</pre></details>"
 
 
@@ -2410,18 +3213,22 @@ def _colored(line: str) -> str:
     return f"<{tag}>{_escape(line)}</{tag}>" if tag else _escape(line)
 
 
-def _side_by_side(start: Trial, top: Trial, most: int = 200) -> str:
-    """The rows that both were scored on."""
-    if start.evaluation is None or top.evaluation is None:
+def _side_by_side(trials: Sequence[Trial], top: int, most: int = 200) -> str:
+    """The rows that the start was scored on, and the best, or what that was made from."""
+    start, end = trials[0].evaluation, trials[top].evaluation
+    if trials[top].final and trials[top].parent is not None:
+        end = trials[trials[top].parent or 0].evaluation
+    if start is None or end is None:
         return "<p>The trials were not scored.</p>"
-    pairs = list(zip(start.evaluation.rows, top.evaluation.rows, strict=False))
+    after = {row.example: row for row in end.rows}
+    pairs = [(row, after[row.example]) for row in start.rows if row.example in after]
     body = []
-    for before, after in pairs[:most]:
-        kind = "up" if after.score > before.score else "down" if after.score < before.score else ""
-        cells = [_shown(before.example)]
-        for row in (before, after):
+    for one, other in pairs[:most]:
+        kind = "up" if other.score > one.score else "down" if other.score < one.score else ""
+        cells = [_shown(one.example)]
+        for row in (one, other):
             cells += [_shown(row.prediction, row.error), f"{row.score:g}"]
-        body.append(f'<tr class="{kind}">{"".join(f"<td>{one}</td>" for one in cells)}</tr>')
+        body.append(f'<tr class="{kind}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
     left = f"<p>and {len(pairs) - most} more rows</p>" if len(pairs) > most else ""
     head = "".join(f"<th>{one}</th>" for one in ("example", "start", "", "best", ""))
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(body)}</table></div>{left}'

@@ -258,7 +258,7 @@ def test_equal_candidates_are_scored_once_and_losers_stop_early():
 
 def test_it_stops_at_the_score_that_is_asked_for():
     trials = list(random_search(toy_lm(), stop_at=0.9).trials(animals, ZOO, exact_match))
-    assert [trial.score for trial in trials] == [0.0, 1.0]
+    assert [trial.score for trial in trials] == [0.0, 1.0, 1.0]
 
 
 def test_trials_are_lazy():
@@ -308,10 +308,11 @@ def test_searches_try_as_many_labelled_examples_as_fit_and_fewer():
         trials = search.trials(task, rows, exact_match)
         return [len(trial.params["predict"].demos) for trial in trials]
 
-    assert counts() == [0, 100, 64, 16, 4]
+    assert counts() == [0, 100, 16, 4]
     assert counts(max_labeled=16) == [0, 16, 4]
+    assert counts(max_labeled=0) == [0]
     few = counts(max_prompt_tokens=500)
-    assert 4 < few[1] < 64 and few[2:] == [16, 4][few[1] <= 16 :]
+    assert 8 < few[1] < 32 and few[2:] == [4]
     assert len(bootstrap_few_shot(toy_lm())(task, rows, exact_match)["predict"].demos) == 200
 
 

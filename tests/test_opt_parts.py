@@ -1,5 +1,6 @@
 """The parts of optimizers: splitting, spreading, demonstrations, racing."""
 
+import math
 from collections import Counter
 
 import pytest
@@ -103,7 +104,7 @@ marks = st.lists(st.integers(0, 4), min_size=1, max_size=120)
 
 
 @given(marks, marks, st.sampled_from([1, 5]))
-def test_a_race_never_changes_who_wins(a, b, workers):
+def test_a_race_is_the_beginning_of_an_evaluation_and_ends_where_it_is_hardly_won(a, b, workers):
     size = min(len(a), len(b))
     rows = [{"question": f"{n}", "answer": ""} for n in range(size)]
 
@@ -113,10 +114,15 @@ def test_a_race_never_changes_who_wins(a, b, workers):
     best = evaluate(qa, rows, graded(a), lm=stub_lm())
     whole = evaluate(qa, rows, graded(b), lm=stub_lm())
     raced = race(qa, rows, graded(b), lm=stub_lm(), beat=best, workers=workers)
-    assert raced.rows == whole.rows[: len(raced.rows)]
-    assert (raced.score > best.score) == (whole.score > best.score)
-    if whole.score > best.score:
-        assert raced.rows == whole.rows
+    run = len(raced.rows)
+    assert raced.rows == whole.rows[:run] and (run == size or run in (16, 32, 64))
+    if run < size:
+        gains = [
+            after.score - before.score for after, before in zip(raced.rows, best.rows, strict=False)
+        ]
+        room = sum(1 - row.score for row in best.rows[run:])
+        far = sum(gains) < -math.sqrt(sum(gain * gain for gain in gains))
+        assert far or sum(gains) + room <= 1e-9
     assert race(qa, rows, graded(b), lm=stub_lm()).rows == whole.rows
 
 
@@ -124,4 +130,4 @@ def test_a_race_stops_as_soon_as_it_is_lost():
     rows = [{"question": f"{n}", "answer": ""} for n in range(800)]
     best = evaluate(qa, rows, lambda e, p: 0.95, lm=stub_lm())
     lost = race(qa, rows, lambda e, p: 0.0, lm=stub_lm(), beat=best)
-    assert len(lost.rows) == 100 and lost.score <= best.score
+    assert len(lost.rows) == 16 and lost.score <= best.score

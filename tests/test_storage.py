@@ -263,3 +263,17 @@ def test_demos_with_typed_values_are_the_same_values_after_saving_and_loading(tm
     first, second = loaded.params["predict"].demos
     assert dict(first) == values and type(first["all"]) is set
     assert dict(second) == {"colour": "green", "n": "x"}  # what is no such value stays as it was
+
+
+def test_demonstrations_that_moved_are_not_removed_and_added():
+    rows = [lmopt.Record(q=str(n), a="x") for n in range(4)]
+    task = lmopt.predict("q -> a")
+    old = task.params.replace("predict", demos=rows)
+    turned = old.replace("predict", demos=rows[::-1])
+    assert lmopt.diff(old, turned) == "--- predict\n+++ predict\ndemonstrations in another order"
+    fewer = old.replace("predict", demos=[rows[3], rows[0]])
+    assert lmopt.diff(old, fewer).split("\n")[2:] == [
+        '-demo: {"q": "1", "a": "x"}',
+        '-demo: {"q": "2", "a": "x"}',
+        "demonstrations in another order",
+    ]
