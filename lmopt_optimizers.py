@@ -161,8 +161,8 @@ class Options(TypedDict, total=False):
 
     Attributes:
         valset: rows to score on, none of them in the training set; by default half of that.
-        calls: LM calls in all, proposals and retries too; never exceeded. What they do not suffice
-            for is not done.
+        calls: LM calls in all, proposals and retries too; never exceeded. Rows to score on are at
+            most a tenth of that, or 24; what the calls do not suffice for is not done.
         max_labeled: labelled examples to use as demonstrations; by default as many as fit into the
             prompt. Searches try fewer too (64, 16, 4); 0 leaves the demonstrations alone.
         max_prompt_tokens: of the prompt of a step with its demonstrations, four characters a token.
@@ -206,6 +206,7 @@ class _Options:
     executor: Executor | None = None
     progress: Callable[..., Iterable[Any]] | None = None
     within: tuple[str, ...] = field(default=(), converter=_tops)
+    sized: bool = True  # whether the calls decide how many rows to score on
 
     def __attrs_post_init__(self) -> None:
         _check(max_labeled=self.max_labeled or 0, calls=self.calls or 0)
@@ -238,7 +239,8 @@ class _Options:
 
     def most(self, program: lmopt.Program, examples: Examples) -> int:
         """How many labelled demonstrations a step has at most."""
-        fit = fitting_count(program, examples, self.max_prompt_tokens)
+        room = min(self.max_prompt_tokens, int(self.max_tokens_per_run or self.max_prompt_tokens))
+        fit = fitting_count(program, examples, room)
         return fit if self.max_labeled is None else min(self.max_labeled, fit)
 
 
@@ -532,6 +534,8 @@ def _searching(
     chosen = optimizer.options
     train, val = chosen.part(examples) if optimizer.parts else (examples, chosen.valset or examples)
     hunt = Hunt(program, train, val, metric, optimizer.lm, chosen)
+    if chosen.calls is not None and chosen.sized and optimizer.parts:
+        hunt.fewer(chosen.calls // max(10 * _usual_calls(program), 1))
     yield from lmopt.through(optimizer.search(hunt), partial(_satisfy, hunt))
 
 
@@ -580,7 +584,7 @@ class Hunt:
     Attributes:
         program: to be improved.
         train: rows to learn from.
-        val: rows to score on.
+        val: rows to score on; `whole` where they were more before.
         trials: all so far, in order.
         calls: LM calls so far.
         runs: runs of the program so far.
@@ -601,6 +605,7 @@ class Hunt:
         self.options, self.seed, self.paths = options, options.seed, options.paths(program)
         self.trials: list[Trial] = []
         self.calls, self.runs, self.best, self.most = 0, 0, 0, options.calls
+        self.whole = val
         self._seen: dict[str, int] = {}
         self._unused: list[Exception] = []  # proposals since the last trial
         self._done: dict[tuple[str, str], dict[int, lmopt.Row]] = {}
@@ -623,10 +628,16 @@ class Hunt:
         """Those of several (parameters, note) that were not tried before, equal ones once."""
         return [one for one in unique(made, key=_digest) if not self.knows(one[0])]
 
+    def fewer(self, rows: int) -> None:
+        """Score on so many held-out rows from now on, or 24 if that is more."""
+        self.val = self.val[: max(rows, 24)]
+
     @_wanted
-    def start(self, note: str = "start") -> lmopt.Flow:
+    def start(self) -> lmopt.Flow:
         """The program as it is, scored; sent: the trial."""
-        return self.trial(self.program.params, note, None, False).flow()
+        size = len(self.val)
+        few = f", scored on {size} of {len(self.whole)} rows" if self.whole[size:] else ""
+        return self.trial(self.program.params, f"start{few}", None, False).flow()
 
     @_wanted
     def demos(self, most: int | None = None) -> lmopt.Flow:
@@ -1921,9 +1932,8 @@ def mipro(
         return trials or int(max(2 * choices * math.log2(count), 1.5 * count))
 
     def search(hunt: Hunt) -> lmopt.Flow:
-        few = f", scored on {most} of {len(hunt.val)} rows" if most < len(hunt.val) else ""
-        hunt.val = hunt.val[:most]
-        yield hunt.start(f"start{few}")
+        hunt.fewer(most)
+        yield hunt.start()
         yield hunt.demos()
         sets = yield from _sets(hunt, given, 0 if fixed else max(count - len(hunt.trials), 1))
         wording = yield from _wording(hunt, texts)
@@ -2025,7 +2035,8 @@ def gepa(
     the other has not, else by instructions that join those of both.
 
     Args:
-        max_runs: program runs in all; the search ends before one more would be too many.
+        max_runs: program runs in all; the search ends before one more would be too many. It scores
+            on a twelfth as many rows at most.
         auto: how many, by the number of steps and held-out rows, where that is not given.
         minibatch: rows to reflect on, 1 or more.
         merge: whether to merge.
@@ -2048,15 +2059,19 @@ def gepa(
         return max_runs if max_runs is not None else usual
 
     def search(hunt: Hunt) -> lmopt.Flow:
-        size, rungs = len(hunt.val), _rungs(hunt.options.most(hunt.program, hunt.train))
-        most = budget(len(hunt.paths), size, len(rungs))
-        if most < size:
+        rungs = _rungs(hunt.options.most(hunt.program, hunt.train))
+        most = budget(len(hunt.paths), len(hunt.val), len(rungs))
+        hunt.fewer(most // 12)
+        if most < (size := len(hunt.val)):
             raise lmopt.DataError("too few runs", max_runs, f"{size} or more", "raise max_runs")
         trial = yield hunt.start()
         yield hunt.demos(min(len(rungs), max((most - size) // (2 * size), 0)))
         merges, idle, turns = max_merges if merge else 0, 0, Counter[int]()
         batch = min(minibatch, len(hunt.train))
         for number in itertools.count():
+            if idle > 50 and (hunt.top.score or 0.0) < 1.0:
+                what = "gepa ended: 50 minibatches in a row gave nothing new"
+                warnings.warn(f"{what}, after {hunt.runs} of {most} runs", stacklevel=2)
             full = hunt.runs + 2 * batch + size + 8 > most
             if full or idle > 50 or (trial and stop and stop(trial)):
                 return
@@ -2424,9 +2439,9 @@ def auto(  # type: ignore[misc]
 
     def search(hunt: Hunt) -> lmopt.Flow:
         each = max(_usual_calls(hunt.program), 1)
-        whole, most = hunt.val, hunt.most or 0
+        most = hunt.most or 0
         runs = most // each
-        hunt.val, kept = _slices(whole, runs)
+        hunt.val, kept = _slices(hunt.whole, runs)
         hunt.most = most - 2 * len(kept) * each
         start, turn = (yield hunt.start()), 0
         with suppress(CallsSpent):
@@ -2439,7 +2454,7 @@ def auto(  # type: ignore[misc]
                 if hunt.calls == spent:
                     break
         hunt.most = most
-        yield from _last_word(hunt, start, kept, level, whole if refit else ())
+        yield from _last_word(hunt, start, kept, level, hunt.whole if refit else ())
 
     def bound(size: Size) -> Plan:
         runs = calls if size.program.max_calls else calls * (size.val + size.train)
@@ -2651,20 +2666,24 @@ def _inner(
 ) -> lmopt.Flow:
     """Run an optimizer inside another one, within its calls; `tell` as in `relayed`."""
     spent, allowed = hunt.calls, _inside(hunt.options, optimizer)
-    if hunt.most is not None:
-        left = hunt.most - hunt.calls
-        most = left if allowed.options.calls is None else min(left, allowed.options.calls)
-        allowed = evolve(allowed, options=evolve(allowed.options, calls=most))
+    own = math.inf if allowed.options.calls is None else allowed.options.calls
+    if hunt.left < own:
+        allowed = evolve(
+            allowed, options=evolve(allowed.options, calls=int(hunt.left), sized=False)
+        )
 
     def counted(trial: Trial) -> Trial | None:
         hunt.calls = spent + trial.calls
         return tell(trial)
 
+    ours = hunt.left < own
     flow = allowed.flow(hunt.program.with_params(params or {}), hunt.train, hunt.metric)
     try:
         yield from relayed(flow, counted)
     except CallsSpent as error:
         hunt.calls = max(hunt.calls, spent + error.used)
+        if ours:
+            raise
 
 
 def _bounds(size: Size, optimizers: Iterable[Optimizer]) -> Plan:

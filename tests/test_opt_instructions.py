@@ -213,6 +213,7 @@ def test_several_things_may_be_wanted_at_once():
     assert [one.note for one in trials] == ["start", "Text 0.", "Text 1.", "Text 2."]
 
 
+@pytest.mark.filterwarnings("ignore:gepa ended")
 @pytest.mark.parametrize("name", ["copro", "mipro", "gepa", "simba", "infer_rules", "avatar"])
 def test_a_parent_is_what_a_trial_was_made_from(name):
     trials = list(WRITERS[name](toy_lm()).trials(TASK, ROWS, exact_match))
@@ -278,6 +279,7 @@ WRITERS = {
 writers = pytest.mark.parametrize("make", WRITERS.values(), ids=WRITERS)
 
 
+@pytest.mark.filterwarnings("ignore:gepa ended")
 @writers
 def test_it_makes_the_program_better(make):
     start = lmopt.evaluate(TASK, ROWS, exact_match, lm=toy_lm()).score
@@ -307,6 +309,7 @@ def test_a_person_may_write_and_sees_what_went_wrong(make):
     assert lmopt.evaluate(TASK, ROWS, exact_match, lm=toy_lm(), params=params).score == 1.0
 
 
+@pytest.mark.filterwarnings("ignore:gepa ended")
 @writers
 def test_earlier_proposals_are_shown_with_their_scores_failed_ones_too(make):
     asked, counter = [], itertools.count()
@@ -321,6 +324,7 @@ def test_earlier_proposals_are_shown_with_their_scores_failed_ones_too(make):
         assert "Useless text 0." in shown
 
 
+@pytest.mark.filterwarnings("ignore:gepa ended")
 @writers
 def test_rows_to_score_on_are_never_shown_to_the_proposer(make):
     asked = []
@@ -717,3 +721,12 @@ def test_the_toy_writes_rules_from_the_cases_it_is_shown():
         'If the text mentions "horse", answer "animal".',
         'If the text mentions "tulip", answer "plant".',
     ]
+
+
+def test_gepa_says_so_where_it_finds_nothing_more():
+    with pytest.warns(UserWarning, match=r"gepa ended: 50 minibatches .*, after \d+ of 3000 runs"):
+        gepa(toy_lm(), max_runs=3000, propose=lambda given: "No use.")(TASK, ROWS[:12], never)
+
+
+def never(example, prediction):
+    return 0.0
