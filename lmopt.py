@@ -278,15 +278,19 @@ class ReplayMiss(LmoptError, LookupError):
 def stops(error: Exception) -> bool:
     """Tell whether an error would fail every row alike, so that it must stop an evaluation.
 
-    A request that the provider refuses (HTTP 400, 413, 422) concerns its own row only.
+    A request that the provider refuses (HTTP 400, 413, 422) concerns its own row only, and so does
+    one that it could not answer just then. What an LM function raises that is no error of ours is
+    an error of that code.
 
     >>> stops(Unauthorized("no key")), stops(ParseError("no answer")), stops(ZeroDivisionError())
     (True, False, False)
-    >>> stops(LMError("no", status=400)), stops(LMError("no", status=500))
-    (False, True)
+    >>> stops(LMError("no", status=400)), stops(LMError("no", retryable=True)), stops(LMError("no"))
+    (False, False, True)
     """
-    of_one_row = isinstance(error, LMError) and error.status in (400, 413, 422)
-    return isinstance(error, LmoptError) and not (of_one_row or isinstance(error, _PASSING))
+    if not isinstance(error, LmoptError):
+        return bool(getattr(error, "of_lm", False))
+    of_one_row = isinstance(error, LMError) and (error.status in (400, 413, 422) or error.retryable)
+    return not (of_one_row or isinstance(error, _PASSING))
 
 
 _PASSING = (ParseError, ContextWindowExceeded, Refused)
@@ -4077,6 +4081,9 @@ def _logged(
         return outcome
     except Exception as error:
         failure = describe(error)
+        if request is not None and not isinstance(error, LmoptError):
+            with suppress(AttributeError):
+                error.of_lm = True  # type: ignore[attr-defined]  # see `stops`
         raise
     finally:
         seconds = time.perf_counter() - began
@@ -5174,7 +5181,8 @@ class _Threads:
         from concurrent.futures import Future
 
         future: Future[V] = Future()
-        self._work.put((future, partial(function, *args, **kwargs)))
+        run = contextvars.copy_context().run  # what the caller has set holds in the thread too
+        self._work.put((future, partial(run, function, *args, **kwargs)))
         return future
 
     def shutdown(self, wait: bool = True) -> None:
@@ -9015,8 +9023,9 @@ def evaluate(
     """Run a program on a data set and score each prediction.
 
     A row in which the program itself fails (a reply that cannot be read, a tool that raises) gets
-    `failure_score`. What would fail on every row (a dead key, a spent budget, a wrong metric) is no
-    wrong answer: it is raised at once.
+    `failure_score`; so does one that the LM could not answer just then, unless that happens three
+    times in a row. What would fail on every row (a dead key, a spent budget, an error of an LM's
+    own code, a wrong metric) is no wrong answer: it is raised at once.
 
     Args:
         dataset: examples with at least the inputs of the program.
@@ -9082,10 +9091,17 @@ def evaluating(
     >>> [row for _, row in next(flow).items]
     [Record(q='?')]
     """
+    _check_metric(metric)
     examples = check_dataset(program, dataset)
     ready = program if params is None else program.with_params(params)
     rows = yield from scoring([(ready, one) for one in examples], metric, lm=lm, **options)
     return Evaluation(rows)
+
+
+def _check_metric(metric: Any) -> None:
+    if not (callable(metric) or hasattr(metric, "flow")):
+        todo = "write evaluate(program, dataset, metric, lm=lm)"
+        raise DataError("this is no metric", metric, "a function of example and prediction", todo)
 
 
 def scoring(
@@ -9107,22 +9123,23 @@ def scoring(
     >>> [row.score for row in drive(scoring(jobs, exact_match, lm=stub_lm()), None)]
     [1.0]
     """
-    if not (callable(metric) or hasattr(metric, "flow")):
-        todo = "write evaluate(program, dataset, metric, lm=lm)"
-        raise DataError("this is no metric", metric, "a function of example and prediction", todo)
+    _check_metric(metric)
     if not (progress is None or callable(progress)):
         raise DataError("this shows no progress", progress, "a function", "pass tqdm.tqdm")
-    rows, failed = list[Row](), 0
+    rows, failed, silent = list[Row](), 0, 0
 
     def take(row: Any) -> None:
-        nonlocal failed
+        nonlocal failed, silent
         if isinstance(row, MetricError):
             raise row
-        rows.append(row)
-        failed += bool(row.error)
+        silent = silent + 1 if isinstance(row, _Unanswered) else 0
+        if silent == min(_PATIENCE, len(jobs)):
+            raise row.error
+        rows.append(row.row if silent else row)
+        failed += bool(rows[-1].error)
         if max_errors is not None and failed > max_errors:
             what, known = f"{failed} of {len(rows)} rows failed; the last", f"at most {max_errors}"
-            raise DataError(what, row.error, known, "correct the program")
+            raise DataError(what, rows[-1].error, known, "correct the program")
 
     watch = progress and partial(progress, total=len(jobs), desc="evaluate")
     try:
@@ -9131,6 +9148,17 @@ def scoring(
         error.rows = tuple(rows)
         raise
     return tuple(rows)
+
+
+_PATIENCE = 3  # so many rows in a row that the LM could not answer are no accident
+
+
+@frozen
+class _Unanswered:
+    """A row that the LM could not answer just then, which may concern it alone."""
+
+    row: Row
+    error: LMError
 
 
 def _not_all_alike(made: Evaluation) -> Evaluation:
@@ -9220,7 +9248,10 @@ def _row(metric: Any, failure_score: float, job: tuple[Program, Record]) -> Flow
     except Exception as error:
         if stops(error):
             raise
-        return Row(example, Prediction(trace=events), failure_score, error=describe(error))
+        row = Row(example, Prediction(trace=events), failure_score, error=describe(error))
+        if isinstance(error, LMError) and error.retryable:
+            return _Unanswered(row, error)
+        return row
     shown, todo = {"example": dict(example), "prediction": dict(prediction)}, "correct the metric"
     try:
         asked = getattr(metric, "flow", lambda *pair: _once(Call(metric, pair)))

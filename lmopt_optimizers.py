@@ -791,6 +791,8 @@ class Hunt:
             raise self._spent()
         made = yield from lmopt.gathered(_sample, pairs, asked)
         self.calls += sum(lmopt.usage(one.trace).calls for one in made)
+        if made and all(isinstance(one, lmopt.LMError) and one.retryable for one in made):
+            raise made[0]
         self._unused += [one for one in made if isinstance(one, Exception)]
         return [one for one in made if not isinstance(one, Exception)]
 

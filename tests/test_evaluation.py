@@ -119,24 +119,38 @@ def test_a_metric_that_raises_is_your_error():
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
+def broken_for(*questions):
+    """A program that calls a tool first, which breaks for some questions, or for all."""
+
+    def look(question):
+        if question in questions or not questions:
+            raise RuntimeError("broken")
+
+    @lmopt.program(ask=qa)
+    def body(steps, question):
+        yield lmopt.invoke(look, question)
+        return (yield steps.ask(question=question))
+
+    return body
+
+
 def test_what_the_program_gets_wrong_is_a_scored_row():
     def lm(request):
         if request.inputs.question == "3?":
             return lmopt.Response("no fields")
         if request.inputs.question == "4?":
             raise lmopt.ContextWindowExceeded("too long")
-        if request.inputs.question == "5?":
-            raise RuntimeError("a tool broke")
         return knows_half(request)
 
-    result = evaluate(qa, DATA, exact_match, lm=lm, failure_score=0.25, workers=4)
+    task = broken_for("5?")
+    result = evaluate(task, DATA, exact_match, lm=lm, failure_score=0.25, workers=4)
     assert [row.error.split(":")[0] for row in result.errors] == [
         "ParseError",
         "ContextWindowExceeded",
         "RuntimeError",
     ]
     assert [row.score for row in result.rows[3:6]] == [0.25] * 3
-    assert result.usage.calls == 20 + 2  # the unreadable reply was asked again twice
+    assert result.usage.calls == 19 + 2  # the unreadable reply was asked again twice
     failed = result.rows[3].prediction
     assert failed == {} and failed.trace[-1].inputs == {"question": "3?"} and failed.trace[-1].error
     assert "20 rows, 3 errors; first: ParseError: " in repr(result)
@@ -174,17 +188,58 @@ def test_a_judge_whose_lm_fails_is_no_wrong_metric(error):
         evaluate(qa, DATA, judge, lm=stub_lm())
 
 
-def test_too_many_errors_stop():
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("error", [ConnectionError("gone"), ImportError("x"), TypeError("y")])
+def test_an_error_of_an_lms_own_code_is_no_wrong_answer(error, workers):
     def lm(request):
-        raise RuntimeError("broken")
+        if request.inputs.question == "3?":
+            raise error
+        return knows_half(request)
 
+    for asked in (lm, lmopt.cache({})(lm), lmopt.retry()(lm)):
+        with pytest.raises(type(error)):
+            evaluate(qa, DATA, exact_match, lm=asked, workers=workers)
+
+
+def busy(*questions):
+    """An LM that cannot answer some questions just then."""
+
+    def lm(request):
+        if request.inputs.question in questions:
+            raise lmopt.RateLimited("busy", retryable=True)
+        return knows_half(request)
+
+    return lm
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_what_an_lm_cannot_answer_just_then_is_a_failed_row(workers):
+    lm = busy("3?", "4?", "9?", "19?")
+    result = evaluate(qa, DATA, exact_match, lm=lm, workers=workers)
+    assert [row.example.question for row in result.errors] == ["3?", "4?", "9?", "19?"]
+    assert result.errors[0].error == "RateLimited: busy"
+    with pytest.raises(DataError, match="3 of 10 rows failed; the last: 'RateLimited: busy'"):
+        evaluate(qa, DATA, exact_match, lm=lm, workers=workers, max_errors=2)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_three_in_a_row_that_it_cannot_answer_end_it_and_keep_the_rows(workers):
+    with pytest.raises(lmopt.RateLimited) as caught:
+        evaluate(qa, DATA, exact_match, lm=busy("5?", "7?", "8?", "9?"), workers=workers)
+    assert [row.example for row in caught.value.rows] == DATA[:9]
+    with pytest.raises(lmopt.RateLimited):
+        evaluate(qa, DATA[:2], exact_match, lm=busy("0?", "1?"))
+
+
+def test_too_many_errors_stop():
     with pytest.raises(
         DataError,
         match="3 of 3 rows failed; the last: 'RuntimeError: broken'; expected at most 2; correct",
     ) as caught:
-        evaluate(qa, DATA, exact_match, lm=lm, max_errors=2)
+        evaluate(broken_for(), DATA, exact_match, lm=stub_lm(), max_errors=2)
     assert len(caught.value.rows) == 3
-    assert len(evaluate(qa, DATA[:2], exact_match, lm=lm, max_errors=2).errors) == 2
+    task = broken_for()
+    assert len(evaluate(task, DATA[:2], exact_match, lm=stub_lm(), max_errors=2).errors) == 2
 
 
 @pytest.mark.parametrize(
@@ -478,13 +533,9 @@ def test_a_cancelled_evaluation_leaves_no_task_behind():
 
 
 def odd_rows():
-    def lm(request):
-        if request.inputs.question == "0?":
-            raise RuntimeError("broken")
-        return knows_half(request)
-
     rows = [*DATA[:3], {"question": "3?", "answer": "3", "tags": ["ä", "b,c"]}]
-    return evaluate(qa, rows, lambda e, p: Score(exact_match(e, p), "<b>"), lm=lm)
+    task, lm = broken_for("0?"), knows_half
+    return evaluate(task, rows, lambda e, p: Score(exact_match(e, p), "<b>"), lm=lm)
 
 
 def test_rows_as_csv_json_table_and_html(golden):
@@ -721,6 +772,23 @@ def test_semantic_f1_is_the_harmonic_mean_of_shares(recall, precision, threshold
     assert metric(EXAMPLE, {"answer": "x"}).value == pytest.approx(score)
 
 
+def test_what_the_caller_has_set_holds_in_every_thread():
+    import contextvars
+
+    span = contextvars.ContextVar("span", default="none")
+    span.set("outer")
+    seen = []
+
+    def lm(request):
+        seen.append(span.get())
+        return knows_half(request)
+
+    evaluate(qa, DATA, exact_match, lm=lm, workers=4)
+    qa(lmopt.timeout(5)(lm), question="1?")
+    list(lmopt.stream(qa, lm, {"question": "1?"}))
+    assert set(seen) == {"outer"} and len(seen) == len(DATA) + 2
+
+
 def test_a_judge_that_cannot_be_read_or_asked_is_an_error():
     with pytest.raises(lmopt.ParseError):
         lmopt.judge(lmopt.scripted_lm(["?"] * 3), "Polite.")(EXAMPLE, {"answer": "x"})
@@ -753,6 +821,9 @@ def test_a_function_that_stops_an_iteration_is_an_error_and_no_endless_wait(what
 
     if what == "metric":
         with pytest.raises(lmopt.MetricError, match="StopIteration"):
+            asyncio.run(main())
+    elif what == "lm":
+        with pytest.raises(RuntimeError, match="StopIteration"):
             asyncio.run(main())
     else:
         assert "StopIteration" in asyncio.run(main()).rows[0].error

@@ -77,8 +77,8 @@ def line(name: str, make: Make, rows: Any, seeds: int, whole: bool, **options: A
     spread = statistics.stdev([one[1] for one in made]) / seeds**0.5 if seeds > 1 else 0.0
     wins = f"{sum(one[1] > one[0] for one in made)}/{seeds}"
     took = (time.perf_counter() - began) / seeds
-    print(f"{name:<22} {before:6.3f} {after:6.3f} {spread:6.3f} {wins:>6} {calls:7.0f} {tokens:7.0f}"
-          f" {took:7.1f}", flush=True)  # fmt: skip
+    print(f"{name:<22} {before:6.3f} {after:6.3f} {spread:6.3f} {wins:>6} {calls:7.0f}"
+          f" {tokens:7.0f} {took:7.1f}", flush=True)  # fmt: skip
     return calls, after
 
 
