@@ -8081,10 +8081,12 @@ class Middleware(Made):
     Attributes:
         flow: (layer, request) -> flow of one call; `layer.inner` is the inner LM.
         identity: inner LM -> what decides the answers of the outer one.
+        holds: (layer, request) -> whether it answers that itself, without the inner LM.
     """
 
     flow: Callable[[Layer, Request], Flow] = field(repr=False)
     identity: Callable[[Any], str] = field(default=lambda inner: identity(inner), repr=False)
+    holds: Callable[[Layer, Request], bool] = field(default=lambda *call: False, repr=False)
     made: Any = _made()
 
     def __call__(self, inner: Any) -> Layer:
@@ -8242,13 +8244,11 @@ def throttle(
 
     def flow(request: Request) -> Flow:
         written = sum(len(one.text) for one in request.messages) / 4 + (request.max_tokens or 0)
-        place = window.enter(written)
-        delay = place[0] - clock()
-        if delay > 0:
-            yield Sleep(delay)
+        while not (place := window.enter(written))[1]:
+            yield Sleep(place[0])
         response = yield request
         spent = response.usage.input_tokens + response.usage.output_tokens
-        place[1] = spent or place[1]  # what it took in truth
+        place[1][1] = spent or place[1][1]  # what it took in truth
         return response
 
     return middleware(flow)
@@ -8261,18 +8261,18 @@ class _Window:
         self.calls, self.tokens, self.clock = calls, tokens, clock
         self.begun, self.lock = deque[list[float]](), threading.Lock()
 
-    def enter(self, size: float) -> list[float]:
-        """Find a place for a call of so many tokens: [when it may begin, its tokens]."""
+    def enter(self, size: float) -> tuple[float, list[float]]:
+        """Book a call of so many tokens: (0, what was booked), or (seconds to wait, nothing)."""
         with self.lock:
-            start = max(self.clock(), self.begun[-1][0] if self.begun else 0.0)
-            while self.begun and (
-                self.begun[0][0] <= start - 60
-                or len(self.begun) >= self.calls
-                or sum(tokens for _, tokens in self.begun) + size > self.tokens
-            ):
-                start = max(start, self.begun.popleft()[0] + 60)
-            self.begun.append([start, size])
-            return self.begun[-1]
+            now = self.clock()
+            while self.begun and self.begun[0][0] + 60 <= now:
+                self.begun.popleft()
+            read = sum(tokens for _, tokens in self.begun)
+            full = len(self.begun) >= self.calls or read + size > self.tokens
+            if self.begun and full:
+                return max(self.begun[0][0] + 60 - now, 0.001), []
+            self.begun.append([now, size])
+            return 0.0, self.begun[-1]
 
 
 @factory
@@ -8311,7 +8311,8 @@ def _recalling(
         find: (identity, key of a request) -> text of the response, None where it is not known.
         keep: (identity, request, text) -> the text that is kept.
     """
-    under_way: dict[tuple[str, str], Future[None]] = {}  # each with a future of its end
+    under_way: dict[tuple[Any, ...], Future[None]] = {}  # each with a future of its end
+    failed: list[DataError] = []  # what is asked after that would be paid for and lost
     lock = threading.Lock()
 
     def flow(layer: Layer, request: Request) -> Flow:
@@ -8319,25 +8320,37 @@ def _recalling(
 
         call = layer.identity, request.key
         while (text := find(*call)) is None:
+            place = os.getpid(), *call  # a process that was forked waits for none of its parent's
             with lock:
-                mine = call not in under_way
-                ended = under_way.setdefault(call, Future())
+                mine = place not in under_way
+                ended = under_way.setdefault(place, Future())
             if not mine:
                 yield _Wait(ended)
                 continue
             try:
                 if (text := find(*call)) is None:  # it may have been kept since
+                    if failed:
+                        raise failed[0]
                     response = yield request
-                    return (yield from _kept(keep, layer.identity, request, response))
+                    return (yield from _kept(keep, layer.identity, request, response, failed))
             finally:
                 with lock:
-                    under_way.pop(call).set_result(None)
+                    under_way.pop(place).set_result(None)
         return _kept_response(text)
 
-    return Middleware(flow)
+    def holds(layer: Layer, request: Request) -> bool:
+        return find(layer.identity, request.key) is not None
+
+    return Middleware(flow, holds=holds)
 
 
-def _kept(keep: Callable[..., str], lm: str, request: Request, response: Response) -> Flow:
+def _kept(
+    keep: Callable[..., str],
+    lm: str,
+    request: Request,
+    response: Response,
+    failed: list[DataError],
+) -> Flow:
     """Keep a response; return the one that stands."""
     made = _response_text(response)
     try:
@@ -8345,7 +8358,8 @@ def _kept(keep: Callable[..., str], lm: str, request: Request, response: Respons
     except (OSError, DataError) as error:  # a full disk is no wrong answer
         what, todo = "an answer could not be kept", f"see the disk ({error})"
         kept = {"response": response}  # it is paid for
-        raise DataError(what, response.text, "a file", todo, **kept) from error
+        failed.append(DataError(what, response.text, "a file", todo, **kept))
+        raise failed[-1] from error
     return response if text == made else _kept_response(text)
 
 
@@ -8357,13 +8371,15 @@ def _response_text(response: Response) -> str:
 def _kept_response(text: str) -> Response:
     try:
         data = jsonlib.loads(text)
+        if not isinstance(data["text"], str):
+            raise TypeError(f"its text is {data['text']!r}")
         if "usage" in data:
             data["usage"] = Usage(**data["usage"])
         if "tool_calls" in data:
             data["tool_calls"] = tuple(ToolCall(**one) for one in data["tool_calls"])
         return Response(**data, cached=True)
-    except (ValueError, TypeError, AttributeError) as error:
-        todo = "delete what is kept there"
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        todo = f"delete what is kept there ({error!r})"
         raise DataError("what was kept is no response", text, "a response", todo) from error
 
 
@@ -8399,22 +8415,23 @@ def cache(store: Path_ | MutableMapping[str, str]) -> Middleware:
 
 
 class _Sqlite:
-    """Texts by key in an SQLite file; one connection for each process."""
+    """Texts by key in an SQLite file; in each process a connection to read by, and one to write."""
 
     def __init__(self, path: str) -> None:
-        self._path, self._lock = path, threading.Lock()
-        self._connections: dict[int, sqlite3.Connection] = {}
+        self._path, self._locks = path, (threading.Lock(), threading.Lock())
+        self._connections: dict[tuple[int, bool], sqlite3.Connection] = {}
         weakref.finalize(self, _disconnect, self._connections)
         self._ask("SELECT 1")
 
-    def _ask(self, command: str, *values: str) -> list[tuple[Any, ...]]:
+    def _ask(self, command: str, *values: str, write: bool = False) -> list[tuple[Any, ...]]:
         import sqlite3
 
-        with self._lock:
+        with self._locks[write]:
             try:
-                if os.getpid() not in self._connections:
-                    self._connections[os.getpid()] = _connect(self._path)
-                return self._connections[os.getpid()].execute(command, values).fetchall()
+                mine = os.getpid(), write
+                if mine not in self._connections:
+                    self._connections[mine] = _connect(self._path)
+                return self._connections[mine].execute(command, values).fetchall()
             except sqlite3.DatabaseError as error:
                 todo = f"see the file ({error})"
                 raise DataError("this cache cannot be used", self._path, "SQLite", todo) from error
@@ -8426,22 +8443,26 @@ class _Sqlite:
 
     def setdefault(self, key: str, text: str) -> str:
         """Keep a text where there is none yet; return the one that stands."""
-        self._ask("INSERT OR IGNORE INTO calls VALUES (?, ?)", key, text)
+        self._ask("INSERT OR IGNORE INTO calls VALUES (?, ?)", key, text, write=True)
         return str(self.get(key))
 
 
 def _connect(path: str) -> sqlite3.Connection:
     """Open the file so that writers wait for each other, and readers for nobody."""
     import sqlite3
+    from pathlib import Path
 
     made = sqlite3.connect(path, timeout=60.0, isolation_level=None, check_same_thread=False)
     patience = time.monotonic() + 60.0
     try:
         while not _prepared(made, patience):
             time.sleep(0.005)
-    except BaseException:
+    except BaseException as error:
         made.close()
-        raise
+        if "readonly" not in str(error):
+            raise
+        place = Path(path).resolve().as_uri()  # what it holds can be read all the same
+        return sqlite3.connect(f"{place}?immutable=1", uri=True, check_same_thread=False)
     return made
 
 
@@ -8461,9 +8482,10 @@ def _prepared(connection: sqlite3.Connection, patience: float) -> bool:
     return True
 
 
-def _disconnect(connections: dict[int, sqlite3.Connection]) -> None:
-    if made := connections.pop(os.getpid(), None):
-        made.close()
+def _disconnect(connections: dict[tuple[int, bool], sqlite3.Connection]) -> None:
+    for write in (False, True):
+        if made := connections.pop((os.getpid(), write), None):
+            made.close()
 
 
 @factory
@@ -8499,6 +8521,9 @@ def record(path: Path_) -> Middleware:
     return _recalling(tape.find, tape.keep)
 
 
+_LINE = b'{"key": "'  # how each line begins
+
+
 class _Cassette:
     """A file of recorded calls, and where in it each of them stands."""
 
@@ -8523,14 +8548,16 @@ class _Cassette:
 
     def _read(self, file: Any) -> None:
         """Take in the lines that were added since; a last one that is torn is left out."""
+        if file.seek(0, os.SEEK_END) < self._end:
+            self._forget()
         file.seek(self._end)
         for line in file:
             try:
                 call = jsonlib.loads(line)
+                _ = call["request"]["messages"], call["response"]["text"] + call["lm"] + call["key"]
                 self.places.setdefault(call["lm"], {}).setdefault(call["key"], self._end)
-                _ = call["request"], call["response"]
-            except (ValueError, LookupError, TypeError) as error:
-                if not line.endswith(b"\n"):
+            except (ValueError, LookupError, TypeError, RecursionError) as error:
+                if not line.endswith(b"\n") and line[:9] == _LINE[: len(line)]:
                     return self._tear()
                 shown, todo = line.decode("utf-8", "replace"), f"restore or delete it ({error!r})"
                 what = f"{self.path}: line {self._count + 1} is no recorded call"
@@ -8544,6 +8571,11 @@ class _Cassette:
             warnings.warn(what, stacklevel=5)
         self._torn = self._end
 
+    def _forget(self) -> None:
+        """Begin anew: another file stands there now, or none."""
+        self.places.clear()
+        self._end, self._count, self._torn = 0, 0, -1
+
     def call(self, place: int) -> dict[str, Any]:
         """Read one line: key, lm, step, request and response."""
         from pathlib import Path
@@ -8554,9 +8586,25 @@ class _Cassette:
             return made
 
     def find(self, lm: str, key: str) -> str | None:
-        """The text of the response of an LM to a request, if it is known by now."""
-        place = self.places.get(lm, {}).get(key)
-        return None if place is None else _dump(self.call(place)["response"])
+        """The text of the response of an LM to a request, if the file holds it by now."""
+        if (place := self.places.get(lm, {}).get(key)) is not None:
+            with suppress(OSError, ValueError, LookupError, TypeError):
+                call = self.call(place)
+                if (call["lm"], call["key"]) == (lm, key):
+                    return _dump(call["response"])
+            self._forget()
+        if self._size() != self._end:
+            with self._open("rb") as file:
+                self._read(file)
+            return self.find(lm, key) if key in self.places.get(lm, {}) else None
+        return None
+
+    def _size(self) -> int:
+        try:
+            return os.stat(self.path).st_size  # noqa: PTH116 - pathlib is imported where it is used
+        except FileNotFoundError:
+            self._forget()
+            return 0
 
     def keep(self, lm: str, request: Request, text: str) -> str:
         """Append a call, unless another process was faster; return the response that stands."""
@@ -8565,8 +8613,8 @@ class _Cassette:
         line = f'{_dump(call)[:-1]}, "response": {text}}}\n'.encode()
         with self._open("ab+") as file:
             self._read(file)
-            if (known := self.find(lm, request.key)) is not None:
-                return known
+            if (place := self.places.get(lm, {}).get(request.key)) is not None:
+                return _dump(self.call(place)["response"])
             self._append(file, line)
             self._read(file)
         return text
@@ -8743,8 +8791,13 @@ def budget(
     purse = _Purse(known)
 
     def flow(layer: Layer, request: Request) -> Flow:
-        while (ended := purse.reserve()) is not None:
-            yield _Wait(ended)
+        try:
+            while (ended := purse.reserve()) is not None:
+                yield _Wait(ended)
+        except BudgetExceeded:
+            if _held(layer.inner, request):
+                return (yield request)
+            raise
         response = None
         try:
             response = yield request
@@ -8753,6 +8806,13 @@ def budget(
             purse.settle(response)
 
     return Middleware(flow, made="a budget cannot be sent to another process")
+
+
+def _held(lm: Any, request: Request) -> bool:
+    """Whether a layer of an LM answers a request from what it holds."""
+    if not isinstance(lm, Layer):
+        return False
+    return lm.middleware.holds(lm, request) or _held(lm.inner, request)
 
 
 class _Purse:

@@ -1,6 +1,7 @@
 """Middleware: each a flow, tested by hand, in threads, loops and batches; caches and cassettes."""
 
 import asyncio
+import itertools
 import json
 import logging
 import multiprocessing
@@ -11,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -263,41 +265,43 @@ class Clock:
 
 
 @given(
-    gaps=st.lists(st.tuples(st.floats(0, 40), st.integers(0, 120)), min_size=1, max_size=40),
+    gaps=st.lists(st.tuples(st.floats(0, 40), st.integers(0, 120)), min_size=1, max_size=25),
     calls=st.integers(1, 5),
     tokens=st.integers(50, 200),
+    late=st.floats(0, 70),
 )
-def test_no_minute_has_more_than_it_may(gaps, calls, tokens):
-    clock, began = Clock(), []
+def test_no_minute_has_more_than_it_may_however_late_who_waits_wakes_up(gaps, calls, tokens, late):
+    clock, began, waiting = Clock(), [], []
     layer = throttle(per_minute=calls, tokens_per_minute=tokens, clock=clock)(echo)
-    for gap, size in gaps:
-        flow = layer.flow(ask("x" * 4 * size))
-        effect = next(flow)
-        start = clock.now
+    arrivals = itertools.accumulate(gap for gap, _ in gaps)
+    for number, (when, (_, size)) in enumerate(zip(arrivals, gaps, strict=True)):
+        waiting.append((when, number, size, layer.flow(ask("x" * 4 * size))))
+    while waiting:
+        waiting.sort(key=lambda one: one[:2])
+        clock.now, number, size, flow = waiting.pop(0)
+        effect = flow.send(None)
         if isinstance(effect, Sleep):
-            start += effect.seconds
-            effect = flow.send(None)
-        assert isinstance(effect, Request)
-        began.append((start, size))
+            assert 0 < effect.seconds <= 60
+            waiting.append((clock.now + effect.seconds + late, number, size, flow))
+            continue
+        began.append((clock.now, size))
         with pytest.raises(StopIteration):
             flow.send(Response("x"))
-        clock.now += gap
+    assert len(began) == len(gaps)
     for start, _ in began:
         minute = [(when, size) for when, size in began if start - 60 + 1e-6 < when <= start]
         assert len(minute) <= calls
         assert sum(size for _, size in minute) <= tokens or len(minute) == 1
-    assert [when for when, _ in began] == sorted(when for when, _ in began)
 
 
 def test_throttle_corrects_its_estimates():
     clock = Clock()
     layer = throttle(tokens_per_minute=100, clock=clock)(echo)
     assert stepped(layer, ask("x" * 40), Response("", usage=Usage(1, 80, 15)))[0] == [ask("x" * 40)]
-    effects, _ = stepped(layer, ask("x" * 40), None, echo(ask()))
-    assert effects[0] == Sleep(60.0)
+    assert next(layer.flow(ask("x" * 40))) == Sleep(60.0)
     clock.now = 60.0
     large = ask("x" * 4000, max_tokens=5)
-    assert stepped(layer, large, None, echo(ask()))[0][0] == Sleep(60.0)
+    assert stepped(layer, large, echo(ask()))[0] == [large]  # alone in its minute
     for wrong in ({}, {"per_minute": 0}):
         with pytest.raises(DataError, match="no limit to keep"):
             throttle(**wrong)
@@ -825,3 +829,150 @@ def test_a_key_is_nowhere_to_be_found(tmp_path, caplog):
     assert len(found) > 100 and len(files) >= 3
     assert KEY not in "".join([*map(str, found), *caplog.messages])
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
+
+
+# -- what goes wrong in the hands of others --
+
+
+def test_a_budget_lets_pass_what_a_cache_below_holds(tmp_path):
+    for made in (cache({}), cache(tmp_path / "c.sqlite"), record(tmp_path / "c.jsonl")):
+        inner = Counting()
+        lm = budget(calls=1)(retry()(made(inner)))
+        assert [lm(ask("one")).cached for _ in range(3)] == [False, True, True]
+        with pytest.raises(lmopt.BudgetExceeded):
+            lm(ask("two"))
+        assert len(inner.seen) == 1
+        assert in_a_loop(lm, [ask("one")])[0].cached
+
+
+@pytest.mark.parametrize("harm", ["deleted", "emptied", "replaced", "shortened"])
+def test_a_cassette_that_is_changed_under_a_live_lm_gives_no_wrong_answer(tmp_path, harm):
+    tape = tmp_path / "calls.jsonl"
+    other = tmp_path / "other.jsonl"
+    for text in ("xxx", "yyy", "zzz"):
+        record(other)(echo)(ask(text))
+    lm = record(tape)(echo)
+    assert [lm(ask(text)).text for text in ("one", "two", "six")] == ["ONE", "TWO", "SIX"]
+    if harm == "deleted":
+        tape.unlink()
+    elif harm == "emptied":
+        tape.write_bytes(b"")
+    elif harm == "replaced":
+        other.replace(tape)
+    else:
+        tape.write_bytes(tape.read_bytes().splitlines(keepends=True)[1])
+    assert [lm(ask(text)).text for text in ("two", "one", "six")] == ["TWO", "ONE", "SIX"]
+    again = replay_lm(tape)
+    assert [again(ask(text)).text for text in ("one", "two", "six")] == ["ONE", "TWO", "SIX"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"notes of mine, without a newline",
+        b'{"name": "a file of another program"}',
+        b'{"name": "a file of another program"}\n',
+        b"[" * 100_000,
+        b'{"key": "k", "lm": "l", "request": {"messages": []}, "response": {"text": 5}}\n',
+        b'{"key": "k", "lm": 5, "request": {"messages": []}, "response": {"text": ""}}\n',
+        b'{"key": "k", "lm": "l", "response": {"text": "x"}}\n',
+        b"\xff\xfe\x00",
+    ],
+)
+def test_a_file_that_is_no_cassette_is_an_error_and_stays_as_it_is(tmp_path, line):
+    tape = tmp_path / "notes.txt"
+    tape.write_bytes(line)
+    for make in (lambda: record(tape)(echo)(ask()), lambda: replay_lm(tape)):
+        with pytest.raises(DataError, match="line 1 is no recorded call"):
+            make()
+        assert tape.read_bytes() == line
+
+
+def test_a_line_that_was_torn_anywhere_is_dropped_with_a_warning(tmp_path):
+    tape = tmp_path / "calls.jsonl"
+    record(tape)(echo)(ask("one"))
+    whole = tape.read_bytes()
+    for size in (1, 5, 9, 30, len(whole) - 2):
+        tape.write_bytes(whole + whole[:size])
+        with pytest.warns(UserWarning, match="the last line was torn"):
+            assert record(tape)(echo)(ask("one")).cached
+
+
+def test_what_others_have_recorded_since_is_not_asked_again(tmp_path):
+    tape, inner = tmp_path / "calls.jsonl", Counting()
+    one, other = record(tape)(inner), record(tape)(inner)
+    for n in range(5):
+        one(ask(str(n)))
+        assert other(ask(str(n))).cached
+    assert len(inner.seen) == 5
+
+
+def test_after_an_answer_could_not_be_kept_nothing_more_is_paid_for(tmp_path):
+    class Full(dict):
+        def setdefault(self, key, value):
+            raise OSError(28, "No space left on device")
+
+    inner = Counting()
+    lm = cache(Full())(inner)
+    for text in ("one", "two", "three"):
+        with pytest.raises(DataError, match="an answer could not be kept"):
+            lm(ask(text))
+    assert len(inner.seen) == 1
+
+
+def test_what_a_cache_holds_can_be_read_where_it_cannot_be_written(tmp_path, monkeypatch):
+    path = tmp_path / "c.sqlite"
+    cache(path)(echo)(ask("one"))
+    made = sqlite3.connect(path)
+    made.execute("PRAGMA journal_mode = DELETE")
+    made.close()
+
+    def refused(connection, patience):  # as a file or folder without the right to write does
+        raise sqlite3.OperationalError("attempt to write a readonly database")
+
+    monkeypatch.setattr(lmopt, "_prepared", refused)
+    inner = Counting()
+    inner.identity = lmopt.identity(echo)
+    lm = cache(path)(inner)
+    assert lm(ask("one")).cached and lm(ask("one")).text == "ONE"
+    for text in ("two", "three"):
+        with pytest.raises(DataError, match="could not be kept: .*readonly"):
+            lm(ask(text))
+    assert inner.seen == ["two"]
+
+
+def test_a_hit_waits_for_nobody_who_writes(tmp_path):
+    path = tmp_path / "c.sqlite"
+    lm = cache(path)(echo)
+    lm(ask("one"))
+    blocker = sqlite3.connect(path, isolation_level=None)
+    blocker.execute("BEGIN IMMEDIATE")
+    waiting = threading.Thread(target=lm, args=(ask("two"),))
+    waiting.start()
+    began = time.monotonic()
+    assert lm(ask("one")).cached and time.monotonic() - began < 1
+    blocker.execute("COMMIT")
+    blocker.close()
+    waiting.join()
+    assert lm(ask("two")).cached
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_process_that_was_forked_does_not_wait_for_its_parents_calls():
+    gate = threading.Event()
+    inner = Counting(gate)
+    lm = cache({})(inner)
+    thread = threading.Thread(target=lm, args=(ask("one"),))
+    thread.start()
+    inner.came.acquire()
+    child = os.fork()
+    if not child:
+        inner.gate = None
+        os._exit(0 if lm(ask("one")).text == "ONE" else 1)
+    deadline = time.monotonic() + 10
+    while (done := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        threading.Event().wait(0.005)
+    gate.set()
+    thread.join()
+    assert done == (child, 0)
