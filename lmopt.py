@@ -7155,6 +7155,13 @@ _COMPACT = jsonlib.JSONEncoder(ensure_ascii=False, separators=(",", ":"), defaul
 _SECRET = "(?i)auth|key|token|secret|cookie"
 
 
+class _Hidden(dict[str, str]):
+    """Headers with a key, which no frame, log or report shows."""
+
+    def __repr__(self) -> str:
+        return "***"
+
+
 @frozen(eq=False, repr=False)
 class _Endpoint:
     """Where to post JSON, and idle clients to do it with: called, it posts; awaited, it does too.
@@ -7191,33 +7198,52 @@ class _Endpoint:
         """The URL without what may be secret in it."""
         return re.sub(r"(?<=//)[^/@]*@|\?.*", "", self.url)
 
-    def exchange(self, payload: Any, feed: Callable[[bytes], Any] | None = None) -> Flow:
-        """Post JSON; return the body of the answer, and what hides the secrets in a text.
+    def exchange(self, payload: Any, take: Callable[[str], None] | None = None) -> Flow:
+        """Post JSON; return the body of the answer, without secrets.
 
-        The body of a stream of events goes to `feed` as it arrives.
+        Where the answer is a stream, the data of each event goes to `take` as it arrives.
         """
+        headers, hide = self._headers()
+        content = _encodable(_COMPACT.encode(payload)).encode()
+        feed = take and _events(lambda data: take(hide(data)))
+        answer = yield Call(self, (content, headers, feed, hide))
+        if isinstance(answer, LMError):  # a value, so that no frame holds an error with a key in it
+            raise answer
+        status, after, body = answer
+        if status == 200:
+            return body
+        raise _http_error(self.name, status, after, body.decode("utf-8", "replace"))
+
+    def _headers(self) -> tuple[dict[str, str], Callable[[str], str]]:
+        """The headers of a request, and what hides the secrets in a text."""
+        given = {name.lower() for name in self.headers}
+        own = self.authorize("") if "authorization" in given else self.authorize(self._key())
+        ours = {"Content-Type": "application/json", **own}
+        kept = {name: text for name, text in ours.items() if name.lower() not in given}
+        secrets = [*own.values(), *map(str, self.headers.values())]
+        return _Hidden({**kept, **self.headers}), lambda text: _hide(secrets, text)
+
+    def _unreached(self, error: Exception, hide: Callable[[str], str]) -> LMError:
+        """The error of a request that got no answer: whether asking again may help."""
         import httpx
 
-        key = self._key()
-        hide = partial(_hide, [key, *map(str, self.headers.values())])
-        headers = {"Content-Type": "application/json", **self.authorize(key), **self.headers}
-        content = _encodable(_COMPACT.encode(payload)).encode()
-        try:
-            status, after, body = yield Call(self, (content, headers, feed))
-        except httpx.TimeoutException:
+        if isinstance(error, httpx.TimeoutException):
             what, expected = f"{self.name} did not answer in time", f"an answer in {self.timeout} s"
-            failure: LMError = LMTimeout(what, None, expected, "ask again", retryable=True)
-        except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:
-            what, shown = f"{self.name} cannot be reached ({type(error).__name__})", str(error)
-            failure = LMError(what, hide(shown), "an HTTP answer", "check it and base_url")
-            failure.retryable = isinstance(error, httpx.TransportError) and not isinstance(
-                error, httpx.UnsupportedProtocol
+            return LMTimeout(what, None, expected, "ask again", retryable=True)
+        shown, name = hide(str(error)), type(error).__name__
+        if isinstance(error, httpx.DecodingError):
+            what = f"{self.name} sent what cannot be decompressed ({name})"
+            return LMError(what, shown, "gzip, deflate or plain", "see the server")
+        if isinstance(error, (httpx.LocalProtocolError, UnicodeError)):
+            what = f"a request to {self.name} cannot be sent ({name})"
+            return LMError(
+                what, shown, "headers in one line of ASCII", "correct the key or headers"
             )
-        else:
-            if status == 200:
-                return body, hide
-            failure = _http_error(self.name, status, after, hide(body.decode("utf-8", "replace")))
-        raise failure  # out here, so that no httpx error with the headers hangs on it
+        passes = isinstance(error, httpx.TransportError) and not isinstance(
+            error, httpx.UnsupportedProtocol
+        )
+        what = f"{self.name} cannot be reached ({name})"
+        return LMError(what, shown, "an HTTP answer", "check it and base_url", retryable=passes)
 
     def close(self) -> None:
         """Close the idle connections of this process."""
@@ -7231,61 +7257,117 @@ class _Endpoint:
             raise Unauthorized("no API key", self.key_name, "an API key", todo)
         return key
 
-    def read(self, body: bytes, hide: Callable[[str], str], decode: Callable[[Any], T]) -> T:
+    def read(self, body: bytes, decode: Callable[[Any], T]) -> T:
         """Decode the body of an answer; what cannot be read is the provider's error."""
         try:
-            return decode(jsonlib.loads(body))
+            data = jsonlib.loads(body)
+            if (error := _fault(data)) is None:
+                return decode(data)
+            raise _said_error(self.name, error)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             kind = type(error).__name__
         # Out here, so that no error with the whole body hangs on it.
-        text = hide(body.decode("utf-8", "backslashreplace"))
+        text = body.decode("utf-8", "backslashreplace")
         what = f"{self.name} sent an answer that cannot be read ({kind})"
         facts = {"status": 200, "body": cut(text), "retryable": True}
         expected, todo = "a completion as JSON in UTF-8", "ask again, or check base_url"
         raise LMError(what, text, expected, todo, **facts)
 
-    def __call__(self, content: bytes, headers: dict[str, str], feed: Any) -> _Answer:
-        """Post, in this thread; return status, Retry-After and body."""
-        with self._lent() as client:
-            response = client.send(self._request(client, content, headers), stream=bool(feed))
-            if feed is None:
-                return _answered_with(response, response.content)
+    def __call__(
+        self, content: bytes, headers: dict[str, str], feed: Any, hide: Callable[[str], str]
+    ) -> _Answer | LMError:
+        """Post, in this thread; return status, Retry-After and body, or the error."""
+        import httpx
+
+        try:
+            return _blotted(self._asked(content, headers, feed), hide)
+        except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:
+            return self._unreached(error, hide)
+
+    def _asked(self, content: bytes, headers: dict[str, str], feed: Any) -> _Answer:
+        used = self.client is None and bool(self._idle.get(os.getpid(), ((), None))[0])
+        with suppress(_Silence), self._lent() as client:
+            return self._posted(client, used, content, headers, feed)
+        with self._lent(fresh=True) as client:
+            return self._posted(client, False, content, headers, feed)
+
+    def _posted(
+        self, client: Any, used: bool, content: bytes, headers: dict[str, str], feed: Any
+    ) -> _Answer:
+        url = self.url
+        for _ in range(_MOVES):
+            with _listening(used):
+                response = client.send(self._request(client, url, content, headers), stream=True)
             with closing(response):
-                if not _is_stream(response):
+                if (moved := _moved(response)) is not None:
+                    url = moved
+                elif feed is None or not _is_stream(response):
                     return _answered_with(response, response.read())
-                for piece in response.iter_bytes():
-                    feed(piece)
-                return _answered_with(response, b"")
+                else:
+                    any(map(feed, response.iter_bytes()))  # until it says that this was all
+                    return _answered_with(response, b"")
+        return response.status_code, "", b"moved too often"
 
-    async def acall(self, content: bytes, headers: dict[str, str], feed: Any) -> _Answer:
+    async def acall(
+        self, content: bytes, headers: dict[str, str], feed: Any, hide: Callable[[str], str]
+    ) -> _Answer | LMError:
         """Post, in the running event loop."""
-        async with self._alent() as client:
-            response = await client.send(self._request(client, content, headers), stream=bool(feed))
-            if feed is None:
-                return _answered_with(response, response.content)
-            async with aclosing(response):
-                if not _is_stream(response):
-                    return _answered_with(response, await response.aread())
-                async for piece in response.aiter_bytes():
-                    feed(piece)
-                return _answered_with(response, b"")
+        import httpx
 
-    def _request(self, client: Any, content: bytes, headers: dict[str, str]) -> httpx.Request:
+        try:
+            return _blotted(await self._aasked(content, headers, feed), hide)
+        except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:
+            return self._unreached(error, hide)
+
+    async def _aasked(self, content: bytes, headers: dict[str, str], feed: Any) -> _Answer:
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        used = self.client is None and bool(self._idle.get(loop, ((), None))[0])
+        with suppress(_Silence):
+            async with self._alent() as client:
+                return await self._aposted(client, used, content, headers, feed)
+        async with self._alent(fresh=True) as client:
+            return await self._aposted(client, False, content, headers, feed)
+
+    async def _aposted(
+        self, client: Any, used: bool, content: bytes, headers: dict[str, str], feed: Any
+    ) -> _Answer:
+        url = self.url
+        for _ in range(_MOVES):
+            asked = self._request(client, url, content, headers)
+            with _listening(used):
+                response = await client.send(asked, stream=True)
+            async with aclosing(response):
+                if (moved := _moved(response)) is not None:
+                    url = moved
+                elif feed is None or not _is_stream(response):
+                    return _answered_with(response, await response.aread())
+                else:
+                    async for piece in response.aiter_bytes():
+                        if feed(piece):
+                            break
+                    return _answered_with(response, b"")
+        return response.status_code, "", b"moved too often"
+
+    def _request(
+        self, client: Any, target: str, content: bytes, headers: dict[str, str]
+    ) -> httpx.Request:
         import httpx
 
         if client is self.client:
             build: Callable[..., httpx.Request] = client.build_request
-            return build("POST", self.url, content=content, headers=headers)
+            return build("POST", target, content=content, headers=headers)
         # Our own clients have no settings to merge, which takes as long as all the rest of it.
         limits = dict.fromkeys(("connect", "read", "write", "pool"), self.timeout)
         known, extensions = {**_HEADERS, **headers}, {"timeout": limits}
-        url = _parsed(self.url)
+        url = _parsed(target)
         return httpx.Request("POST", url, content=content, headers=known, extensions=extensions)
 
     @contextmanager
-    def _lent(self) -> Iterator[Any]:
+    def _lent(self, *, fresh: bool = False) -> Iterator[Any]:
         idle, _ = self._idle.setdefault(os.getpid(), (deque(), None))
-        client = self.client or _borrowed(idle, "Client")
+        client = self.client or _borrowed(deque() if fresh else idle, "Client")
         try:
             yield client
         except BaseException:
@@ -7296,7 +7378,7 @@ class _Endpoint:
             idle.append(client)
 
     @asynccontextmanager
-    async def _alent(self) -> AsyncIterator[Any]:
+    async def _alent(self, *, fresh: bool = False) -> AsyncIterator[Any]:
         import asyncio
 
         loop = asyncio.get_running_loop()
@@ -7304,7 +7386,7 @@ class _Endpoint:
             self._idle[loop] = deque(), _keeper(self._idle, loop)
             await anext(self._idle[loop][1])
         idle, _ = self._idle[loop]
-        client = self.client or _borrowed(idle, "AsyncClient")
+        client = self.client or _borrowed(deque() if fresh else idle, "AsyncClient")
         try:
             yield client
         except BaseException:
@@ -7318,8 +7400,50 @@ class _Endpoint:
 _Answer = tuple[int, str, bytes]
 
 
+def _blotted(answer: _Answer, hide: Callable[[str], str]) -> _Answer:
+    """An answer without secrets in its body."""
+    status, after, body = answer
+    text = body.decode("latin-1")  # as bytes are
+    hidden = hide(text)
+    return answer if hidden is text else (status, after, hidden.encode("latin-1"))
+
+
+_MOVES = 4  # how many times a request is sent on to where the server says
+
+
+class _Silence(Exception):
+    """A connection that was used before ended, before anything was answered on it."""
+
+
+@contextmanager
+def _listening(used: bool) -> Iterator[None]:
+    import httpx
+
+    try:
+        yield
+    except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+        if not used:
+            raise
+        raise _Silence from None
+
+
+def _moved(response: httpx.Response) -> str | None:
+    """Where a request is to be sent instead: on the same host only, as it has a key."""
+    if response.status_code not in (307, 308):
+        return None
+    place = response.url.join(response.headers.get("location", ""))
+    return str(place) if place.host == response.url.host else None
+
+
 def _answered_with(response: httpx.Response, body: bytes) -> _Answer:
-    return response.status_code, response.headers.get("retry-after", ""), body
+    after = response.headers.get("retry-after", "")
+    with suppress(ValueError):
+        after = (
+            str(float(response.headers["retry-after-ms"]) / 1000)
+            if ("retry-after-ms" in response.headers)
+            else after
+        )
+    return response.status_code, after, body
 
 
 def _is_stream(response: httpx.Response) -> bool:
@@ -7400,12 +7524,45 @@ def _http_error(url: str, status: int, after: str, text: str) -> LMError:
         429: (RateLimited, "wait, or raise the quota"),
     }
     kind, todo = kinds.get(status, (LMError, "ask again" if status >= 500 else "see the answer"))
-    if status in (400, 413) and re.search(r"context.?(length|window)|too long", text, re.I):
+    if status in (400, 413, 422, 500) and re.search(_TOO_LONG, text, re.IGNORECASE):
         kind, todo = ContextWindowExceeded, "shorten the prompt: fewer or shorter demonstrations"
-    retryable = (status in (408, 409, 429) or status >= 500) and "insufficient_quota" not in text
+    passes = (status in (408, 409, 429) or status >= 500) and "insufficient_quota" not in text
+    retryable = passes and kind is not ContextWindowExceeded
     problem = explain(f"{url} answered {status}", text, "200", todo)
     wait = _seconds(after)
     return kind(problem, status=status, body=cut(text), retryable=retryable, retry_after=wait)
+
+
+# In the words of OpenAI, vLLM, llama.cpp, Anthropic, Gemini, Groq and others.
+_TOO_LONG = (
+    r"context.?(length|window|size)|(prompt|input|messages?)\b.{0,40}?\btoo (long|large)"
+    r"|input token count|reduce the length of the (messages|prompt|input)"
+)
+
+
+def _fault(data: Any) -> Any:
+    """The error that an answer holds in place of a completion, or None."""
+    if not isinstance(data, dict):
+        return None
+    choices = data.get("choices")
+    one = choices[0] if isinstance(choices, list) and choices else None
+    return data.get("error") or (one.get("error") if isinstance(one, dict) else None)
+
+
+def _said_error(url: str, error: Any) -> LMError:
+    """The error that came with status 200, or in the midst of a stream."""
+    known = error if isinstance(error, dict) else {}
+    kinds = [str(known[name]) for name in ("code", "type", "status") if known.get(name)]
+    codes = [int(one) for one in kinds if one.isdecimal()]
+    status = first([*codes, *(_STATUS[one] for one in kinds if one in _STATUS), 500])
+    return _http_error(url, status, "", _dump(error))
+
+
+# What an error in the midst of an answer would have been as a status.
+_STATUS = {"overloaded_error": 529, "rate_limit_error": 429, "rate_limit_exceeded": 429}
+_STATUS |= {"authentication_error": 401, "permission_error": 403, "invalid_request_error": 400}
+_STATUS |= {"RESOURCE_EXHAUSTED": 429, "INVALID_ARGUMENT": 400, "UNAUTHENTICATED": 401}
+_STATUS |= {"exceed_context_size_error": 400, "invalid_api_key": 401, "not_found_error": 404}
 
 
 def _seconds(after: str) -> float | None:
@@ -7440,6 +7597,24 @@ class _Dialect:
     stream: Fields  # what a request adds that asks for a stream of events
     piece: Callable[[Any], str]  # the text in one event
     assemble: Callable[[list[Any]], Any]  # all events into the answer without a stream
+
+    def named(self, known: dict[str, Any], request: Request) -> dict[str, Any]:
+        """The body of a request; of two names of the token limit, that of the request's wins."""
+        asked = self.encode(request)
+        if any(name in asked for name in _LIMITS):
+            known = {name: value for name, value in known.items() if name not in _LIMITS}
+        return {**known, **asked}
+
+
+_LIMITS = ("max_tokens", "max_completion_tokens")
+
+
+def _limit_renamed(payload: dict[str, Any], error: LMError) -> dict[str, Any] | None:
+    """The body with the other name of the token limit, where the server does not know this one."""
+    for name, other in (_LIMITS, _LIMITS[::-1]):
+        if error.status in (400, 422) and name in payload and other in error.body:
+            return {other if key == name else key: value for key, value in payload.items()}
+    return None
 
 
 def _thought_apart(response: Response, request: Request) -> Response:
@@ -7495,20 +7670,25 @@ class _HttpLM:
         self.end.close()
 
     def _flow(self, request: Request) -> Flow:
-        payload = {"model": self.model, **self.defaults, **self.dialect.encode(request)}
+        payload = self.dialect.named({"model": self.model, **self.defaults}, request)
         if request.rollout and payload.get("temperature") == 0:
             warnings.warn(_ALIKE, stacklevel=2)  # Python says it once
         events: list[Any] = []
-        feed = None
+        take = None
         if request.on_text is not None:
             request.on_text("")  # a new answer begins
             payload |= self.dialect.stream
-            feed = _events(partial(self._take, events, _mending(request.on_text)))
-        body, hide = yield from self.end.exchange(payload, feed)
-        if feed is None or body:  # who was asked for a stream may answer without
-            response = self.end.read(body, hide, self.dialect.decode)
+            take = partial(self._take, events, _mending(request.on_text))
+        try:
+            body = yield from self.end.exchange(payload, take)
+        except LMError as error:
+            if (other := _limit_renamed(payload, error)) is None:
+                raise
+            body = yield from self.end.exchange(other, take)
+        if take is None or body:  # who was asked for a stream may answer without
+            response = self.end.read(body, self.dialect.decode)
         else:
-            response = self._assembled(events, hide)
+            response = self._assembled(events)
         response = _thought_apart(response, request)
         if self.price is None:
             return response
@@ -7525,16 +7705,12 @@ class _HttpLM:
         if text:
             on_text(text)
 
-    def _assembled(self, events: list[Any], hide: Callable[[str], str]) -> Response:
+    def _assembled(self, events: list[Any]) -> Response:
         for event in events:
-            if isinstance(event, dict) and (error := event.get("error")):
-                kind = error.get("code") or error.get("type") if isinstance(error, dict) else None
-                status = kind if isinstance(kind, int) else _STATUS.get(str(kind), 500)
-                raise _http_error(self.url, status, "", hide(_dump(error)))
+            if (error := _fault(event)) is not None:
+                raise _said_error(self.url, error)
         body = _dump(events).encode()
-        return self.end.read(
-            body, hide, lambda all: self.dialect.decode(self.dialect.assemble(all))
-        )
+        return self.end.read(body, lambda all: self.dialect.decode(self.dialect.assemble(all)))
 
 
 def _mending(on_text: Callable[[str], None]) -> Callable[[str], None]:
@@ -7556,27 +7732,30 @@ def _mended(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
 
-# What an error in the midst of a stream would have been as a status.
-_STATUS = {"overloaded_error": 529, "rate_limit_error": 429, "rate_limit_exceeded": 429}
-_STATUS |= {"authentication_error": 401, "permission_error": 403, "invalid_request_error": 400}
-
-
-def _events(take: Callable[[str], None]) -> Callable[[bytes], None]:
+def _events(take: Callable[[str], None]) -> Callable[[bytes], bool]:
     """Make what splits server-sent events, however they are cut, and gives the data of each.
+
+    It says whether the last one has come.
 
     Reference: the event stream format of the HTML standard, section 9.2.
     """
 
-    def split() -> Generator[None, bytes, None]:
-        rest, data = b"", []
+    def split() -> Generator[bool, bytes, None]:
+        begun, held, data, ended = list[bytes](), b"", list[bytes](), False
         while True:
-            *lines, rest = re.split(rb"\r\n|\n|\r(?!\Z)", rest + (yield))
+            piece = held + (yield ended)
+            held = b"\r" if piece.endswith(b"\r") else b""  # a line break may be cut in halves
+            *lines, rest = re.split(rb"\r\n|\n|\r", piece.removesuffix(held))
+            if lines:
+                lines[0], begun = b"".join((*begun, lines[0])), []
+            begun.append(rest)
             for line in lines:
                 if line.startswith(b"data:"):
                     data.append(line[5:].removeprefix(b" "))
                 elif not line and data:
                     text, data = b"\n".join(data).decode("utf-8", "replace"), []
-                    take(text)
+                    ended = ended or text.strip() == "[DONE]"
+                    take(text.strip() if ended else text)
 
     running = split()
     next(running)
@@ -7610,24 +7789,31 @@ def _openai_decode(data: Any) -> Response:
     choice = data["choices"][0]
     message = choice["message"]
     spent = data.get("usage") or {}
-    text = message.get("content") or message.get("refusal") or ""
-    if not isinstance(text, str):
-        raise TypeError("content is no text")
+    said, thought = _parted(message.get("content") or message.get("refusal") or "")
     return Response(
-        text,
+        said,
         tool_calls=tuple(map(_openai_tool_call, message.get("tool_calls") or ())),
         usage=Usage(
             calls=1,
-            input_tokens=spent.get("prompt_tokens") or 0,
-            output_tokens=spent.get("completion_tokens") or 0,
-            cached_tokens=get_in(["prompt_tokens_details", "cached_tokens"], spent) or 0,
-            cost=spent.get("cost") or 0.0,  # OpenRouter tells
+            input_tokens=int(spent.get("prompt_tokens") or 0),
+            output_tokens=int(spent.get("completion_tokens") or 0),
+            cached_tokens=int(get_in(["prompt_tokens_details", "cached_tokens"], spent) or 0),
+            cost=float(spent.get("cost") or 0.0),  # OpenRouter tells
         ),
         model=data.get("model") or "",
         finish_reason="refusal" if message.get("refusal") else choice.get("finish_reason"),
-        reasoning=message.get("reasoning_content") or message.get("reasoning") or "",
+        reasoning=message.get("reasoning_content") or message.get("reasoning") or thought,
         logprobs=choice.get("logprobs"),
     )
+
+
+def _parted(content: Any) -> tuple[str, str]:
+    """The text and the thoughts of a content, which may be a list of parts."""
+    if isinstance(content, str):
+        return content, ""
+    kinds = groupby(lambda part: part["type"] == "thinking", content)
+    thoughts = [_parted(part["thinking"])[0] for part in kinds.get(True, ())]
+    return "".join(part["text"] for part in kinds.get(False, ())), "".join(thoughts)
 
 
 def _openai_message(one: Message) -> dict[str, Any]:
@@ -7676,15 +7862,16 @@ def _openai_tool(one: Any) -> Any:
 
 def _openai_tool_call(data: Any) -> ToolCall:
     called = data["function"]
-    given = first(_meant(dict, called["arguments"] or "{}", ""))
+    said = called.get("arguments") or "{}"
+    given = said if isinstance(said, dict) else first(_meant(dict, said, ""))
     # What is no object cannot be told from a wrong argument: the tool will say what it expects.
-    arguments = given if isinstance(given, dict) else {"arguments": called["arguments"]}
+    arguments = given if isinstance(given, dict) else {"arguments": said}
     return ToolCall(data.get("id") or "", called["name"], arguments)
 
 
 def _openai_piece(event: Any) -> str:
     choices = event.get("choices")
-    return (choices[0].get("delta") or {}).get("content") or "" if choices else ""
+    return _parted((choices[0].get("delta") or {}).get("content") or "")[0] if choices else ""
 
 
 def _openai_assemble(events: list[Any]) -> Any:
@@ -7696,7 +7883,11 @@ def _openai_assemble(events: list[Any]) -> Any:
     if not ends and len(sent) == len(events):
         raise ValueError("the stream ended early")
     names = ("content", "refusal", "reasoning_content", "reasoning")
-    texts = {name: _mended("".join(one.get(name) or "" for one in deltas)) for name in names}
+    said = [{**one, "content": _parted(one.get("content") or "")} for one in deltas]
+    for one in said:
+        one["content"], thought = one["content"]
+        one["reasoning"] = one.get("reasoning") or thought
+    texts = {name: _mended("".join(one.get(name) or "" for one in said)) for name in names}
     calls = _openai_call_parts(concat(one.get("tool_calls") or () for one in deltas))
     logs = [one["logprobs"] for one in choices if one.get("logprobs")]
     choice = {
@@ -7709,16 +7900,25 @@ def _openai_assemble(events: list[Any]) -> Any:
 
 
 def _openai_call_parts(parts: Iterable[Any]) -> list[Any]:
-    calls: dict[int, dict[str, Any]] = {}
+    calls: list[dict[str, Any]] = []
+    under_way: dict[Any, dict[str, Any]] = {}  # by index, which some servers give to all alike
     for part in parts:
-        function = part.get("function") or {}
-        made = calls.setdefault(part.get("index", len(calls)), {"id": "", "name": "", "given": ""})
-        made["id"] = part.get("id") or made["id"]
+        function, index, name = part.get("function") or {}, part.get("index"), part.get("id") or ""
+        made = under_way.get(index)
+        other = made is not None and (
+            bool(name and made["id"] and name != made["id"])
+            or (index is None and bool(function.get("name") and made["name"]))
+        )
+        if made is None or other:
+            made = under_way[index] = {"id": "", "name": "", "given": ""}
+            calls.append(made)
+        made["id"] = name or made["id"]
         made["name"] = function.get("name") or made["name"]
-        made["given"] += function.get("arguments") or ""
+        given = function.get("arguments") or ""
+        made["given"] += given if isinstance(given, str) else _dump(given)
     return [
         {"id": one["id"], "function": {"name": one["name"], "arguments": one["given"]}}
-        for one in calls.values()
+        for one in calls
     ]
 
 
@@ -7774,7 +7974,7 @@ def openai_lm(
     'gpt-4o-mini'
     """
     end = _endpoint(base_url, "/chat/completions", api_key, timeout, headers or {}, client)
-    dialect = _openai("max_completion_tokens" if base_url == _OPENAI else "max_tokens")
+    dialect = _openai("max_completion_tokens" if _is_openai(base_url) else "max_tokens")
     known = Record(jsonable(defaults))
     return _HttpLM(end, dialect, model, known, workers_for(None, concurrency), price)
 
@@ -7788,9 +7988,19 @@ def _endpoint(
     client: Any,
 ) -> _Endpoint:
     """The end point of a provider; the key of the environment goes to OpenAI only."""
-    name = "OPENAI_API_KEY" if base_url == _OPENAI else ""
-    url = base_url.rstrip("/") + path
-    return _Endpoint(url, _bearer, key, name, Record(headers), timeout, client)
+    name = "OPENAI_API_KEY" if _is_openai(base_url) else ""
+    return _Endpoint(_url_at(base_url, path), _bearer, key, name, Record(headers), timeout, client)
+
+
+def _is_openai(base_url: str) -> bool:
+    return _url_at(base_url, "/") == _url_at(_OPENAI, "/")
+
+
+def _url_at(base_url: str, path: str) -> str:
+    """The URL of a path below a base URL, which may end in it already, and may have a query."""
+    base, mark, query = base_url.strip().partition("?")
+    base = base.rstrip("/")
+    return f"{base if base.endswith(path) else base + path}{mark}{query}"
 
 
 def embedder(
@@ -7868,8 +8078,8 @@ class Embedder:
 
     def _one(self, texts: tuple[str, ...]) -> Flow:
         payload = {"model": self.model, **self.defaults, "input": texts}
-        body, hide = yield from self.end.exchange(payload)
-        return self.end.read(body, hide, partial(_vectors, len(texts)))
+        body = yield from self.end.exchange(payload)
+        return self.end.read(body, partial(_vectors, len(texts)))
 
 
 def _vectors(count: int, data: Any) -> list[Vector]:
@@ -7986,7 +8196,9 @@ def _anthropic_assemble(events: list[Any]) -> Any:
         **start["message"],
         "content": [
             _anthropic_block(
-                one["content_block"], [p["delta"] for p in parts.get(one["index"], ())]
+                one["content_block"],
+                [p["delta"] for p in parts.get(one["index"], ())],
+                any(_ended(one.get("stop_reason")) == "length" for one in ends),
             )
             for one in kinds.get("content_block_start", ())
         ],
@@ -7995,18 +8207,23 @@ def _anthropic_assemble(events: list[Any]) -> Any:
     }
 
 
-def _anthropic_block(start: Any, deltas: Sequence[Any]) -> Any:
+def _anthropic_block(start: Any, deltas: Sequence[Any], cut_off: bool) -> Any:
     """One part of the content: its start, and what was added to it."""
     added = {
         name: _mended("".join(one[name] for one in deltas if name in one))
         for name in ("text", "thinking", "partial_json")
     }
     texts = {name: start[name] + added[name] for name in ("text", "thinking") if name in start}
-    given = {"input": jsonlib.loads(added["partial_json"])} if added["partial_json"] else {}
+    given = (
+        {"input": jsonlib.loads(added["partial_json"])}
+        if (added["partial_json"] and not cut_off)
+        else {}
+    )
     return {**start, **texts, **given}
 
 
 _ANTHROPIC = "https://api.anthropic.com/v1"
+_VERSION = re.compile(r"/v\d+(/|$|\?)|/messages/?($|\?)")
 _ANTHROPIC_DIALECT = _Dialect(
     _anthropic_encode, _anthropic_decode, {"stream": True}, _anthropic_piece, _anthropic_assemble
 )
@@ -8036,21 +8253,38 @@ def anthropic_lm(
     'https://api.anthropic.com/v1/messages'
     """
     made = typing.cast(_HttpLM, openai_lm(model, base_url=base_url, api_key=api_key, **options))
-    name = "ANTHROPIC_API_KEY" if base_url == _ANTHROPIC else ""
-    url = base_url.rstrip("/") + "/messages"
+    name = "ANTHROPIC_API_KEY" if _url_at(base_url, "/v1") == _ANTHROPIC else ""
+    url = _url_at(base_url if _VERSION.search(base_url) else _url_at(base_url, "/v1"), "/messages")
     end = evolve(made.end, url=url, authorize=_api_key, key_name=name)
     defaults = Record({"max_tokens": 4096}) | made.defaults
     return evolve(made, end=end, dialect=_ANTHROPIC_DIALECT, defaults=defaults)
 
 
+# Providers that speak the format of OpenAI: base URL, and the environment variable of the key.
+PROVIDERS = {
+    "openai": (_OPENAI, "OPENAI_API_KEY"),
+    "deepseek": ("https://api.deepseek.com/v1", "DEEPSEEK_API_KEY"),
+    "gemini": ("https://generativelanguage.googleapis.com/v1beta/openai", "GEMINI_API_KEY"),
+    "groq": ("https://api.groq.com/openai/v1", "GROQ_API_KEY"),
+    "mistral": ("https://api.mistral.ai/v1", "MISTRAL_API_KEY"),
+    "openrouter": ("https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
+    "together": ("https://api.together.xyz/v1", "TOGETHER_API_KEY"),
+    "llamacpp": ("http://localhost:8080/v1", ""),
+    "lmstudio": ("http://localhost:1234/v1", ""),
+    "ollama": ("http://localhost:11434/v1", ""),
+    "vllm": ("http://localhost:8000/v1", ""),
+}
+
+
 def connect(name: str, **options: Any) -> LM:
-    """Make the LM of a name: "openai/MODEL", "anthropic/MODEL", "ollama/MODEL" or "toy".
+    """Make the LM of a name: "PROVIDER/MODEL", or "toy".
 
     Args:
-        name: provider and model.
-        **options: for the maker of that LM, such as `temperature` or `api_key`.
+        name: the provider is "anthropic", "azure" or one of `PROVIDERS`. At Azure the model is the
+            deployment; the resource is `base_url=`, or in AZURE_OPENAI_ENDPOINT.
+        **options: for the maker of that LM, such as `temperature`, `api_key` or `base_url`.
     Raises:
-        DataError: an unknown provider, or no model.
+        DataError: an unknown provider, no model, or no Azure resource.
 
     >>> connect("ollama/llama3.2").url
     'http://localhost:11434/v1/chat/completions'
@@ -8058,14 +8292,34 @@ def connect(name: str, **options: Any) -> LM:
     provider, _, model = name.partition("/")
     if name == "toy":
         return toy_lm(**options)
-    if provider == "openai" and model:
-        return openai_lm(model, **options)
     if provider == "anthropic" and model:
         return anthropic_lm(model, **options)
-    if provider == "ollama" and model:  # on this machine
-        return openai_lm(model, **{"base_url": "http://localhost:11434/v1", **options})
-    known = "'openai/MODEL', 'anthropic/MODEL', 'ollama/MODEL' or 'toy'"
+    if provider == "azure" and model:
+        return _azure_lm(model, options)
+    if provider in PROVIDERS and model:
+        base_url, key_name = PROVIDERS[provider]
+        made = typing.cast(_HttpLM, openai_lm(model, **{"base_url": base_url, **options}))
+        own = "base_url" not in options
+        return evolve(made, end=evolve(made.end, key_name=key_name if own else made.end.key_name))
+    known = f"PROVIDER/MODEL, of {', '.join(['anthropic', 'azure', *PROVIDERS])}, or 'toy'"
     raise DataError("unknown LM", name, known, "or make it with openai_lm(base_url=...)")
+
+
+def _azure_lm(deployment: str, options: dict[str, Any]) -> LM:
+    """An LM at Azure: its key has a header of its own."""
+    base_url = options.pop("base_url", "") or os.environ.get("AZURE_OPENAI_ENDPOINT", "")
+    if not base_url:
+        todo = "pass base_url='https://NAME.openai.azure.com', or set AZURE_OPENAI_ENDPOINT"
+        raise DataError("no resource at Azure", base_url, "its URL", todo)
+    if "/openai" not in base_url:
+        base_url = _url_at(base_url, "/openai/v1")
+    made = typing.cast(_HttpLM, openai_lm(deployment, base_url=base_url, **options))
+    end = evolve(made.end, authorize=_azure_key, key_name="AZURE_OPENAI_API_KEY")
+    return evolve(made, end=end, dialect=_openai("max_completion_tokens"))
+
+
+def _azure_key(key: str) -> dict[str, str]:
+    return {"api-key": key} if key else {}
 
 
 # == 11. Middleware ================================================================================

@@ -12,13 +12,17 @@ import traceback
 import httpx
 import pytest
 from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
 from wire import completion, deltas, events, failure, served_by, server
 
 import lmopt
 from lmopt import (
+    DataError,
     LMError,
     Message,
     Prompt,
+    RateLimited,
     Request,
     Response,
     ToolCall,
@@ -476,7 +480,7 @@ FAILURES = [
         True,
         "cannot be read (UnicodeDecodeError)",
     ),
-    ((200, {}, b'{"error": "overloaded"}'), LMError, True, "cannot be read (KeyError)"),
+    ((200, {}, b'{"error": "overloaded"}'), LMError, True, "answered 500"),
     ((200, {}, b'{"choices": []}'), LMError, True, "cannot be read (IndexError)"),
     ((200, {}, b"[1]"), LMError, True, "cannot be read (TypeError)"),
     (
@@ -499,6 +503,11 @@ def holds_key(error: BaseException) -> bool:
     headers = [
         repr(dict(one.request.headers)) for one in chain if isinstance(one, httpx.RequestError)
     ]
+    # What tools that report errors send: the local names of our frames.
+    for one in chain:
+        for frame, _ in traceback.walk_tb(one.__traceback__):
+            ours = frame.f_code.co_filename == lmopt.__file__
+            shown += map(repr, frame.f_locals.values()) if ours else ()
     return KEY in "".join(shown + headers) or KEY.encode() in pickle.dumps(error)
 
 
@@ -513,7 +522,7 @@ def test_every_failure_is_the_right_error_and_holds_no_key(answer, kind, retryab
     error = caught.value
     assert type(error) is kind and error.retryable is retryable
     assert part in str(error) and "; expected " in str(error) and len(str(error)) < 500
-    assert error.status == (answer[0] if answer else None)
+    assert error.status == (500 if part == "answered 500" else answer[0] if answer else None)
     assert not holds_key(error)
 
 
@@ -524,9 +533,11 @@ def test_a_key_read_from_a_file_with_its_newline_works_and_does_not_leak():
             if works:
                 assert lm(ASKED).text == "Hi"
             else:
-                with pytest.raises(LMError, match="cannot be reached") as caught:
+                with pytest.raises(
+                    LMError, match="cannot be sent .*; correct the key or"
+                ) as caught:
                     lm(ASKED)
-                assert not holds_key(caught.value)
+                assert not holds_key(caught.value) and not caught.value.retryable
             lm.close()
 
 
@@ -677,7 +688,7 @@ def test_connect_to_the_toy():
 @pytest.mark.parametrize("name", ["", "gpt-4o", "openai/", "acme/x", "toy/x"])
 def test_connect_says_what_it_knows(name):
     with pytest.raises(
-        lmopt.DataError, match="unknown LM: .*; expected 'openai/MODEL', .*; or make it"
+        lmopt.DataError, match="unknown LM: .*; expected PROVIDER/MODEL, of .*; or make it"
     ):
         connect(name)
 
@@ -1018,3 +1029,385 @@ def test_a_url_shows_no_secret():
     with pytest.raises(LMError) as caught:
         lm(ASKED)
     assert KEY not in str(caught.value)
+
+
+# -- the habits of providers, each over a real socket --
+
+
+def chat(*parts, **end):
+    """A stream of chunks of one choice: deltas, and how it ends."""
+    chunks = [{"choices": [{"index": 0, "delta": one}]} for one in parts]
+    return [*chunks, {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", **end}]}]
+
+
+def call(index, name, given, ident="", **more):
+    made = {"function": {"name": name, "arguments": given}, **({"id": ident} if ident else {})}
+    return {**({} if index == "none" else {"index": index}), **made, **more}
+
+
+TWO = [("look", {"city": "Paris"}), ("drop", {"city": "Lyon"})]
+STREAMED_CALLS = {
+    "one index for both": [
+        call(0, "look", '{"city": "Paris"}', "a"),
+        call(0, "drop", '{"city": "Lyon"}', "b"),
+    ],
+    "a null index": [
+        call(None, "look", '{"city": "Paris"}', "a"),
+        call(None, "drop", '{"city": "Lyon"}', "b"),
+    ],
+    "no index and no id": [
+        call("none", "look", '{"city": "Paris"}'),
+        call("none", "drop", '{"city": "Lyon"}'),
+    ],
+    "in pieces": [
+        call(0, "look", "", "a"),
+        call(0, None, '{"city": '),
+        call(0, None, '"Paris"}'),
+        call(1, "drop", '{"city"', "b"),
+        call(1, None, ': "Lyon"}'),
+    ],
+    "the id in each piece": [
+        call(0, "look", '{"city": ', "a"),
+        call(0, None, '"Paris"}', "a"),
+        call(1, "drop", '{"city": "Lyon"}', "b"),
+    ],
+    "arguments as objects": [
+        call(0, "look", {"city": "Paris"}, "a"),
+        call(1, "drop", {"city": "Lyon"}, "b"),
+    ],
+}
+
+
+@pytest.mark.parametrize("parts", STREAMED_CALLS.values(), ids=STREAMED_CALLS)
+def test_streamed_tool_calls_are_told_apart(parts):
+    sent = events(*chat(*({"tool_calls": [one]} for one in parts), finish_reason="tool_calls"))
+    with server(lambda payload: sent) as served:
+        lm = openai_lm("m", base_url=served.base_url)
+        made = lm(evolve(ASKED, on_text=lambda text: None))
+        lm.close()
+    assert [(one.name, dict(one.arguments)) for one in made.tool_calls] == TWO
+
+
+def told(message, **more):
+    return 200, {}, json.dumps({"choices": [{"message": message, **more}]}).encode()
+
+
+ANSWERS = {
+    "a list of parts": (
+        told({"content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]}),
+        {"text": "Hello"},
+    ),
+    "thoughts among the parts": (
+        told({"content": [
+            {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]},
+            {"type": "text", "text": "Hello"},
+        ]}),
+        {"text": "Hello", "reasoning": "Hm."},
+    ),
+    "counts as text": (
+        (200, {}, json.dumps({
+            "choices": [{"message": {"content": "x"}}],
+            "usage": {"prompt_tokens": "7", "completion_tokens": "3", "cost": "0.5"},
+        }).encode()),
+        {"usage": Usage(1, 7, 3, 0, 0.5)},
+    ),
+    "arguments as an object": (
+        told({"content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}),
+        {"tool_calls": (ToolCall("", "f", {"a": 1}),)},
+    ),
+    "no arguments": (
+        told({"content": "", "tool_calls": [{"id": "1", "function": {"name": "f"}}]}),
+        {"tool_calls": (ToolCall("1", "f", {}),)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "expected"), ANSWERS.values(), ids=ANSWERS)
+def test_an_answer_in_a_providers_own_form_is_read(answer, expected):
+    with server(lambda payload: answer) as served:
+        lm = openai_lm("m", base_url=served.base_url)
+        made = lm(ASKED)
+        lm.close()
+    assert {name: getattr(made, name) for name in expected} == expected
+
+
+WRONG = {
+    "an error with status 200": (
+        (200, {}, b'{"error": {"message": "busy", "code": 429}}'), RateLimited, True),
+    "a code that is text": (
+        (200, {}, b'{"error": {"message": "busy", "code": "429"}}'), RateLimited, True),
+    "a choice that is an error": (
+        (200, {}, b'{"choices": [{"error": {"code": 502, "message": "upstream"}}]}'),
+        LMError, True),
+    "a key that is wrong, with status 200": (
+        (200, {}, b'{"error": {"type": "authentication_error", "message": "no"}}'),
+        lmopt.Unauthorized, False),
+    "vLLM: too long": (
+        failure(400, "This model's maximum context length is 4096 tokens."),
+        lmopt.ContextWindowExceeded, False),
+    "llama.cpp: too long": (
+        failure(400, "the request exceeds the available context size; exceed_context_size_error"),
+        lmopt.ContextWindowExceeded, False),
+    "llama.cpp of old: too long": (
+        failure(500, "the request exceeds the available context size. try increasing it"),
+        lmopt.ContextWindowExceeded, False),
+    "Gemini: too long": (
+        failure(400, "The input token count (40000) exceeds the maximum number of tokens allowed"),
+        lmopt.ContextWindowExceeded, False),
+    "Groq: too long": (
+        failure(413, "Please reduce the length of the messages or completion."),
+        lmopt.ContextWindowExceeded, False),
+    "Anthropic: too long": (
+        failure(400, "prompt is too long: 210000 tokens > 200000 maximum"),
+        lmopt.ContextWindowExceeded, False),
+    "a tool's name too long is no prompt too long": (
+        failure(400, "Invalid 'tools[0].function.name': string too long."), LMError, False),
+    "broken gzip": ((200, {"Content-Encoding": "gzip"}, b"no gzip"), LMError, False),
+    "moved to another host": (
+        (307, {"Location": "http://elsewhere.invalid/v1"}, b"{}"), LMError, False),
+    "moved in a circle": ((308, {"Location": "/v1/chat/completions"}, b"{}"), LMError, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "kind", "retryable"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_error_is_known_by_what_it_says(answer, kind, retryable, streamed):
+    asked = evolve(ASKED, on_text=lambda text: None) if streamed else ASKED
+    with server(lambda payload: answer) as served:
+        lm = openai_lm("m", base_url=served.base_url, api_key=KEY)
+        with pytest.raises(LMError) as caught:
+            lm(asked)
+        assert 1 <= len(served.seen) <= 4
+        lm.close()
+    assert type(caught.value) is kind and caught.value.retryable is retryable
+    assert not holds_key(caught.value)
+
+
+@pytest.mark.parametrize("answers", [
+    [{"error": {"message": "busy", "type": "overloaded_error"}}],
+    [{"choices": [{"delta": {"content": "x"}}]}, {"error": {"code": "503", "message": "down"}}],
+    [{"choices": [{"delta": {}, "error": {"code": 502, "message": "x"}}]}],
+])  # fmt: skip
+def test_an_error_in_a_stream_is_an_error(answers):
+    with server(lambda payload: events(*answers)) as served:
+        lm = openai_lm("m", base_url=served.base_url)
+        with pytest.raises(LMError) as caught:
+            lm(evolve(ASKED, on_text=lambda text: None))
+        lm.close()
+    assert caught.value.retryable and caught.value.status >= 500
+
+
+def test_a_wait_may_be_given_in_milliseconds():
+    headers = {"retry-after-ms": "250", "retry-after": "9"}
+    with server(lambda payload: failure(429, "busy", **headers)) as served:
+        lm = openai_lm("m", base_url=served.base_url)
+        with pytest.raises(RateLimited) as caught:
+            lm(ASKED)
+        lm.close()
+    assert caught.value.retry_after == 0.25
+
+
+def test_a_request_follows_to_another_path_of_the_same_host():
+    def answer(payload):
+        if len(served.seen) == 1:
+            return 307, {"Location": "/v2/chat"}, b""
+        return completion("Hi")
+
+    with server(answer) as served:
+        lm = openai_lm("m", base_url=served.base_url, api_key=KEY)
+        assert lm(ASKED).text == "Hi" == asyncio.run(lm.acall(ASKED)).text
+        assert [path for path, _, _ in served.seen][1] == "/v2/chat"
+        assert served.seen[0][2] == served.seen[1][2] and KEY in str(served.seen[1][1])
+        lm.close()
+
+
+def test_a_connection_that_was_closed_since_is_no_failure():
+    silent = []
+
+    def answer(payload):
+        if len(served.seen) in silent:
+            return None
+        return completion("Hi")
+
+    with server(answer) as served:
+        lm = openai_lm("m", base_url=served.base_url)
+        assert lm(ASKED).text == "Hi"
+        silent[:] = [2]  # the second request finds the connection closed
+        assert lm(ASKED).text == "Hi" and len(served.seen) == 3
+        silent[:] = [4, 5]  # and then a fresh one too: that is a failure
+        with pytest.raises(LMError, match="cannot be reached"):
+            lm(ASKED)
+        assert len(served.seen) == 5
+
+        async def twice():
+            silent[:] = [7]
+            return [(await lm.acall(ASKED)).text for _ in range(2)]
+
+        assert asyncio.run(twice()) == ["Hi", "Hi"] and len(served.seen) == 8
+        lm.close()
+
+
+def test_nothing_is_waited_for_after_the_end_of_a_stream():
+    gate = threading.Event()
+
+    def pieces():
+        yield events(*chat({"content": "Hi"}), done=False)[2][0]
+        yield b"data: [DONE] \n\n"
+        gate.wait(20)
+        yield b"data: late\n\n"
+
+    class Lazily(list):
+        def __iter__(self):
+            return pieces()
+
+    with server(lambda payload: (200, {"Content-Type": "text/event-stream"}, Lazily())) as served:
+        lm = openai_lm("m", base_url=served.base_url, timeout=15)
+        began = time.monotonic()
+        assert lm(evolve(ASKED, on_text=lambda text: None)).text == "Hi"
+        assert time.monotonic() - began < 10
+        gate.set()
+        lm.close()
+
+
+def test_one_large_event_is_read_in_linear_time():
+    def seconds(size):
+        taken = []
+        feed = lmopt._events(taken.append)
+        whole = b"data: " + b"x" * size + b"\n\n"
+        began = time.perf_counter()
+        for n in range(0, len(whole), 4096):
+            feed(whole[n : n + 4096])
+        assert [len(one) for one in taken] == [size]
+        return time.perf_counter() - began
+
+    assert min(seconds(8_000_000) for _ in range(3)) < 1.0
+
+
+@given(st.lists(st.sampled_from(["a", "data: x", "data:y", ": c", "", "event: z"])),
+       st.sampled_from(["\n", "\r\n", "\r"]), st.integers(1, 7))  # fmt: skip
+def test_events_are_the_same_however_they_are_cut(lines, end, size):
+    whole = (end.join(lines) + end * 2).encode()
+
+    def read(pieces):
+        taken = []
+        feed = lmopt._events(taken.append)
+        for piece in pieces:
+            feed(piece)
+        feed(b"\n")
+        return taken
+
+    assert read([whole[n : n + size] for n in range(0, len(whole), size)]) == read([whole])
+
+
+def test_a_tool_call_of_anthropic_that_was_cut_off_is_length():
+    sent = [
+        {"type": "message_start", "message": {"model": "m", "usage": {"input_tokens": 5}}},
+        {"type": "content_block_start", "index": 0,
+         "content_block": {"type": "tool_use", "id": "t", "name": "f", "input": {}}},
+        {"type": "content_block_delta", "index": 0,
+         "delta": {"type": "input_json_delta", "partial_json": '{"city": "Par'}},
+        {"type": "message_delta", "delta": {"stop_reason": "max_tokens"},
+         "usage": {"output_tokens": 9}},
+        {"type": "message_stop"},
+    ]  # fmt: skip
+    with server(lambda payload: events(*sent, done=False)) as served:
+        lm = lmopt.anthropic_lm("m", base_url=served.base_url, api_key="k")
+        made = lm(evolve(ASKED, on_text=lambda text: None))
+        lm.close()
+    assert made.finish_reason == "length" and made.tool_calls[0].arguments == {}
+
+
+BASES = {
+    "https://x.example/v1": "https://x.example/v1/chat/completions",
+    " https://x.example/v1/ ": "https://x.example/v1/chat/completions",
+    "https://x.example/v1/chat/completions": "https://x.example/v1/chat/completions",
+    "https://x.example/d/gpt?api-version=2024-10-21":
+        "https://x.example/d/gpt/chat/completions?api-version=2024-10-21",
+    "https://x.example/d/gpt/chat/completions?api-version=1":
+        "https://x.example/d/gpt/chat/completions?api-version=1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("base", "url"), BASES.items())
+def test_a_base_url_is_taken_as_people_write_it(base, url):
+    assert openai_lm("m", base_url=base).end.url == url
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/ "])
+def test_the_base_url_of_anthropics_own_clients_works(end, monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    lm = lmopt.anthropic_lm("m", base_url=f"https://api.anthropic.com{end}")
+    assert lm.end.url == "https://api.anthropic.com/v1/messages" and lm.end._key() == KEY
+    assert lmopt.anthropic_lm("m", base_url="http://localhost:9").end.url.endswith("9/v1/messages")
+
+
+def test_openai_is_known_however_its_url_is_written(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for base in ("https://api.openai.com/v1/", " https://api.openai.com/v1"):
+        lm = openai_lm("m", base_url=base)
+        assert lm.end._key() == KEY
+        assert "max_completion_tokens" in lm.dialect.encode(evolve(ASKED, max_tokens=5))
+
+
+@pytest.mark.parametrize("provider", [*lmopt.PROVIDERS])
+def test_connect_knows_the_names_people_use(provider, monkeypatch):
+    base, name = lmopt.PROVIDERS[provider]
+    if name:
+        monkeypatch.setenv(name, KEY)
+    lm = lmopt.connect(f"{provider}/some/model")
+    assert lm.model == "some/model" and lm.end.url == f"{base}/chat/completions"
+    assert lm.end._key() == (KEY if name else "")
+    other = lmopt.connect(f"{provider}/m", base_url="http://localhost:1/v1")
+    assert other.end._key() == "" and KEY not in pickle.dumps(lm).decode("latin-1")
+
+
+def test_connect_reaches_azure(monkeypatch):
+    with server(lambda payload: completion("Hi")) as served:
+        monkeypatch.setenv("AZURE_OPENAI_API_KEY", KEY)
+        root = served.base_url.removesuffix("/v1")
+        monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", root)
+        old = f"{root}/openai/deployments/d?api-version=2024-10-21"
+        for lm in (lmopt.connect("azure/d"), lmopt.connect("azure/d", base_url=old)):
+            assert lm(ASKED).text == "Hi"
+            lm.close()
+        paths = [path for path, _, _ in served.seen]
+        assert paths == [
+            "/openai/v1/chat/completions",
+            "/openai/deployments/d/chat/completions?api-version=2024-10-21",
+        ]
+        assert all(headers["api-key"] == KEY for _, headers, _ in served.seen)
+    monkeypatch.delenv("AZURE_OPENAI_ENDPOINT")
+    with pytest.raises(DataError, match="no resource at Azure"):
+        lmopt.connect("azure/d")
+
+
+def test_of_two_names_of_the_token_limit_one_is_sent():
+    def answer(payload):
+        if "max_tokens" in payload and payload["model"] == "new":
+            return failure(400, "Unsupported parameter: use 'max_completion_tokens' instead.")
+        return completion("Hi")
+
+    with server(answer) as served:
+        lm = openai_lm("new", base_url=served.base_url, max_tokens=50)
+        assert lm(ASKED).text == "Hi"
+        assert [payload.get("max_tokens") for _, _, payload in served.seen] == [50, None]
+        assert served.seen[1][2]["max_completion_tokens"] == 50
+        both = openai_lm("old", base_url=served.base_url, max_completion_tokens=50)
+        both(evolve(ASKED, max_tokens=7))
+        assert served.seen[2][2]["max_tokens"] == 7
+        assert "max_completion_tokens" not in served.seen[2][2]
+        lm.close()
+        both.close()
+
+
+def test_a_header_that_is_given_replaces_ours(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with server(lambda payload: completion("Hi")) as served:
+        lm = openai_lm("m", base_url=served.base_url, api_key=KEY,
+                       headers={"authorization": "Basic 1234"})  # fmt: skip
+        assert lm(ASKED).text == "Hi"
+        assert [v for n, v in served.seen[0][1].items() if n.lower() == "authorization"] == [
+            "Basic 1234"
+        ]
+        lm.close()
+    assert openai_lm("m", headers={"Authorization": "x"}).end._headers()[0]["Authorization"] == "x"

@@ -1,6 +1,7 @@
 """A small HTTP server that speaks the OpenAI chat-completions format, for tests on real sockets."""
 
 import contextlib
+import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -90,7 +91,7 @@ def server(answer: Callable[[dict[str, Any]], Answer | None]) -> Iterator[Any]:
             for name, value in {**size, **chunked, **headers}.items():
                 self.send_header(name.replace("_", "-"), value)
             self.end_headers()
-            for piece in [*body, b""] if streamed else [body]:
+            for piece in itertools.chain(body, [b""]) if streamed else [body]:
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece) if streamed else piece)
                 self.wfile.flush()
 
