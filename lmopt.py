@@ -1087,6 +1087,18 @@ def _joined(tp: Any, found: list[Any]) -> list[Any]:
     return [list(concat(found))] if len(set(items)) == len(items) else []
 
 
+def _not_deep(value: Any, most: int = 100) -> Any:
+    """The value; deeper ones would break whoever compares, writes or hashes them."""
+    level = [value]
+    for _ in range(most):
+        held = [one.values() if isinstance(one, dict) else one for one in level
+                if isinstance(one, (dict, list))]  # fmt: skip
+        level = list(concat(held))
+        if not level:
+            return value
+    raise ValueError(f"lists or objects in each other, deeper than {most}")
+
+
 def _loaded(text: str) -> list[Any]:
     """The value of a JSON text; none where it is no JSON."""
     try:
@@ -3220,7 +3232,7 @@ def _parse(form: _Format, task: Signature, response: Response) -> Record:
             raise _missing(one, part, response)
         try:
             made = part.text if one.type is str and part.data is _NOTHING else _value(one, part)
-            values[one.name] = made
+            values[one.name] = _not_deep(made)
         except (ValueError, RecursionError) as error:
             what, facts = f"the field `{one.name}` cannot be read ({error})", {"field": one.name}
             given = part.text if part.data is _NOTHING else part.data
@@ -3416,7 +3428,11 @@ def _json_whole(task: Signature, text: str) -> dict[str, Part]:
             made.append(valfilter(lambda value: value is not _NOTHING, found))
     if not made or any(one != made[0] for one in made):  # of several, none is surely the answer
         return {}
-    return {name: Part(as_text(value), True, value) for name, value in made[0].items()}
+    with suppress(ValueError):
+        return {
+            name: Part(as_text(value), True, value) for name, value in _not_deep(made[0]).items()
+        }
+    return {}
 
 
 def _unwrapped(data: Any) -> Fields:
@@ -8414,14 +8430,44 @@ def middleware(flow: Callable[[Request], Flow]) -> Middleware:
 def identity(lm: Any) -> str:
     """Return what beside a request decides the answers of an LM: its `identity`, or else its name.
 
+    To the name belongs what it holds: plain values, and functions. Where other things decide, such
+    as the weights of a model, give the LM an `identity` of its own.
+
     >>> identity(openai_lm("m", base_url="http://localhost/v1", temperature=0))
     '["http://localhost/v1/chat/completions","m",{"temperature":0}]'
     """
-    named = lm
-    while isinstance(named, partial):
-        named = named.func
-    known = f"{getattr(named, '__module__', '')}.{getattr(named, '__qualname__', type(named))}"
-    return str(getattr(lm, "identity", known))
+    return str(lm.identity) if hasattr(lm, "identity") else _who(lm)
+
+
+def _who(value: Any, depth: int = 3) -> str:
+    """The name of a function or a class, and the plain values and functions that it holds."""
+    if isinstance(value, partial):
+        given: dict[Any, Any] = {**dict(enumerate(value.args)), **value.keywords}
+        return f"{_who(value.func)}{_holding(given, depth)}"
+    held: dict[Any, Any] = {}
+    named = value
+    if isinstance(value, pytypes.FunctionType):
+        code = value.__code__
+        if "<" in value.__qualname__:  # others may have that name too
+            held = {"names": " ".join(code.co_names), **dict(enumerate(code.co_consts))}
+        with suppress(ValueError):  # a cell that is empty yet
+            cells = [cell.cell_contents for cell in value.__closure__ or ()]
+            held |= dict(zip(code.co_freevars, cells, strict=True))
+    elif not isinstance(value, type):
+        mine = getattr(value, "__dict__", {})  # what begins with "_" is its state
+        named, held = type(value), {n: v for n, v in mine.items() if not n.startswith("_")}
+    return f"{named.__module__}.{named.__qualname__}{_holding(held, depth)}"
+
+
+def _holding(held: Mapping[Any, Any], depth: int) -> str:
+    """What of some values can be written down: plain ones, functions and other LMs."""
+    plain = {
+        str(name): one if isinstance(one, (str, int, float)) else _who(one, depth - 1)
+        for name, one in held.items()
+        if isinstance(one, (str, int, float))
+        or (depth and isinstance(one, (pytypes.FunctionType, partial)))
+    }
+    return canonical(plain) if plain else ""
 
 
 @factory
@@ -9911,7 +9957,7 @@ def loads(text: str) -> Params:
     what = "these are no parameters"
     prompts: Any = None
     try:
-        data = jsonlib.loads(text)
+        data = jsonlib.loads(text, object_pairs_hook=_once_each)
     except (ValueError, RecursionError) as error:
         raise ParamsError(what, text, "JSON", f"restore the file ({error})") from error
     if not isinstance(data, dict) or data.get("format") != _FORMAT:
@@ -9919,13 +9965,23 @@ def loads(text: str) -> Params:
         raise ParamsError(what, text, f"format {_FORMAT!r}", todo)
     try:
         prompts = data.get("params")
-        made = coerce(dict[str, dict[str, Any]], prompts)
+        if not isinstance(prompts, dict):
+            raise ValueError("params are no object")
+        made = _not_deep(coerce(dict[str, dict[str, Any]], prompts))
         for name in sorted(set(concat(made.values())) - set(jsonable(Prompt()))):
             raise ValueError(f"{name!r} is no part of a prompt")
         return Params(coerce(dict[str, Prompt], made))
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:
         todo = f"correct it ({error})"
         raise ParamsError("a wrong prompt", prompts, words(Prompt), todo) from error
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = Counter(name for name, _ in pairs)
+        raise ValueError(f"{names.most_common(1)[0][0]!r} stands there twice")
+    return made
 
 
 def save(params: Mapping[str, Prompt], path: Path_) -> None:

@@ -1232,6 +1232,11 @@ def race(
     return hunt._known("val", program.params, range(len(rows)))
 
 
+def _told(value: Any) -> Any:
+    """What a writer is told of some values: JSON data, and of media that there is one."""
+    return lmopt.jsonable(value, other=repr, media=lambda one: f"[{one.kind}]")
+
+
 def cases(
     program: lmopt.Program, path: str, rows: Iterable[lmopt.Row], k: int | None = 8
 ) -> list[dict[str, Any]]:
@@ -1257,7 +1262,7 @@ def cases(
             if event.kind == "step" and event.path == path:
                 case = {"inputs": event.inputs, "outputs": event.outputs, "expected": expected}
                 told = {"feedback": feedback} if feedback else {}
-                found.append(lmopt.jsonable({**case, "score": row.score, **told}, other=repr))
+                found.append(_told({**case, "score": row.score, **told}))
     return found[:k]
 
 
@@ -1954,7 +1959,7 @@ def mipro(
 
 def _wording(hunt: Hunt, count: int) -> lmopt.Flow:
     """For each step, its instructions and those that are proposed, each with another tip."""
-    examples = _fitting(lmopt.jsonable(hunt.train[:20], other=repr), 16_000)
+    examples = _fitting(_told(hunt.train[:20]), 16_000)
     made = yield hunt.ask(lmopt.predict(_SUMMARY, name="summary"), {"examples": examples})
     wording = {}
     for path in hunt.paths:
@@ -2345,7 +2350,7 @@ def _labelled_cases(program: lmopt.Program, rows: Iterable[lmopt.Record]) -> lis
         }
         for row in rows
     ]
-    made: list[Any] = lmopt.jsonable(parts, other=repr)
+    made: list[Any] = _told(parts)
     return made
 
 

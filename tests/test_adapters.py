@@ -713,3 +713,14 @@ STREAMED = [
 def test_what_is_streamed(adapter, reply, fields):
     for pieces in ([reply], list(reply), [reply[:9], reply[9:]]):
         assert streamed(adapter, sig("q -> a, b"), pieces)[0] == fields
+
+
+@pytest.mark.parametrize("adapter", [lmopt.chat, lmopt.json, lmopt.xml, lmopt.plain])
+@pytest.mark.parametrize("depth", [500, 100_000])
+def test_what_is_nested_too_deep_to_be_used_is_not_read(adapter, depth):
+    deep = "[" * depth + "]" * depth
+    task = lmopt.predict("q -> a: list[Any]", adapter=adapter, retries=0)
+    for text in (f"[[ ## a ## ]]\n{deep}\n\n[[ ## completed ## ]]", f'{{"a": {deep}}}',
+                 f"<a>{deep}</a>", f"A: {deep}", deep):  # fmt: skip
+        with pytest.raises(lmopt.ParseError):
+            task(lmopt.scripted_lm([text]), q="?")

@@ -1,6 +1,8 @@
 """Middleware: each a flow, tested by hand, in threads, loops and batches; caches and cassettes."""
 
 import asyncio
+import contextlib
+import functools
 import itertools
 import json
 import logging
@@ -976,3 +978,42 @@ def test_a_process_that_was_forked_does_not_wait_for_its_parents_calls():
     gate.set()
     thread.join()
     assert done == (child, 0)
+
+
+def factory_of_lms(text):
+    return lambda request: Response(text)
+
+
+class Local:
+    """A model of one's own."""
+
+    def __init__(self, name):
+        self.name, self._asked = name, 0
+
+    def __call__(self, request):
+        self._asked += 1
+        return Response(self.name)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        factory_of_lms,
+        Local,
+        lambda text: lmopt.mock_lm(lambda inputs: {"a": text}),
+        lambda text: functools.partial(lambda request, text: Response(text), text=text),
+        lambda text: eval(f"lambda request: lmopt.Response({text!r})", {"lmopt": lmopt}),
+    ],
+)
+def test_two_lms_of_one_make_share_no_answer(make):
+    store, task = {}, predict("q -> a")
+    one, other = make("one"), make("two")
+    assert lmopt.identity(one) != lmopt.identity(other)
+    assert lmopt.identity(one) == lmopt.identity(make("one"))
+    with contextlib.suppress(lmopt.ParseError):
+        task(cache(store)(one), q="?")
+    before = lmopt.identity(one)
+    asked = cache(store)(other)
+    with contextlib.suppress(lmopt.ParseError):
+        assert task(asked, q="?").a == "two"
+    assert lmopt.identity(one) == before  # what it has done is not who it is

@@ -277,3 +277,20 @@ def test_demonstrations_that_moved_are_not_removed_and_added():
         '-demo: {"q": "2", "a": "x"}',
         "demonstrations in another order",
     ]
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ("[]", "params are no object"),
+        ("null", "params are no object"),
+        ('{"a": {"instructions": "x"}, "a": {"instructions": "y"}}', "'a' stands there twice"),
+        ('{"a": {"settings": {"temperature": NaN}}}', "a wrong temperature"),
+        ('{"a": {"settings": {"temperature": "hot"}}}', "a wrong temperature"),
+        ('{"a": {"settings": 5}}', "settings"),
+        ('{"a": {"demos": [' + '{"x": ' * 600 + "1" + "}" * 600 + "]}}", "deeper than 100"),
+    ],
+)
+def test_a_file_that_was_tampered_with_is_a_params_error(params, message):
+    with pytest.raises(lmopt.ParamsError, match=message):
+        lmopt.loads('{"format": "lmopt params 1", "params": ' + params + "}")
