@@ -54,6 +54,7 @@ import contextvars
 import functools
 import importlib
 import inspect
+import itertools
 import json as jsonlib  # `json` is an adapter here
 import math
 import operator
@@ -587,7 +588,8 @@ def _records(values: Dataset) -> tuple[Record, ...]:
 class Event:
     """One finished run of a step, one LM request, or one other effect.
 
-    A trace lists them in the order in which they were yielded, a step after what it did.
+    A trace lists them in the order in which they were yielded, a step after what it did. When it
+    began, how long it took and the ids, by which spans are made of them, take no part in equality.
     """
 
     path: str  # of the step; for "lm" of the step that asked; for "call" with the function's name
@@ -598,7 +600,10 @@ class Event:
     response: Response | None = None  # of an "lm" event that succeeded
     error: str = ""  # class and message where it failed, else ""
     parent: str = ""  # path of the step in which it happened, "" for the program itself
-    seconds: float = field(default=0.0, eq=False)  # how long it took; takes no part in equality
+    seconds: float = field(default=0.0, eq=False)  # how long it took
+    began: float = field(default=0.0, eq=False)  # when, in seconds since 1970
+    id: int = field(default=0, eq=False)  # of all events of a run, from 1
+    parent_id: int = field(default=0, eq=False)  # of the step in which it happened, or 0
 
 
 def usage(trace: Iterable[Event]) -> Usage:
@@ -1089,6 +1094,8 @@ def _joined(tp: Any, found: list[Any]) -> list[Any]:
 
 def _not_deep(value: Any, most: int = 100) -> Any:
     """The value; deeper ones would break whoever compares, writes or hashes them."""
+    if not isinstance(value, (dict, list)):
+        return value
     level = [value]
     for _ in range(most):
         held = [one.values() if isinstance(one, dict) else one for one in level
@@ -4026,46 +4033,56 @@ def running(program: Program, inputs: Record) -> Flow:
     """
     events: list[Event] = []
     try:
-        return (yield from _interpret(program, inputs, program.root, "", events))
+        return (yield from _interpret(program, inputs, program.root, _beginning(), events))
     except LmoptError as error:
         error.trace = tuple(events)
         raise
 
 
+_Place = tuple[str, int, Iterator[int]]  # the path of a step, the id of its event, and further ids
+
+
+def _beginning() -> _Place:
+    """Where a run begins."""
+    return "", 0, itertools.count(1)
+
+
 def _interpret(
-    program: Program, inputs: Record, path: str, parent: str, events: list[Event]
+    program: Program, inputs: Record, path: str, parent: _Place, events: list[Event]
 ) -> Flow:
     """Run a program: yield leaf effects, append what happened to `events`, return a prediction."""
-    start, body = len(events), _advance(program, inputs, path, events)
-    outputs = yield from _logged(body, events, path, "step", parent, inputs)
+    start, place = len(events), (path, next(parent[2]), parent[2])
+    body = _advance(program, inputs, place, events)
+    outputs = yield from _logged(body, events, place, "step", parent, inputs)
     made = _owned(outputs._data, Prediction)
     object.__setattr__(made, "trace", tuple(events[start:]))
     return made
 
 
-def _advance(program: Program, inputs: Record, path: str, events: list[Event]) -> Flow:
+def _advance(program: Program, inputs: Record, place: _Place, events: list[Event]) -> Flow:
     """Step a body to its end; an effect that fails is raised at its `yield`."""
-    outputs = yield from through(_begin(program, path, inputs), partial(_reduce, path, events))
+    outputs = yield from through(_begin(program, place[0], inputs), partial(_reduce, place, events))
     if type(outputs) is Record or isinstance(outputs, Mapping):
         return _record(outputs)
     todo = "return a prediction or a dict"
     raise SignatureError(f"{program.name} returned no fields", outputs, "a mapping", todo)
 
 
-def _reduce(path: str, events: list[Event], effect: Any) -> Flow:
+def _reduce(place: _Place, events: list[Event], effect: Any) -> Flow:
     """Reduce one effect to leaf effects."""
+    path, _, ids = place
     if isinstance(effect, (Request, Call)) and (asked := _asked(effect)):
-        return _logged(effect, events, path, "lm", path, None, asked)
+        return _logged(effect, events, (path, next(ids), ids), "lm", place, None, asked)
     if isinstance(effect, Run):
         name = _join(path, effect.name or effect.program.name)
-        return _interpret(effect.program, effect.inputs, name, path, events)
+        return _interpret(effect.program, effect.inputs, name, place, events)
     if isinstance(effect, Call):
         given, name = Record(args=effect.args, kwargs=effect.kwargs), _join(path, effect.name)
-        return _logged(effect, events, name, "call", path, given)
+        return _logged(effect, events, (name, next(ids), ids), "call", place, given)
     if isinstance(effect, (tuple, list)):
-        return _together(path, events, effect)
+        return _together(place, events, effect)
     if type(effect) is _GENERATOR:  # a part of the body, which catches its own errors
-        return through(effect, partial(_reduce, path, events))
+        return through(effect, partial(_reduce, place, events))
     if isinstance(effect, Sleep):
         return _once(effect)
     todo = "yield steps.name(...), a Request, invoke(...), Sleep(...) or a tuple of these"
@@ -4084,14 +4101,14 @@ def _once(effect: Any) -> Flow:
 def _logged(
     effect: Any,
     events: list[Event],
-    path: str,
+    place: _Place,
     kind: Any,
-    parent: str,
+    parent: _Place,
     inputs: Any = None,
     request: Request | None = None,
 ) -> Flow:
     """Have an effect, or a flow, performed, and append the event of it, however it ends."""
-    began, outcome, failure = time.perf_counter(), None, ""
+    since, began, outcome, failure = time.time(), time.perf_counter(), None, ""
     try:
         outcome = (yield from effect) if type(effect) is _GENERATOR else (yield effect)
         return outcome
@@ -4102,18 +4119,17 @@ def _logged(
                 error.of_lm = True  # type: ignore[attr-defined]  # see `stops`
         raise
     finally:
-        seconds = time.perf_counter() - began
-        made = (None, outcome) if request else (outcome, None)
-        events.append(
-            Event(path, kind, inputs, made[0], request, made[1], failure, parent, seconds)
-        )
+        times = time.perf_counter() - began, since
+        made, answer = (None, outcome) if request else (outcome, None)
+        facts = inputs, made, request, answer, failure, parent[0]
+        events.append(Event(place[0], kind, *facts, *times, place[1], parent[1]))
 
 
-def _together(path: str, events: list[Event], effects: Sequence[Any]) -> Flow:
+def _together(place: _Place, events: list[Event], effects: Sequence[Any]) -> Flow:
     """Have several effects performed at once; results and events in the order of the effects."""
     traces: list[list[Event]] = [[] for _ in effects]
     pairs = zip(traces, effects, strict=True)
-    outcomes = yield tuple(_caught(_reduce(path, *one)) for one in pairs)
+    outcomes = yield tuple(_caught(_reduce(place, *one)) for one in pairs)
     events.extend(concat(traces))
     for _, error in outcomes:
         if error is not None:
@@ -4209,7 +4225,11 @@ def _layered(flow: Flow, lm: Any) -> Flow:
 
 
 def _pass(layer: Any, effect: Any) -> Flow:
-    return (yield from layer.flow(effect)) if isinstance(effect, Request) else (yield effect)
+    if isinstance(effect, Request):
+        return (yield from layer.flow(effect))
+    if isinstance(effect, Call) and layer.middleware.around and effect.request is None:
+        return (yield from layer.middleware.around(effect))
+    return (yield effect)
 
 
 def _innermost(lm: Any) -> Any:
@@ -5743,6 +5763,7 @@ class Result:
     state: Any = None  # to go on with, as JSON data
     calls: tuple[Any, ...] = ()
     answer: Fields | None = None  # the fields that it submitted
+    wall: str = field(default="", eq=False)  # what kept the code in, see `subprocess_python`
 
 
 Interpreter = Callable[[str, Any], Result]
@@ -5773,17 +5794,28 @@ def _state(variables: Fields, functions: Iterable[str]) -> dict[str, Any]:
     return {"variables": given, "functions": list(functions), "cells": [], "answers": []}
 
 
+_CALLS_OUTSIDE = 100  # for one piece of code
+
+
 def _run_code(
     interpreter: Interpreter, code: str, state: Any, outside: Callable[..., Flow]
 ) -> Flow:
-    """Run code, again with the answers to what it calls outside; return result and state."""
+    """Run code, again with the answers to what it calls outside; return result and state.
+
+    Each answer is one more run, so that there is a limit to them.
+    """
     found = re.search(r"```[a-zA-Z0-9]*[ \t]*\n(.*?)(?:\n```|\Z)", code, re.DOTALL)
     asked = state
-    while True:
+    for left in range(_CALLS_OUTSIDE, -1, -1):
         made = yield Call(interpreter, (found[1] if found else code, asked), {}, "interpreter")
         result: Result = coerce(Result, made)  # from a saved trace it is plain data
         if not result.calls:
             return result, state if result.state is None else result.state
+        if left < len(result.calls):
+            what = (
+                f"RuntimeError: more than {_CALLS_OUTSIDE} calls of {result.calls[0][0]} and others"
+            )
+            return evolve(result, error=what, calls=()), state
         answers = yield [_answered(outside, *one) for one in result.calls]
         asked = {**asked, "answers": [*asked["answers"], *answers]}
 
@@ -6181,7 +6213,10 @@ for number, code in enumerate([*state["cells"], job["code"]]):
     except BaseException as failure:
         lines = [one.lineno for one in traceback.extract_tb(failure.__traceback__)
                  if one.filename == "<code>"]
-        error = f"{type(failure).__name__}: {failure}" + (f" (line {lines[-1]})" if lines else "")
+        said = "(it cannot be shown)"
+        with contextlib.suppress(BaseException):
+            said = str(failure)
+        error = f"{type(failure).__name__}: {said}" + (f" (line {lines[-1]})" if lines else "")
 cells = [*state["cells"], job["code"]]
 result = {
     "output": out.shown(), "error": short(error), "calls": asked,
@@ -6215,10 +6250,12 @@ def subprocess_python(
     start processes, use the network, or touch files outside of its folder and Python's own. What
     earlier code defined is there again, because that code is run again: it should be deterministic.
 
-    **This is no wall.** It keeps honest mistakes of a model from doing harm. Code that means to
-    break out can: the process runs as you, its checks are Python's audit hooks, which native code
-    gets around, and the kernel's namespaces and limits are used only where it allows that (limits
-    not on Windows). Run what you do not trust in a container; the same protocol works there:
+    Where bubblewrap (`bwrap`) is installed and may make namespaces, the process sees no files but
+    its folder and Python's own, no network, and no other process. Else **there is no wall**: what
+    keeps honest mistakes of a model from doing harm are Python's audit hooks, which code that means
+    to break out gets around, and limits of the kernel (not on Windows). `Result.wall` says which it
+    was: "bubblewrap", "process", or "command". Run what you do not trust behind the first, or in a
+    container, where the same protocol works:
 
         subprocess_python(
             command=["docker", "run", "--rm", "-i", "--network=none", "--memory=256m",
@@ -6253,8 +6290,42 @@ def subprocess_python(
         "output_limit": output_limit,
         "network": network,
     }
-    started = tuple(command or (sys.executable, "-I", "-c"))
-    return partial(_in_subprocess, started, job, timeout)
+    return partial(_in_subprocess, tuple(command or ()), job, timeout)
+
+
+def _walled(network: bool, folder: str) -> tuple[str, ...]:
+    """What starts a process behind bubblewrap, with one folder to write in."""
+    shown = {"/usr", "/bin", "/lib", "/lib64", "/etc/alternatives", "/etc/ld.so.cache"}
+    shown |= {sys.prefix, sys.base_prefix, os.path.realpath(sys.executable)}
+    binds = concat(("--ro-bind-try", one, one) for one in sorted(shown))
+    spaces = ("--unshare-all", *(["--share-net"] if network else []), "--die-with-parent")
+    outer = ("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", *binds)
+    return "bwrap", *spaces, *outer, "--bind", folder, folder, "--chdir", folder
+
+
+@lru_cache(maxsize=2)
+def _may_wall(network: bool) -> bool:
+    """Whether bubblewrap is there, and the kernel lets it make namespaces."""
+    import shutil
+    import subprocess
+    import tempfile
+
+    if shutil.which("bwrap") is None:
+        return False
+    with tempfile.TemporaryDirectory(prefix="lmopt") as folder:
+        tried = [*_walled(network, folder), sys.executable, "-I", "-c", "print('in')"]
+        done = subprocess.run(tried, capture_output=True, cwd=folder, timeout=30, check=False)
+    return done.stdout.strip() == b"in"
+
+
+def _started(command: tuple[str, ...], network: bool, folder: str) -> tuple[str, tuple[str, ...]]:
+    """What keeps the code in, and what starts it."""
+    plain = (sys.executable, "-I", "-c")
+    if command:
+        return "command", command
+    if _may_wall(network):
+        return "bubblewrap", (*_walled(network, folder), *plain)
+    return "process", plain
 
 
 def _in_subprocess(
@@ -6268,17 +6339,18 @@ def _in_subprocess(
     environment = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8"}
     environment |= {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}
     with tempfile.TemporaryDirectory(prefix="lmopt", ignore_cleanup_errors=True) as folder:
+        wall, started = _started(command, job["network"], folder)
         process = subprocess.Popen(
-            [*command, _RUNNER],
+            [*started, _RUNNER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=folder,
-            env=environment if command[0] == sys.executable else None,
+            env=None if command else environment,
             start_new_session=True,
         )
         text, late = _talk(process, line.encode(), timeout, 10 * job["output_limit"] + 2**20)
-    return _result(text, late, timeout, process.returncode)
+    return evolve(_result(text, late, timeout, process.returncode), wall=wall)
 
 
 def _talk(process: Any, line: bytes, timeout: float, most: int) -> tuple[bytes, bool]:
@@ -8352,11 +8424,13 @@ class Middleware(Made):
         flow: (layer, request) -> flow of one call; `layer.inner` is the inner LM.
         identity: inner LM -> what decides the answers of the outer one.
         holds: (layer, request) -> whether it answers that itself, without the inner LM.
+        around: call of a tool -> flow that performs it, where a driver runs a program.
     """
 
     flow: Callable[[Layer, Request], Flow] = field(repr=False)
     identity: Callable[[Any], str] = field(default=lambda inner: identity(inner), repr=False)
     holds: Callable[[Layer, Request], bool] = field(default=lambda *call: False, repr=False)
+    around: Callable[[Call], Flow] | None = field(default=None, repr=False)
     made: Any = _made()
 
     def __call__(self, inner: Any) -> Layer:
@@ -9196,7 +9270,8 @@ def _passing(error: LMError) -> bool:
 def log(write: Callable[[Record], Any] | None = None) -> Middleware:
     """Write down each call as a record: who asked, what it took, and how it ended.
 
-    Texts of prompts and replies are not written, and no keys.
+    In a program that a driver runs, calls of tools too. Texts of prompts and replies, arguments and
+    results are not written, and no keys.
 
     Args:
         write: called with the record of each call that has ended; by default it goes as JSON to
@@ -9210,29 +9285,33 @@ def log(write: Callable[[Record], Any] | None = None) -> Middleware:
     """
     say = write or _write_log
 
-    def flow(request: Request) -> Flow:
-        began, response, failure = time.perf_counter(), None, ""
+    def told(effect: Any, facts: Callable[[Any], Fields]) -> Flow:
+        began, outcome, failure = time.perf_counter(), None, ""
         try:
-            response = yield request
-            return response
+            outcome = yield effect
+            return outcome
         except Exception as error:
             failure = describe(error)
             raise
         finally:
-            answer = response or Response("")
-            entry = Record(
-                step=request.step or "",
-                key=request.key,
-                model=answer.model or request.model or "",
-                seconds=round(time.perf_counter() - began, 6),
-                usage=answer.usage,
-                finish_reason=answer.finish_reason if response else "",
-                cached=answer.cached,
-                error=failure,
-            )
-            say(entry)
+            seconds = round(time.perf_counter() - began, 6)
+            say(Record({**facts(outcome), "seconds": seconds, "error": failure}))
 
-    return middleware(flow)
+    def of_request(request: Request, response: Response | None) -> Fields:
+        answer = response or Response("")
+        return {
+            "step": request.step or "",
+            "key": request.key,
+            "model": answer.model or request.model or "",
+            "usage": answer.usage,
+            "finish_reason": answer.finish_reason if response else "",
+            "cached": answer.cached,
+        }
+
+    return Middleware(
+        lambda layer, request: told(request, partial(of_request, request)),
+        around=lambda call: told(call, lambda outcome: {"call": call.name}),
+    )
 
 
 def _write_log(entry: Record) -> None:
@@ -9252,6 +9331,7 @@ class Score:
     value: float  # 0 (wrong) to 1 (right)
     feedback: str = ""  # what was wrong and how to do better, for reflective optimizers
     steps: Record = field(default=Record(), converter=_record)  # the same for single steps, by path
+    usage: Usage = field(default=Usage(), eq=False, repr=False)  # what it cost to find out
 
 
 Metric = Callable[[Record, Prediction], "float | bool | Score"]
@@ -9268,6 +9348,7 @@ class Row:
     feedback: str = ""
     error: str = ""
     steps: Record = Record()
+    judged: Usage = field(default=Usage(), eq=False, repr=False)  # what the metric cost
 
     def flat(self) -> dict[str, Any]:
         """Return all of it as one flat mapping."""
@@ -9318,8 +9399,8 @@ class Evaluation:
 
     @property
     def usage(self) -> Usage:
-        """What all runs cost together."""
-        return sum((row.prediction.usage for row in self.rows), Usage())
+        """What all runs cost together, and what it cost to judge them."""
+        return sum((row.prediction.usage + row.judged for row in self.rows), Usage())
 
     def records(self) -> list[Record]:
         """Return each row as one flat record, all with the same fields."""
@@ -9604,7 +9685,7 @@ def _row(metric: Any, failure_score: float, job: tuple[Program, Record]) -> Flow
     (program, example), events = job, list[Event]()
     inputs = select_inputs(program, example)
     try:
-        prediction = yield from _interpret(program, inputs, program.root, "", events)
+        prediction = yield from _interpret(program, inputs, program.root, _beginning(), events)
     except Exception as error:
         if stops(error):
             raise
@@ -9630,7 +9711,7 @@ def _row(metric: Any, failure_score: float, job: tuple[Program, Record]) -> Flow
         what = f"the metric returned {cut(repr(result), 60)} for"
         return MetricError(what, shown, "a number from 0 to 1", "correct or rescale it")
     value = min(max(value, 0.0), 1.0)
-    return Row(example, prediction, value, score.feedback, "", score.steps)
+    return Row(example, prediction, value, score.feedback, "", score.steps, score.usage)
 
 
 @frozen
@@ -9787,7 +9868,8 @@ class Judge(Made):
     def flow(self, example: Fields, prediction: Fields) -> Flow:
         """Return the flow that scores a prediction, to be a part of another one."""
         flow = _begun(self.program, self.fill(example, prediction))
-        return self.measure((yield from _deep(flow, partial(_instead, self.lm))))
+        made = yield from _deep(flow, partial(_instead, self.lm))
+        return evolve(self.measure(made), usage=made.usage)
 
     @property
     def params(self) -> Params:

@@ -871,7 +871,7 @@ class Hunt:
                 made, error.rows = error.rows, (*rows, *error.rows)
                 raise
             finally:
-                self.calls += lmopt.Evaluation(made).usage.calls
+                self.calls += sum(row.prediction.usage.calls for row in made)
                 self.runs += len(made)
             rows += made
         return rows
@@ -2452,7 +2452,7 @@ def auto(  # type: ignore[misc]
         hunt.most = most - 2 * len(kept) * each
         start, turn = (yield hunt.start()), 0
         with suppress(CallsSpent):
-            yield hunt.demos(max(runs // (2 * len(hunt.val)), 1))
+            yield hunt.demos(max(runs // (5 * len(hunt.val)), 1))
             while (hunt.top.score or 0.0) < 1.0 and hunt.left > len(hunt.val) * each:
                 spent = hunt.calls
                 for move in moves:

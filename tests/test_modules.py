@@ -1,9 +1,11 @@
 """Modules: what each sends, its flow stepped by hand, and what it does when something fails."""
 
+import json
 import math
 import multiprocessing
 import pickle
 import re
+import subprocess
 import sys
 import textwrap
 import time
@@ -585,9 +587,18 @@ ATTACKS = [
 ]
 
 
+@pytest.fixture(params=["as it is", "without bubblewrap"])
+def wall(request, monkeypatch):
+    """Run behind bubblewrap where it is installed, and once without."""
+    if request.param == "without bubblewrap":
+        monkeypatch.setattr(lmopt, "_may_wall", lambda network: False)
+    elif not lmopt._may_wall(False):
+        pytest.skip("bubblewrap is not installed, or may make no namespaces")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the limits are those of Linux")
 @pytest.mark.parametrize(("code", "error"), ATTACKS)
-def test_what_code_may_not_do(code, error):
+def test_what_code_may_not_do(code, error, wall):
     quick = lmopt.subprocess_python(timeout=0.5 if error == "TimeoutError" else 20.0, memory_mb=300)
     assert error in quick(code, None).error and (error or not quick(code, None).error)
 
@@ -611,6 +622,71 @@ def test_output_is_cut_and_what_is_written_around_it_is_lost():
     made = python("import os\nos.write(1, b'x' * 10**6)\nos.write(2, b'y')\nprint('end')")
     assert made.output == "end\n"
     assert len(python("raise ValueError('x' * 10**6)").error) < 400
+
+
+# What gets around the hooks of Python by plain Python, and is stopped by a wall only.
+AROUND = """
+import sys
+hidden = [one for one in object.__subclasses__() if one.__name__ == "Popen"]
+import io
+try:
+    shown = io.FileIO(PLACE).read()
+except PermissionError:
+    shown = b""
+print(shown)
+"""
+
+
+def test_a_wall_hides_what_is_outside(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("sk-canary-4711", encoding="utf-8")
+    made = python(AROUND.replace("PLACE", repr(str(secret))))
+    assert "canary" not in made.output and made.wall in ("bubblewrap", "process")
+    if not lmopt._may_wall(False):
+        pytest.skip("bubblewrap is not installed, or may make no namespaces")
+    # With no hook at all, as for code that got around them.
+    bare = lmopt._RUNNER.replace("sys.addaudithook(guard)", "")
+    job = {"limits": {}, "output_limit": 999, "network": False, "state": lmopt._state({}, ())}
+    code = f"""
+import os, socket
+print(os.path.exists({str(secret)!r}), os.path.exists("/etc/passwd"), os.listdir("/proc/1"))
+try:
+    socket.create_connection(("127.0.0.1", 9), timeout=1)
+except OSError as error:
+    print(type(error).__name__)
+print(sorted(one for one in os.listdir("/proc") if one.isdigit()))
+"""
+    line = json.dumps({**job, "code": code})
+    started = [*lmopt._walled(False, str(tmp_path / "home")), sys.executable, "-I", "-c", bare]
+    (tmp_path / "home").mkdir()
+    done = subprocess.run(started, input=line, capture_output=True, text=True, check=False)
+    output = json.loads(done.stdout)["output"]
+    assert output.startswith("False False") and "Error\n" in output
+    assert len(output.splitlines()[-1].split(",")) <= 3  # itself and its parent
+
+
+def test_an_exception_that_cannot_be_shown_is_no_crash():
+    made = python("class E(Exception):\n    def __str__(self): raise self\nraise E()")
+    assert made.error == "E: (it cannot be shown) (line 3)"
+
+
+def test_code_that_calls_outside_without_end_is_ended():
+    def endless(code, state):
+        return lmopt.Result(calls=(("f", [len(state["answers"])], {}),))
+
+    flow = lmopt._run_code(
+        endless, "while True: f()", lmopt._state({}, ["f"]), lambda *call: (yield)
+    )
+    effect, runs = next(flow), 0
+    with pytest.raises(StopIteration) as ended:
+        while True:
+            if isinstance(effect, lmopt.Call):
+                runs += 1
+                effect = flow.send(effect.function(*effect.args))
+            else:
+                effect = flow.send(({"value": 1},))
+    result, _ = ended.value.value
+    assert result.error == "RuntimeError: more than 100 calls of f and others" and runs == 101
 
 
 def test_a_child_that_got_away_is_ended():
