@@ -77,8 +77,8 @@ OPTIMIZERS = {
     "mipro of texts": lambda lm, **o: mipro(
         lm, candidates=3, trials=3, max_bootstrapped=0, max_labeled=0, **o
     ),
-    "gepa": lambda lm, **o: gepa(lm, max_runs=90, minibatch=3, **o),
-    "gepa of texts": lambda lm, **o: gepa(lm, max_runs=60, minibatch=3, max_labeled=0, **o),
+    "gepa": lambda lm, **o: gepa(lm, max_runs=60, minibatch=3, **o),
+    "gepa of texts": lambda lm, **o: gepa(lm, max_runs=40, minibatch=3, max_labeled=0, **o),
     "simba": lambda lm, **o: simba(lm, steps=2, candidates=2, minibatch=4, **o),
     "infer_rules": lambda lm, **o: infer_rules(lm, candidates=2, shown=6, max_labeled=2, **o),
     "avatar": lambda lm, **o: avatar(lm, rounds=2, **o),
@@ -128,7 +128,7 @@ spent = pytest.mark.filterwarnings("ignore:the search was ended")
 @table
 @programs
 def test_the_laws(make, task):
-    check_optimizer(make(toy_lm()), task, ROWS, exact_match, workers=(3,), kills=3)
+    check_optimizer(make(toy_lm()), task, ROWS, exact_match, workers=(3,), kills=2)
 
 
 @pytest.mark.parametrize("name", [one for one in OPTIMIZERS if not one.startswith(WRITERS)])
@@ -260,7 +260,7 @@ def test_the_same_bytes_in_every_process():
         sys.path[:0] = ["tests", "."]
         from test_opt_contract import *
         for make in OPTIMIZERS.values():
-            for task in PROGRAMS.values():
+            for task in list(PROGRAMS.values())[1:]:
                 print(make(uneven, workers=16)(task, ROWS, exact_match).digest)
     """
     started = [
@@ -277,7 +277,7 @@ def test_the_same_bytes_in_every_process():
     here = [
         make(toy_lm())(task, ROWS, exact_match).digest
         for make in OPTIMIZERS.values()
-        for task in PROGRAMS.values()
+        for task in list(PROGRAMS.values())[1:]
     ]
     assert {text.strip() for text in seen} == {"\n".join(here)}
 
@@ -306,7 +306,7 @@ def test_a_full_run_uses_at_least_half_of_its_plan(name, task):
 def test_a_spent_budget_or_ctrl_c_at_any_call_gives_the_best_so_far(make, error):
     task, whole = PROGRAMS["one step"], counted(toy_lm())
     trials = list(make(whole).trials(task, ROWS, exact_match))
-    for stop in range(1, whole.calls + 1, 7):
+    for stop in range(1, whole.calls + 1, 31):
         made = make(counted(toy_lm(), stop, error))(task, ROWS, exact_match)
         assert made in [trial.params for trial in trials] or made == task.params
         done = [trial for trial in trials if trial.calls < stop and not trial.out]
