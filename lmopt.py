@@ -97,6 +97,7 @@ from toolz import (  # type: ignore[import-untyped]
     first,
     get_in,
     groupby,
+    keyfilter,
     merge,
     merge_with,
     partition,
@@ -1841,7 +1842,7 @@ def _notes(metadata: Iterable[Any]) -> Iterator[Any]:
 
 def _attrs_class(tp: Any, hints: Fields) -> Iterator[_Attribute]:
     for a in attrs.fields(tp):
-        if a.init:
+        if a.init and a.eq:  # what `jsonable` writes of it
             limits = [str(a.metadata.get("desc", "")), *_limits(a.validator)]
             desc = ", ".join(filter(None, limits))
             required = a.default is attrs.NOTHING
@@ -2256,11 +2257,16 @@ def _parameters(
 
 @frozen
 class ToolCall:
-    """A tool that a model wants called, with its arguments."""
+    """A tool that a model wants called, with its arguments.
+
+    Attributes:
+        attached: what the provider sent with it, such as signed thoughts, and wants back.
+    """
 
     id: str
     name: str
     arguments: Record = field(converter=_record)
+    attached: Record = field(default=Record(), converter=_record, eq=False, repr=False)
 
 
 MEDIA_LIMIT = 20 * 2**20
@@ -5494,6 +5500,7 @@ class Turn:
     tool: str
     arguments: Record = field(converter=_record)
     observation: str | Media
+    attached: Record = field(default=Record(), converter=_record, eq=False, repr=False)
 
 
 _THOUGHT = Field("thought", desc="what is known, and what to do next")
@@ -5602,7 +5609,7 @@ def react(
         if not calls or calls[0].name == "finish":
             return [Turn(step.thought, "finish", {}, "")], True
         tried = [
-            _called(known, Turn(step.thought, one.name, one.arguments, ""), approve, done[-1:])
+            _called(known, _planned(step.thought, one), approve, done[-1:])
             for one in calls[: max_steps - len(done)]
         ]
         return (yield tried), False
@@ -5676,7 +5683,7 @@ def _act_natively(seen: Signature, tools: Record, options: Fields) -> Program:
         said = [Message("system", prompt.instructions)]
         said.append(Message("user", _content(_CHAT, asked, inputs) or "Begin."))
         for number, turn in enumerate(inputs["trajectory"], start=1):
-            call = ToolCall(f"call_{number}", turn.tool, turn.arguments)
+            call = ToolCall(f"call_{number}", turn.tool, turn.arguments, turn.attached)
             said.append(Message("assistant", turn.thought, tool_calls=(call,)))
             seen_media = isinstance(turn.observation, Media)
             told = "See the next message." if seen_media else turn.observation
@@ -5705,6 +5712,10 @@ def _written_calls(tools: Record, text: str) -> tuple[ToolCall, ...]:
     given = [one.get("arguments", one.get("parameters")) or {} for one in calls]
     made = zip(calls, given, strict=True)
     return tuple(ToolCall("", c["name"], args) for c, args in made if isinstance(args, dict))
+
+
+def _planned(thought: str, call: ToolCall) -> Turn:
+    return Turn(thought, call.name, call.arguments, "", call.attached)
 
 
 def _called(
@@ -7632,6 +7643,10 @@ def _fault(data: Any) -> Any:
     """The error that an answer holds in place of a completion, or None."""
     if not isinstance(data, dict):
         return None
+    if isinstance(data.get("response"), dict):  # an event that holds the whole answer
+        return data["response"].get("error")
+    if data.get("type") == "error" and "message" in data:
+        return data
     choices = data.get("choices")
     one = choices[0] if isinstance(choices, list) and choices else None
     return data.get("error") or (one.get("error") if isinstance(one, dict) else None)
@@ -7878,9 +7893,10 @@ def _openai_decode(data: Any) -> Response:
     message = choice["message"]
     spent = data.get("usage") or {}
     said, thought = _parted(message.get("content") or message.get("refusal") or "")
+    calls = tuple(map(_openai_tool_call, message.get("tool_calls") or ()))
     return Response(
         said,
-        tool_calls=tuple(map(_openai_tool_call, message.get("tool_calls") or ())),
+        tool_calls=_attached(calls, {n: message[n] for n in _WANTED_BACK if message.get(n)}),
         usage=Usage(
             calls=1,
             input_tokens=int(spent.get("prompt_tokens") or 0),
@@ -7895,6 +7911,17 @@ def _openai_decode(data: Any) -> Response:
     )
 
 
+# What DeepSeek and OpenRouter attach to a message with calls, and want back with it.
+_WANTED_BACK = ("reasoning_content", "reasoning_details")
+
+
+def _attached(calls: tuple[ToolCall, ...], message: Fields) -> tuple[ToolCall, ...]:
+    """The calls of a message, the first of them with what is attached to the message."""
+    if not calls or not message:
+        return calls
+    return evolve(calls[0], attached=calls[0].attached | {"message": message}), *calls[1:]
+
+
 def _parted(content: Any) -> tuple[str, str]:
     """The text and the thoughts of a content, which may be a list of parts."""
     if isinstance(content, str):
@@ -7907,16 +7934,18 @@ def _parted(content: Any) -> tuple[str, str]:
 def _openai_message(one: Message) -> dict[str, Any]:
     calls = [
         {
+            **{name: value for name, value in call.attached.items() if name != "message"},
             "id": call.id,
             "type": "function",
             "function": {"name": call.name, "arguments": call.arguments.to_json()},
         }
         for call in one.tool_calls
     ]
+    more = merge({}, *(call.attached.get("message", {}) for call in one.tool_calls))
     content: Any = one.text
     if one.text is not one.content:
         content = [{"type": "text", "text": one.text}, *map(_openai_media, one.content[1:])]
-    made = {"role": one.role, "content": content, "tool_call_id": one.tool_call_id}
+    made = {**more, "role": one.role, "content": content, "tool_call_id": one.tool_call_id}
     return {
         n: v for n, v in (made | {"tool_calls": calls}).items() if v or n in ("role", "content")
     }
@@ -7954,7 +7983,11 @@ def _openai_tool_call(data: Any) -> ToolCall:
     given = said if isinstance(said, dict) else first(_meant(dict, said, ""))
     # What is no object cannot be told from a wrong argument: the tool will say what it expects.
     arguments = given if isinstance(given, dict) else {"arguments": said}
-    return ToolCall(data.get("id") or "", called["name"], arguments)
+    attached = keyfilter(lambda name: name not in _OF_CALL, data)
+    return ToolCall(data.get("id") or "", called["name"], arguments, attached)
+
+
+_OF_CALL = ("id", "type", "index", "function")
 
 
 def _openai_piece(event: Any) -> str:
@@ -7978,8 +8011,9 @@ def _openai_assemble(events: list[Any]) -> Any:
     texts = {name: _mended("".join(one.get(name) or "" for one in said)) for name in names}
     calls = _openai_call_parts(concat(one.get("tool_calls") or () for one in deltas))
     logs = [one["logprobs"] for one in choices if one.get("logprobs")]
+    details = list(concat(one.get("reasoning_details") or () for one in deltas))
     choice = {
-        "message": {**texts, "tool_calls": calls},
+        "message": {**texts, "tool_calls": calls, "reasoning_details": details},
         "finish_reason": ends[-1] if ends else None,
         "logprobs": merge_with(lambda parts: list(concat(filter(None, parts))), *logs) or None,
     }
@@ -7998,14 +8032,19 @@ def _openai_call_parts(parts: Iterable[Any]) -> list[Any]:
             or (index is None and bool(function.get("name") and made["name"]))
         )
         if made is None or other:
-            made = under_way[index] = {"id": "", "name": "", "given": ""}
+            made = under_way[index] = {"id": "", "name": "", "given": "", "more": {}}
             calls.append(made)
+        made["more"] |= keyfilter(lambda name: name not in _OF_CALL, part)
         made["id"] = name or made["id"]
         made["name"] = function.get("name") or made["name"]
         given = function.get("arguments") or ""
         made["given"] += given if isinstance(given, str) else _dump(given)
     return [
-        {"id": one["id"], "function": {"name": one["name"], "arguments": one["given"]}}
+        {
+            **one["more"],
+            "id": one["id"],
+            "function": {"name": one["name"], "arguments": one["given"]},
+        }
         for one in calls
     ]
 
@@ -8023,10 +8062,107 @@ def _openai(limit: str) -> _Dialect:
     return _Dialect(encode, _openai_decode, _OPENAI_STREAM, _openai_piece, _openai_assemble)
 
 
+def _responses_encode(request: Request) -> dict[str, Any]:
+    """Write a request in the format of OpenAI's Responses."""
+    form = {"type": "json_schema", "name": "reply", "strict": True, "schema": request.schema}
+    options = {
+        "model": request.model,
+        "instructions": "\n\n".join(m.text for m in request.messages if m.role == "system") or None,
+        "input": list(concat(_responses_items(m) for m in request.messages if m.role != "system")),
+        "temperature": request.temperature,
+        "max_output_tokens": request.max_tokens,
+        "top_p": request.top_p,
+        "tools": [_responses_tool(one) for one in request.tools] or None,
+        "tool_choice": request.tool_choice,
+        "text": {"format": form} if request.schema else None,
+    }
+    given: dict[str, Any] = valfilter(lambda value: value is not None, options)
+    return given | dict(request.extra)
+
+
+def _responses_items(one: Message) -> list[dict[str, Any]]:
+    """A message as items of the input: what was said, what was attached, calls, or a result."""
+    if one.role == "tool":
+        return [{"type": "function_call_output", "call_id": one.tool_call_id, "output": one.text}]
+    attached = concat(call.attached.get("message", {}).get("items", ()) for call in one.tool_calls)
+    content: Any = one.text
+    if one.text is not one.content:
+        media = map(_responses_media, one.content[1:])
+        content = [{"type": "input_text", "text": one.text}, *media]
+    calls = [
+        {"type": "function_call", "call_id": call.id, "name": call.name,
+         "arguments": call.arguments.to_json()}
+        for call in one.tool_calls
+    ]  # fmt: skip
+    said = [{"role": one.role, "content": content}] if content or not calls else []
+    return [*said, *attached, *calls]
+
+
+def _responses_media(one: Media) -> dict[str, Any]:
+    made = _openai_media(one)
+    if isinstance(one, Image):
+        return {"type": "input_image", "image_url": one.url}
+    return {"type": f"input_{one.kind}", **made.get("file", made)}
+
+
+def _responses_tool(one: Any) -> Any:
+    if not isinstance(one, Tool):
+        return one
+    return {"type": "function", "name": one.name, "description": one.desc, "parameters": one.schema}
+
+
+def _responses_decode(data: Any) -> Response:
+    """Read a response in the format of OpenAI's Responses."""
+    items = groupby(lambda item: item["type"], data["output"])
+    parts = list(concat(item["content"] for item in items.get("message", ())))
+    refused = [part["refusal"] for part in parts if part["type"] == "refusal"]
+    spent, why = data.get("usage") or {}, (data.get("incomplete_details") or {}).get("reason")
+    calls = tuple(
+        _openai_tool_call({"id": item.get("call_id"), "function": item})
+        for item in items.get("function_call", ())
+    )
+    thoughts = concat(item.get("summary") or () for item in items.get("reasoning", ()))
+    return Response(
+        "".join(part["text"] for part in parts if part["type"] == "output_text")
+        or "".join(refused),
+        tool_calls=_attached(calls, {"items": items["reasoning"]} if "reasoning" in items else {}),
+        usage=Usage(
+            calls=1,
+            input_tokens=int(spent.get("input_tokens") or 0),
+            output_tokens=int(spent.get("output_tokens") or 0),
+            cached_tokens=int(get_in(["input_tokens_details", "cached_tokens"], spent) or 0),
+        ),
+        model=data.get("model") or "",
+        finish_reason="refusal" if refused else why or ("tool_calls" if calls else "stop"),
+        reasoning="\n".join(one["text"] for one in thoughts),
+    )
+
+
+def _responses_piece(event: Any) -> str:
+    return event["delta"] if event.get("type") == "response.output_text.delta" else ""
+
+
+def _responses_assemble(events: list[Any]) -> Any:
+    """The whole answer, which the last event of a stream holds."""
+    ends = [
+        one["response"] for one in events if isinstance(one, dict) and one.get("type") in _WHOLE
+    ]
+    if not ends:
+        raise ValueError("the stream ended early")
+    return ends[-1]
+
+
+_WHOLE = ("response.completed", "response.incomplete")
+_RESPONSES = _Dialect(
+    _responses_encode, _responses_decode, {"stream": True}, _responses_piece, _responses_assemble
+)
+
+
 def openai_lm(
     model: str,
     *,
     base_url: str = _OPENAI,
+    api: Literal["chat", "responses"] = "chat",
     api_key: str | Callable[[], str] | None = None,
     concurrency: int = 16,
     timeout: float = 60.0,
@@ -8043,7 +8179,8 @@ def openai_lm(
 
     Args:
         model: as the provider names it.
-        base_url: of the provider, without "/chat/completions".
+        base_url: of the provider, without "/chat/completions" or "/responses".
+        api: "responses" for OpenAI's newer format, which has no `stop` and no seed.
         api_key: by default, at OpenAI only, the environment variable OPENAI_API_KEY. A key does
             not travel to other processes; a function that returns it does.
         concurrency: how many calls `evaluate` and the optimizers make at once, 1 or more.
@@ -8061,8 +8198,14 @@ def openai_lm(
     >>> openai_lm("gpt-4o-mini", api_key="secret", temperature=0).model
     'gpt-4o-mini'
     """
-    end = _endpoint(base_url, "/chat/completions", api_key, timeout, headers or {}, client)
+    if api not in ("chat", "responses"):
+        raise DataError("unknown api", api, "'chat' or 'responses'", "correct api")
+    path = "/responses" if api == "responses" else "/chat/completions"
+    end = _endpoint(base_url, path, api_key, timeout, headers or {}, client)
     dialect = _openai("max_completion_tokens" if _is_openai(base_url) else "max_tokens")
+    if api == "responses":
+        dialect = _RESPONSES
+        defaults = {"max_output_tokens" if n == "max_tokens" else n: v for n, v in defaults.items()}
     known = Record(jsonable(defaults))
     return _HttpLM(end, dialect, model, known, workers_for(None, concurrency), price)
 
@@ -8077,7 +8220,21 @@ def _endpoint(
 ) -> _Endpoint:
     """The end point of a provider; the key of the environment goes to OpenAI only."""
     name = "OPENAI_API_KEY" if _is_openai(base_url) else ""
-    return _Endpoint(_url_at(base_url, path), _bearer, key, name, Record(headers), timeout, client)
+    base_url, signed = _without_password(base_url)
+    kept = Record({**signed, **headers})
+    return _Endpoint(_url_at(base_url, path), _bearer, key, name, kept, timeout, client)
+
+
+def _without_password(url: str) -> tuple[str, dict[str, str]]:
+    """A URL, and the header of the user and password that stood in it: URLs are logged."""
+    found = re.match(r"\s*(https?://)([^/@?]+)@", url)
+    if not found:
+        return url, {}
+    from base64 import b64encode
+    from urllib.parse import unquote
+
+    secret = b64encode(unquote(found[2]).encode()).decode()
+    return found[1] + url[found.end() :], {"Authorization": f"Basic {secret}"}
 
 
 def _is_openai(base_url: str) -> bool:
@@ -8215,11 +8372,14 @@ def _anthropic_content(one: Message) -> str | list[dict[str, Any]]:
     if not media and not one.tool_calls:
         return one.text
     text = [{"type": "text", "text": one.text}] if one.text else []
+    thoughts = concat(
+        call.attached.get("message", {}).get("content", ()) for call in one.tool_calls
+    )
     calls = [
         {"type": "tool_use", "id": call.id, "name": call.name, "input": jsonable(call.arguments)}
         for call in one.tool_calls
     ]
-    return [*text, *map(_anthropic_media, media), *calls]
+    return [*thoughts, *text, *map(_anthropic_media, media), *calls]
 
 
 def _anthropic_media(one: Media) -> dict[str, Any]:
@@ -8244,11 +8404,13 @@ def _anthropic_decode(data: Any) -> Response:
     parts = groupby(lambda part: part["type"], data["content"])
     spent = data.get("usage") or {}
     read_, made_ = spent.get("cache_read_input_tokens"), spent.get("cache_creation_input_tokens")
+    calls = tuple(
+        ToolCall(one["id"], one["name"], one["input"]) for one in parts.get("tool_use", ())
+    )
+    signed = [*parts.get("thinking", ()), *parts.get("redacted_thinking", ())]
     return Response(
         "".join(part["text"] for part in parts.get("text", ())),
-        tool_calls=tuple(
-            ToolCall(part["id"], part["name"], part["input"]) for part in parts.get("tool_use", ())
-        ),
+        tool_calls=_attached(calls, {"content": signed} if signed else {}),
         usage=Usage(
             calls=1,
             input_tokens=(spent.get("input_tokens") or 0) + (read_ or 0) + (made_ or 0),
@@ -8299,9 +8461,10 @@ def _anthropic_block(start: Any, deltas: Sequence[Any], cut_off: bool) -> Any:
     """One part of the content: its start, and what was added to it."""
     added = {
         name: _mended("".join(one[name] for one in deltas if name in one))
-        for name in ("text", "thinking", "partial_json")
+        for name in ("text", "thinking", "partial_json", "signature")
     }
-    texts = {name: start[name] + added[name] for name in ("text", "thinking") if name in start}
+    names = [name for name in ("text", "thinking", "signature") if name in start or added[name]]
+    texts = {name: start.get(name, "") + added[name] for name in names}
     given = (
         {"input": jsonlib.loads(added["partial_json"])}
         if (added["partial_json"] and not cut_off)

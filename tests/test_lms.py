@@ -1411,3 +1411,169 @@ def test_a_header_that_is_given_replaces_ours(monkeypatch):
         ]
         lm.close()
     assert openai_lm("m", headers={"Authorization": "x"}).end._headers()[0]["Authorization"] == "x"
+
+
+# -- what a provider attaches to calls, and wants back --
+
+
+def look(city: str) -> str:
+    """Look a city up."""
+    return f"{city}: 2 million"
+
+
+CALL = {"id": "c1", "type": "function",
+        "function": {"name": "look", "arguments": '{"city": "Paris"}'},
+        "extra_content": {"google": {"thought_signature": "sig"}}}  # fmt: skip
+WITH_CALL = {"content": "", "tool_calls": [CALL], "reasoning_content": "Let me look."}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_what_came_with_a_call_goes_back_with_it(streamed):
+    def answer(payload):
+        if len(served.seen) == 1 and streamed:
+            parts = ({"reasoning_content": "Let me "}, {"reasoning_content": "look."},
+                     {"tool_calls": [{**CALL, "index": 0}]})  # fmt: skip
+            return events(*chat(*parts, finish_reason="tool_calls"))
+        if len(served.seen) == 1:
+            return told(WITH_CALL, finish_reason="tool_calls")
+        return completion("[[ ## reasoning ## ]]\nx\n[[ ## answer ## ]]\n2 million")
+
+    with server(answer) as served:
+        lm = openai_lm("m", base_url=served.base_url)
+        agent = lmopt.react("question -> answer", [look], native=True)
+        if streamed:
+            *_, made = lmopt.stream(agent, lm, {"question": "How many?"})
+        else:
+            made = agent(lm, question="How many?")
+        lm.close()
+    assert made.answer == "2 million"
+    (back,) = [one for one in served.seen[1][2]["messages"] if one["role"] == "assistant"]
+    assert back["reasoning_content"] == "Let me look."
+    assert back["tool_calls"][0]["extra_content"] == CALL["extra_content"]
+
+
+def test_signed_thoughts_of_anthropic_go_back():
+    thought = {"type": "thinking", "thinking": "Hm.", "signature": "sig"}
+    calls = {"type": "tool_use", "id": "t", "name": "look", "input": {"city": "Paris"}}
+
+    def answer(payload):
+        said = {"type": "text", "text": "[[ ## reasoning ## ]]\nx\n[[ ## answer ## ]]\n2 million"}
+        content = [thought, calls] if len(served.seen) == 1 else [said]
+        return 200, {}, json.dumps({"content": content, "stop_reason": "end_turn"}).encode()
+
+    with server(answer) as served:
+        lm = lmopt.anthropic_lm("m", base_url=served.base_url, api_key="k")
+        lmopt.react("question -> answer", [look], native=True)(lm, question="How many?")
+        lm.close()
+    (back,) = [one for one in served.seen[1][2]["messages"] if one["role"] == "assistant"]
+    assert back["content"][0] == thought and back["content"][-1]["type"] == "tool_use"
+
+
+# -- OpenAI's Responses --
+
+
+def responded(*output, **more):
+    usage = {"input_tokens": 9, "output_tokens": 4, "input_tokens_details": {"cached_tokens": 2}}
+    made = {"output": list(output), "usage": usage, "model": "new", "status": "completed"}
+    return {**made, "error": None, "incomplete_details": None, **more}
+
+
+def said(text):
+    return {"type": "message", "content": [{"type": "output_text", "text": text}]}
+
+
+THOUGHT = {"type": "reasoning", "id": "r", "summary": [{"type": "summary_text", "text": "Hm."}]}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_responses_format_end_to_end(streamed):
+    def answer(payload):
+        first = (THOUGHT, {"type": "function_call", "call_id": "c1", "name": "look",
+                           "arguments": '{"city": "Paris"}'})  # fmt: skip
+        last = (said("[[ ## reasoning ## ]]\nx\n[[ ## answer ## ]]\n2 million"),)
+        whole = responded(*(first if len(served.seen) == 1 else last))
+        if not payload.get("stream"):
+            return 200, {}, json.dumps(whole).encode()
+        text = "".join(p["text"] for o in whole["output"] for p in o.get("content", ()))
+        deltas = [{"type": "response.output_text.delta", "delta": one} for one in text]
+        end = {"type": "response.completed", "response": whole}
+        return events({"type": "response.created", "response": {**whole, "output": []}}, *deltas,
+                      end, done=False)  # fmt: skip
+
+    with server(answer) as served:
+        lm = openai_lm("new", base_url=served.base_url, api="responses", max_tokens=99)
+        agent = lmopt.react("question -> answer", [look], native=True)
+        if streamed:
+            *chunks, made = lmopt.stream(agent, lm, {"question": "How many?"})
+            assert "".join(one.text for one in chunks if one.field == "answer") == "2 million"
+        else:
+            made = agent(lm, question="How many?")
+        lm.close()
+    assert made.answer == "2 million" and made.usage == Usage(3, 27, 12, 6)
+    path, _, payload = served.seen[0]
+    assert path == "/v1/responses" and payload["max_output_tokens"] == 99
+    assert payload["tools"][0]["name"] == "look" and payload["instructions"]
+    items = [one.get("type", one.get("role")) for one in served.seen[1][2]["input"]]
+    assert items == ["user", "assistant", "reasoning", "function_call", "function_call_output"]
+    assert served.seen[1][2]["input"][2] == THOUGHT
+
+
+def test_a_request_in_the_responses_format():
+    call = ToolCall("c1", "look", {"city": "Paris"}, {"message": {"items": [THOUGHT]}})
+    asked = Request(
+        [
+            Message("system", "Be brief."),
+            Message("user", ("[image 1]", lmopt.Image("https://x.example/a.png"))),
+            Message("assistant", "", tool_calls=(call,)),
+            Message("tool", "2 million", tool_call_id="c1"),
+        ],
+        temperature=0.5, max_tokens=7, schema={"type": "object"},
+    )  # fmt: skip
+    made = lmopt._responses_encode(asked)
+    assert made["instructions"] == "Be brief." and made["text"]["format"]["name"] == "reply"
+    assert [one.get("type", one.get("role")) for one in made["input"]] == [
+        "user", "reasoning", "function_call", "function_call_output"]  # fmt: skip
+    assert made["input"][0]["content"][1]["type"] == "input_image"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (responded(said("Hi")), ("Hi", "stop")),
+        (responded(said("Hi"), incomplete_details={"reason": "max_output_tokens"}),
+         ("Hi", "length")),
+        (responded(said(""), incomplete_details={"reason": "content_filter"}), ("", "refusal")),
+        (responded({"type": "message", "content": [{"type": "refusal", "refusal": "No."}]}),
+         ("No.", "refusal")),
+    ],
+)  # fmt: skip
+def test_an_answer_in_the_responses_format(data, expected):
+    made = lmopt._responses_decode(data)
+    assert (made.text, made.finish_reason) == expected and made.usage.cached_tokens == 2
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_an_error_in_the_responses_format(streamed):
+    error = {"code": "rate_limit_exceeded", "message": "slow down"}
+    whole = responded(error=error, status="failed")
+    sent = (200, {}, json.dumps(whole).encode())
+    if streamed:
+        sent = events({"type": "response.failed", "response": whole}, done=False)
+    with server(lambda payload: sent) as served:
+        lm = openai_lm("m", base_url=served.base_url, api="responses")
+        with pytest.raises(RateLimited):
+            lm(evolve(ASKED, on_text=(lambda text: None) if streamed else None))
+        lm.close()
+    with pytest.raises(DataError, match="unknown api"):
+        openai_lm("m", api="newest")
+
+
+def test_a_password_in_a_url_goes_into_a_header_and_nowhere_else(caplog):
+    caplog.set_level("DEBUG")
+    with server(lambda payload: completion("Hi")) as served:
+        url = served.base_url.replace("http://", f"http://me:{KEY}@")
+        lm = openai_lm("m", base_url=url)
+        assert lm(ASKED).text == "Hi" and KEY not in repr(lm) + lm.end.url + caplog.text
+        assert served.seen[0][1]["Authorization"].startswith("Basic ")
+        assert KEY.encode() not in pickle.dumps(lm)
+        lm.close()
