@@ -2985,8 +2985,9 @@ def _with_lms(optimize: Optimizer, layer: Callable[[Any], Any]) -> Optimizer:
 
 def _counted(calls: list[int], lm: Any) -> Any:
     def count(request: lmopt.Request) -> lmopt.Flow:
-        calls[0] += 1
-        return (yield request)
+        response = yield request
+        calls[0] += 1  # what failed was not paid for
+        return response
 
     return lmopt.middleware(count)(lm)
 

@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from lmopt import Prompt, exact_match, predict, toy_lm
+import lmopt_optimizers
+from lmopt import LMError, Prompt, Response, exact_match, predict, toy_lm
 from lmopt_optimizers import Plan, check_optimizer, optimizer
 
 TASK = predict("animal -> sound")
@@ -90,3 +91,40 @@ def test_one_that_goes_on_otherwise_when_it_was_killed_is_found():
 
     with pytest.raises(AssertionError, match="killed in run 1, it ends otherwise"):
         check(search)
+
+
+def unsteady(request):
+    """A toy LM, one in six of whose replies cannot be read, and one in eight cannot come."""
+    fate = int(request.key[:6], 16)
+    if fate % 6 == 0:
+        return Response("hm")
+    if fate % 8 == 1:
+        raise LMError("busy", retryable=True)
+    return toy_lm()(request)
+
+
+SEARCHES = (
+    "auto",
+    "random_search",
+    "tpe_search",
+    "copro",
+    "mipro",
+    "gepa",
+    "simba",
+    "infer_rules",
+    "avatar",
+    "bootstrap_few_shot",
+)
+unsteady.identity = "unsteady"
+SAMPLING = TASK.with_params({"predict": Prompt("Say it.", settings={"temperature": 0.7})})
+
+
+@pytest.mark.filterwarnings("ignore:the search was ended", "ignore:gepa ended")
+@pytest.mark.parametrize("name", SEARCHES)
+def test_the_laws_hold_with_an_lm_that_samples_and_fails(name):
+    few = {"max_runs": 60} if name == "gepa" else {"steps": 1} if name == "simba" else {}
+    search = getattr(lmopt_optimizers, name)(unsteady, calls=150, **few)
+    try:
+        check_optimizer(search, SAMPLING, ROWS * 2, exact_match, kills=2)
+    except LMError as error:  # three in a row: no accident
+        assert "busy" in str(error)
