@@ -150,13 +150,13 @@ __all__ = [
     "embedder", "connect",
     # 11. Middleware
     "Layer", "Middleware", "middleware", "identity", "retry", "throttle", "timeout", "cache",
-    "record", "ReplayLM", "replay_lm", "budget", "fallback", "log",
+    "record", "ReplayLM", "replay_lm", "budget", "route", "fallback", "log",
     # 12. Evaluation
     "Score", "Row", "Evaluation", "Metric", "evaluate", "aevaluate", "evaluating", "scoring",
     "Comparison", "compare", "normalize", "exact_match", "f1", "contains", "passage_match", "Judge",
     "judge", "semantic_f1", "complete_and_grounded",
     # 13. Storage
-    "save", "load", "dumps", "loads", "diff", "read_examples",
+    "save", "load", "write_whole", "dumps", "loads", "diff", "read_examples",
 ]  # fmt: skip
 
 P = ParamSpec("P")
@@ -9393,6 +9393,44 @@ class _Purse:
         ended.set_result(None)
 
 
+def route(lms: Mapping[str, LM], default: LM | None = None) -> LM:
+    """Make one LM of several, by the model that a request names: `Prompt.model`.
+
+    So the steps of a program can use different models, trained ones among them.
+
+    Args:
+        lms: by the name of their model.
+        default: answers requests that name no model, or another one.
+    Raises:
+        LMError: (when asked) nothing serves the model that is named.
+    Calls: none of its own.
+
+    >>> lm = route({"small": scripted_lm(["from the small one"])}, stub_lm())
+    >>> lm(Request([Message("user", "Hi")], model="small")).text
+    'from the small one'
+    """
+    known = dict(lms)
+    last = partial(_unserved, tuple(known)) if default is None else default
+
+    def flow(layer: Layer, request: Request) -> Flow:
+        chosen = known.get(request.model or "")
+        return (yield request if chosen is None else invoke(chosen, request))
+
+    whose = canonical([identity(last), {name: identity(lm) for name, lm in known.items()}])
+    made: Any = (_routed, (known, default), {})
+    return Middleware(flow, lambda inner: whose, made=made)(last)
+
+
+def _routed(lms: Mapping[str, LM], default: LM | None) -> Middleware:
+    """The middleware of a route, where it arrives in another process."""
+    return typing.cast(Layer, route(lms, default)).middleware
+
+
+def _unserved(known: tuple[str, ...], request: Request) -> Response:
+    todo = "load parameters of this program's models, or add the LM to route"
+    raise LMError("nothing serves this model", request.model, f"one of {list(known)}", todo)
+
+
 @factory
 def fallback(*others: LM, when: Callable[[LMError], bool] | None = None) -> Middleware:
     """Ask another LM where one fails.
@@ -10243,11 +10281,16 @@ def save(params: Mapping[str, Prompt], path: Path_) -> None:
     ...     load(Path(folder, "params.json"))["predict"].instructions
     'Be brief.'
     """
-    from pathlib import Path
-
     if not isinstance(params, Mapping):
         raise ParamsError("these are no parameters", params, "Params", "write save(params, path)")
-    text, target = dumps(params), Path(path).resolve()
+    write_whole(dumps(params), path)
+
+
+def write_whole(text: str, path: Path_) -> None:
+    """Write a text to a file, whole or not at all: a crash leaves the old one."""
+    from pathlib import Path
+
+    target = Path(path).resolve()
     draft = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with draft.open("w", encoding="utf-8", newline="\n") as file:

@@ -25,8 +25,8 @@
 >>> qa.with_params(params)(toy_lm(), animal="my old cat").sound
 'meow'
 
-Sections: 1 Contract · 2 Parts · 3 Few-shot · 4 Instructions · 5 Settings · 6 Combinators · 7 Laws ·
-8 Report
+Sections: 1 Contract · 2 Parts · 3 Few-shot · 4 Instructions · 5 Settings · 6 Weights ·
+7 Combinators · 8 Laws · 9 Report
 
 Arguments that mean the same everywhere stand in `Options`, and for those that bootstrap in
 `Teaching`; `lm` runs the program, and the teacher where there is no `teacher_lm`.
@@ -38,6 +38,7 @@ import functools
 import inspect
 import itertools
 import math
+import os
 import random
 import re
 import statistics
@@ -74,11 +75,14 @@ __all__ = [
     "auto", "copro", "TIPS", "mipro", "gepa", "simba", "infer_rules", "avatar",
     # 5. Settings
     "tune",
-    # 6. Combinators
+    # 6. Weights
+    "Trainer", "chat_examples", "finetune", "grpo", "rewarded", "write_examples", "jsonl_trainer",
+    "openai_trainer",
+    # 7. Combinators
     "chain", "best_of", "only", "limit", "if_better",
-    # 7. Laws
+    # 8. Laws
     "check_optimizer",
-    # 8. Report
+    # 9. Report
     "summary", "report",
 ]  # fmt: skip
 
@@ -137,13 +141,14 @@ class Plan:
         usual: LM calls where each reply can be read at once, and no trial loses early.
 
     >>> Plan(runs=2, calls=6, metrics=2, usual=2) + Plan(runs=1, calls=3, usual=1)
-    Plan(runs=3, calls=9, metrics=2, usual=3)
+    Plan(runs=3, calls=9, metrics=2, usual=3, trainings=0)
     """
 
     runs: int = 0
     calls: int = 0
     metrics: int = 0
     usual: int = 0
+    trainings: int = 0  # of weights
 
     def __add__(self, other: Plan) -> Plan:
         return Plan(*map(add, astuple(self), astuple(other)))
@@ -153,7 +158,7 @@ class Plan:
         if calls is None:
             return self
         runs = calls // each if each else self.runs
-        return Plan(*map(min, astuple(self), (runs, calls, runs, calls)))
+        return Plan(*map(min, astuple(self), (runs, calls, runs, calls, self.trainings)))
 
 
 class Options(TypedDict, total=False):
@@ -773,6 +778,15 @@ class Hunt:
             for one in asked:
                 made.append((yield lmopt.invoke(writer, one)))
         return [text for text in unique(map(cleaned, made)) if text]
+
+    @_wanted
+    def trained(
+        self, trainer: Any, examples: Sequence[Any], base: str, settings: lmopt.Fields
+    ) -> lmopt.Flow:
+        """Weights trained on examples from those of a base model; sent: the model's name."""
+        if hasattr(trainer, "flow"):
+            return (yield from trainer.flow(examples, base, **settings))
+        return (yield lmopt.invoke(trainer, examples, base, **settings))
 
     @_wanted
     def ask(self, program: lmopt.Program, inputs: lmopt.Fields) -> lmopt.Flow:
@@ -2656,7 +2670,364 @@ def _resized(hunt: Hunt, params: lmopt.Params, count: int) -> lmopt.Params:
     return params
 
 
-# == 6. Combinators ================================================================================
+# == 6. Weights ====================================================================================
+# A trainer is any function (examples, base model, **settings) -> name of the trained model; or has
+# such a `flow`. An example is a conversation, {"messages": [{"role": ..., "content": ...}, ...]};
+# for reinforcement also with the "advantage" of its last message, and the "logprobs" of that.
+
+Trainer = Callable[..., str]
+
+
+def chat_examples(
+    program: lmopt.Program, rows: Iterable[lmopt.Row], *, keep_demos: bool = False
+) -> dict[str, list[dict[str, Any]]]:
+    """Return what each step should have been asked and should have replied in evaluated rows.
+
+    Each run of a step is one conversation, rendered through the program's own adapter, whoever ran
+    it. A step that asks no LM has none.
+
+    Args:
+        keep_demos: leave the demonstrations in; else the weights shall know without.
+    Returns:
+        conversations by path, each `{"messages": [...]}`, as OpenAI and most others take them.
+
+    >>> qa = lmopt.predict("q -> a")
+    >>> rows = lmopt.evaluate(qa, [{"q": "?", "a": "text"}], lmopt.exact_match, lm=lmopt.stub_lm())
+    >>> [one["role"] for one in chat_examples(qa, rows.rows)["predict"][0]["messages"]]
+    ['system', 'user', 'assistant']
+    """
+    leaves = {path: leaf for path, leaf in program.leaves.items() if leaf.max_calls}
+    made: dict[str, list[dict[str, Any]]] = {path: [] for path in leaves}
+    for row in rows:
+        for event in row.prediction.trace:
+            if event.kind == "step" and not event.error and event.path in leaves:
+                asked = _first_request(leaves[event.path], event.inputs, keep_demos)
+                reply = lmopt.render_outputs(asked.adapter, asked.signature, event.outputs)
+                made[event.path].append({"messages": [*_turns(asked), _turn("assistant", reply)]})
+    return made
+
+
+def _first_request(leaf: lmopt.Program, inputs: lmopt.Fields, keep_demos: bool) -> Any:
+    if leaf.prompt is not None and not keep_demos:
+        leaf = leaf.with_params({leaf.root: evolve(leaf.prompt, demos=())})
+    return next(leaf.flow(**inputs))
+
+
+def _turns(request: lmopt.Request) -> list[dict[str, str]]:
+    return [_turn(one.role, one.text) for one in request.messages]
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def finetune(
+    trainer: Any,
+    *,
+    lm: lmopt.LM,
+    teacher: lmopt.Program | Mapping[str, lmopt.Prompt] | None = None,
+    teacher_lm: lmopt.LM | None = None,
+    threshold: float = 1.0,
+    keep_demos: bool = False,
+    per_step: bool = False,
+    settings: Mapping[str, Any] = lmopt.Record(),
+    **options: Unpack[Options],
+) -> Optimizer:
+    """Train weights on what a teacher did where it did well; keep them where they score better.
+
+    The runs of the teacher on the training half that the metric accepts become conversations; the
+    trained model is named by the prompts (`Prompt.model`), so that `lm` must serve it: see `route`.
+
+    Args:
+        trainer: (examples, base model, **settings) -> name of the trained model; such as
+            `openai_trainer`, `jsonl_trainer` or any function. What it raises is raised.
+        teacher: a program with the same steps, or other parameters; by default the program.
+        teacher_lm: answers the teacher, by default `lm`.
+        threshold: score from which a run is taken, 0 to 1.
+        keep_demos: train with the demonstrations in the prompt, and leave them there.
+        per_step: a model for each step; else one for all.
+        settings: for the trainer.
+    Calls: a run of the teacher for each row of the training half, and two scorings.
+    Reference: BootstrapFinetune of DSPy; Soylu et al. 2024, arXiv 2407.10930.
+
+    >>> taught = finetune(lambda examples, base: f"{base}-{len(examples)}", lm=lmopt.stub_lm())
+    >>> rows = [{"q": str(n), "a": "text"} for n in range(6)]
+    >>> [trial.note for trial in taught.trials(lmopt.predict("q -> a"), rows, lmopt.exact_match)]
+    ['start', 'trained on 3 of 3 runs: -3']
+    """
+    given = _Teaching(teacher=teacher, teacher_lm=teacher_lm, threshold=threshold)
+
+    def search(hunt: Hunt) -> lmopt.Flow:
+        yield hunt.start()
+        guide, params = given.guide(hunt.program), hunt.program.params
+        ran = yield hunt.teach(guide, hunt.train, guide.params, teacher_lm)
+        taken = passed(ran, threshold)
+        told = chat_examples(hunt.program, taken, keep_demos=keep_demos)
+        told = {path: examples for path, examples in told.items() if path in hunt.paths}
+        groups = [[path] for path in told] if per_step else [list(told)]
+        names = []
+        for paths in groups:
+            examples = [one for path in paths for one in told[path]]
+            if not examples:
+                continue
+            base = _model_of(hunt, params, paths)
+            names.append((yield hunt.trained(trainer, examples, base, settings)))
+            params = _trained(params, paths, names[-1], keep_demos)
+        note = f"trained on {len(taken)} of {len(ran.rows)} runs: {', '.join(names) or 'nothing'}"
+        yield hunt.trial(params, note, 0)
+
+    def bound(size: Size) -> Plan:
+        jobs = Plan(trainings=size.steps if per_step else 1)
+        return size.plan(2 * size.val) + given.plan(size) + jobs
+
+    return optimizer("finetune", lm, search, bound, **options)
+
+
+def _model_of(hunt: Hunt, params: lmopt.Params, paths: Sequence[str]) -> str:
+    """The weights that some steps use now."""
+    named = [params[path].model for path in paths]
+    return next(filter(None, named), None) or str(getattr(hunt.lm, "model", ""))
+
+
+def _trained(
+    params: lmopt.Params, paths: Iterable[str], model: str, keep_demos: bool
+) -> lmopt.Params:
+    """The parameters with other weights for some steps."""
+    for path in paths:
+        demos = params[path].demos if keep_demos else ()
+        params = params.replace(path, model=model or None, demos=demos)
+    return params
+
+
+def grpo(
+    trainer: Any,
+    *,
+    lm: lmopt.LM,
+    group: int = 8,
+    steps: int = 4,
+    minibatch: int = 8,
+    temperature: float = 1.0,
+    settings: Mapping[str, Any] = lmopt.Record(),
+    **options: Unpack[Options],
+) -> Optimizer:
+    """Train weights by reinforcement: what scored better than its like becomes more probable.
+
+    In each step, each row of a minibatch runs `group` times. The rewards are those of the metric;
+    the advantage of a run is its reward, less the mean of its group, by the standard deviation of
+    that; a group with equal rewards teaches nothing and is left out. The trainer gets the requests
+    with the replies, their advantages and log-probabilities, and returns the next step's model.
+
+    Args:
+        trainer: (examples, base model, **settings) -> name of the trained model.
+        group: runs of a row, 2 or more.
+        steps: how many, 1 or more.
+        minibatch: rows of a step, 1 or more.
+        temperature: of the runs, more than 0.
+        settings: for the trainer.
+    Calls: for each step `group` runs for each row of a minibatch, and a scoring.
+    Reference: Shao et al. 2024, arXiv 2402.03300.
+
+    >>> grpo(lambda examples, base: base, lm=lmopt.toy_lm(), steps=1)
+    Optimizer(name='grpo')
+    """
+    _check(2, group=group)
+    _check(1, steps=steps, minibatch=minibatch)
+
+    def search(hunt: Hunt) -> lmopt.Flow:
+        params = (yield hunt.start()).params
+        for number in range(steps):
+            places = sorted(set(_batch(hunt, number, min(minibatch, len(hunt.train)))))
+            rollouts = [1 + number * group + place for place in range(group)]
+            asked = [resampled(params, one, temperature=temperature) for one in rollouts]
+            runs = yield hunt.rows(asked, places)
+            told = rewarded(hunt.program, [one.rows for one in runs])
+            reward = statistics.fmean(row.score for one in runs for row in one.rows)
+            if told:
+                base = _model_of(hunt, params, hunt.paths)
+                model = yield hunt.trained(trainer, told, base, settings)
+                params = _trained(params, hunt.paths, model, True)
+                yield hunt.trial(params, f"step {number + 1}: mean reward {reward:.3f}, {model}")
+
+    def bound(size: Size) -> Plan:
+        runs = steps * (group * min(minibatch, size.train) + size.val) + size.val
+        return size.plan(runs) + Plan(trainings=steps)
+
+    return optimizer("grpo", lm, search, bound, **options)
+
+
+def rewarded(program: lmopt.Program, runs: Sequence[Sequence[lmopt.Row]]) -> list[dict[str, Any]]:
+    """Return the replies in several runs of the same rows, each with its advantage in its group.
+
+    >>> qa = lmopt.predict("q -> a")
+    >>> made = [qa(lmopt.scripted_lm([{"a": text}]), q="?") for text in ("x", "y")]
+    >>> runs = [[lmopt.Row(lmopt.Record(), one, float(n))] for n, one in enumerate(made)]
+    >>> [round(one["advantage"], 3) for one in rewarded(qa, runs)]
+    [-1.0, 1.0]
+    """
+    told = []
+    for same in zip(*runs, strict=True):
+        scores = [row.score for row in same]
+        spread_, mean = statistics.pstdev(scores), statistics.fmean(scores)
+        for row in same if spread_ > 0 else ():
+            for event in row.prediction.trace:
+                if event.kind == "lm" and event.request is not None and event.response is not None:
+                    said = _turn("assistant", event.response.text)
+                    made = {"messages": [*_turns(event.request), said], "path": event.path}
+                    gain = (row.score - mean) / spread_
+                    told.append({**made, "advantage": gain, "logprobs": event.response.logprobs})
+    return told
+
+
+def write_examples(examples: Sequence[lmopt.Fields], folder: lmopt.Path_) -> str:
+    """Write examples as JSON Lines, whole or not at all; return the path.
+
+    The file is named by the hash of its content, so that the same examples are the same file.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = write_examples([{"messages": []}], folder)
+    ...     path.endswith(".jsonl"), path == write_examples([{"messages": []}], folder)
+    (True, True)
+    """
+    import hashlib
+    from pathlib import Path
+
+    text = "".join(f"{lmopt.Record(one).to_json()}\n" for one in examples)
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    path = Path(folder, f"train-{name}.jsonl")
+    if not path.exists():
+        lmopt.write_whole(text, path)
+    return str(path)
+
+
+def jsonl_trainer(folder: lmopt.Path_) -> Trainer:
+    """Make a trainer that writes the examples to a file and trains nothing: for other services.
+
+    It returns the base model, so that nothing changes.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     jsonl_trainer(folder)([{"messages": []}], "base")
+    'base'
+    """
+
+    def train(examples: Sequence[lmopt.Fields], base_model: str, **settings: Any) -> str:
+        write_examples(examples, folder)
+        return base_model
+
+    return train
+
+
+def openai_trainer(
+    folder: lmopt.Path_,
+    *,
+    base_url: str = "https://api.openai.com/v1",
+    api_key: str | Callable[[], str] | None = None,
+    poll: float = 30.0,
+    timeout: float = 60.0,
+    attempts: int = 5,
+) -> Trainer:
+    """Make a trainer at OpenAI, or whatever else has its end points for files and jobs.
+
+    It uploads the examples, begins a job and waits for it. Killed and started again, it goes on
+    with the job of the same examples and base model, which `folder` remembers; Ctrl-C cancels it.
+
+    Args:
+        folder: for the files of examples, and what is known of jobs.
+        api_key: by default the environment variable OPENAI_API_KEY.
+        poll: seconds between questions how the job is.
+        timeout: seconds for one request.
+        attempts: how many times to try a request that finds no connection or a busy server.
+    Raises:
+        LMError: (when it trains) the job failed, or the server could not be asked.
+
+    >>> openai_trainer("jobs", api_key="secret")
+    <trainer at https://api.openai.com/v1>
+    """
+    return _OpenAITrainer(str(folder), base_url.rstrip("/"), api_key, poll, timeout, attempts)
+
+
+@frozen(eq=False, repr=False)
+class _OpenAITrainer:
+    folder: str
+    base_url: str
+    key: Any
+    poll: float
+    timeout: float
+    attempts: int
+
+    def __repr__(self) -> str:
+        return f"<trainer at {self.base_url}>"
+
+    def __call__(self, examples: Sequence[lmopt.Fields], base_model: str, **settings: Any) -> str:
+        """Train in this thread."""
+        made: str = lmopt.drive(self.flow(examples, base_model, **settings), lmopt.stub_lm())
+        return made
+
+    def flow(
+        self, examples: Sequence[lmopt.Fields], base_model: str, **settings: Any
+    ) -> lmopt.Flow:
+        """Return the flow of a training: its effects are requests over HTTP, and waiting."""
+        from pathlib import Path
+
+        path = Path(write_examples(examples, self.folder))
+        asked = lmopt.canonical([base_model, settings, self.base_url])
+        known = path.with_name(f"{path.stem}-{lmopt.seeded(0, asked).getrandbits(40):010x}.job")
+        job = known.read_text(encoding="utf-8") if known.exists() else ""
+        if not job:
+            files = {"file": (path.name, path.read_bytes()), "purpose": (None, "fine-tune")}
+            sent = yield from self._ask("POST", "/files", files=files)
+            told = {"model": base_model, "training_file": sent["id"], **settings}
+            job = (yield from self._ask("POST", "/fine_tuning/jobs", json=told))["id"]
+            lmopt.write_whole(job, known)
+        try:
+            return (yield from self._waited(job, known))
+        except GeneratorExit:  # Ctrl-C
+            with suppress(Exception):
+                self._send("POST", f"/fine_tuning/jobs/{job}/cancel", {})
+            known.unlink(missing_ok=True)
+            raise
+
+    def _waited(self, job: str, known: Any) -> lmopt.Flow:
+        while True:
+            state = yield from self._ask("GET", f"/fine_tuning/jobs/{job}")
+            if state["status"] == "succeeded":
+                return str(state["fine_tuned_model"])
+            if state["status"] in ("failed", "cancelled"):
+                known.unlink(missing_ok=True)  # the next time begins a new one
+                why = (state.get("error") or {}).get("message") or state["status"]
+                raise lmopt.LMError("the training failed", why, "a trained model", f"see job {job}")
+            yield lmopt.Sleep(self.poll)
+
+    def _ask(self, method: str, path: str, **body: Any) -> lmopt.Flow:
+        """A request over HTTP; one that may pass is tried again."""
+        for left in range(self.attempts - 1, -1, -1):
+            status, data = yield lmopt.invoke(self._send, method, path, body)
+            if status == 200:
+                return data
+            passes = status == 0 or status in (408, 409, 429) or status >= 500
+            if not (passes and left):
+                what = f"{self.base_url}{path} answered {status or 'nothing'}"
+                raise lmopt.LMError(what, data, "200", "see the answer", status=status or None)
+            yield lmopt.Sleep(self.poll)
+
+    def _send(self, method: str, path: str, body: lmopt.Fields) -> tuple[int, Any]:
+        """Status and data of an answer; 0 where there is none."""
+        import httpx
+
+        key = self.key() if callable(self.key) else self.key or os.environ.get("OPENAI_API_KEY", "")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        try:
+            sent = httpx.request(
+                method, self.base_url + path, headers=headers, timeout=self.timeout, **body
+            )
+            return sent.status_code, sent.json() if sent.status_code == 200 else sent.text[:500]
+        except (httpx.TransportError, ValueError) as error:
+            return 0, lmopt.describe(error)
+
+
+# == 7. Combinators ================================================================================
 
 
 def _inside(outer: _Options, optimizer: Optimizer) -> Optimizer:
@@ -2915,7 +3286,7 @@ def if_better(
     return Optimizer("if_better", lm, search, bound, options=_Options(**shared))
 
 
-# == 7. Laws =======================================================================================
+# == 8. Laws =======================================================================================
 
 
 def check_optimizer(
@@ -3018,7 +3389,7 @@ def _check_killed(
     _law(f"killed in run {stop}, it pays for answers twice", paid[0], len(store))
 
 
-# == 8. Report =====================================================================================
+# == 9. Report =====================================================================================
 
 
 def summary(trials: Iterable[Trial]) -> str:

@@ -1,9 +1,11 @@
 """Examples run offline; that of the main job has a file of its own."""
 
+import argparse
 import importlib.util
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 import lmopt
@@ -45,3 +47,13 @@ def test_the_calculator_takes_arithmetic_only():
     lm = lmopt.scripted_lm([*acts, {"reasoning": "", "a": "x"}])
     seen = [turn.observation for turn in made(lm, q="?").trajectory]
     assert seen[0] == "14.0" and seen[1].startswith("The tool failed: ValueError: only numbers")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(("kind", "least"), [("t5", 0.9), ("llama", 0.9)])
+def test_small_models_of_this_machine_learn_what_a_teacher_shows(kind, least):
+    pytest.importorskip("torch", reason="torch and transformers are not installed")
+    pytest.importorskip("transformers", reason="torch and transformers are not installed")
+    local = load("finetune_local")
+    given = argparse.Namespace(kind=kind, model="", rows=400, folder="", reinforce=0)
+    assert local.main(given)[0] >= least
