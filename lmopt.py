@@ -4233,7 +4233,8 @@ def _layered(flow: Flow, lm: Any) -> Flow:
 def _pass(layer: Any, effect: Any) -> Flow:
     if isinstance(effect, Request):
         return (yield from layer.flow(effect))
-    if isinstance(effect, Call) and layer.middleware.around and effect.request is None:
+    ours = getattr(getattr(effect, "function", None), "__module__", "") == __name__
+    if isinstance(effect, Call) and layer.middleware.around and not (effect.request or ours):
         return (yield from layer.middleware.around(effect))
     return (yield effect)
 
@@ -6175,6 +6176,10 @@ changing = (
 )
 
 
+if job["network"]:
+    forbidden = tuple(one for one in forbidden if one != "socket.")
+
+
 def guard(event, args):
     if event.startswith(forbidden):
         raise PermissionError(f"{event} is not allowed here")
@@ -6308,6 +6313,8 @@ def _walled(network: bool, folder: str) -> tuple[str, ...]:
     """What starts a process behind bubblewrap, with one folder to write in."""
     shown = {"/usr", "/bin", "/lib", "/lib64", "/etc/alternatives", "/etc/ld.so.cache"}
     shown |= {sys.prefix, sys.base_prefix, os.path.realpath(sys.executable)}
+    if network:
+        shown |= {"/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/ssl"}
     binds = concat(("--ro-bind-try", one, one) for one in sorted(shown))
     spaces = ("--unshare-all", *(["--share-net"] if network else []), "--die-with-parent")
     outer = ("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", *binds)
@@ -7292,6 +7299,9 @@ class _Endpoint:
         kept = (self.url, self.authorize, key, self.key_name, Record(headers), self.timeout)
         return type(self), (*kept, self.client)
 
+    def __deepcopy__(self, memo: Any) -> _Endpoint:
+        return self
+
     @property
     def name(self) -> str:
         """The URL without what may be secret in it."""
@@ -7304,7 +7314,7 @@ class _Endpoint:
         """
         headers, hide = self._headers()
         content = _encodable(_COMPACT.encode(payload)).encode()
-        feed = take and _events(lambda data: take(hide(data)))
+        feed = take and _events(lambda data: take(data if _is_good(data) else hide(data)))
         answer = yield Call(self, (content, headers, feed, hide))
         if isinstance(answer, LMError):  # a value, so that no frame holds an error with a key in it
             raise answer
@@ -7319,7 +7329,8 @@ class _Endpoint:
         own = self.authorize("") if "authorization" in given else self.authorize(self._key())
         ours = {"Content-Type": "application/json", **own}
         kept = {name: text for name, text in ours.items() if name.lower() not in given}
-        secrets = [*own.values(), *map(str, self.headers.values())]
+        secret = {n: str(text) for n, text in self.headers.items() if re.search(_SECRET, n)}
+        secrets = [text for n, text in {**own, **secret}.items() if re.search(_SECRET, n)]
         return _Hidden({**kept, **self.headers}), lambda text: _hide(secrets, text)
 
     def _unreached(self, error: Exception, hide: Callable[[str], str]) -> LMError:
@@ -7333,7 +7344,7 @@ class _Endpoint:
         if isinstance(error, httpx.DecodingError):
             what = f"{self.name} sent what cannot be decompressed ({name})"
             return LMError(what, shown, "gzip, deflate or plain", "see the server")
-        if isinstance(error, (httpx.LocalProtocolError, UnicodeError)):
+        if isinstance(error, httpx.LocalProtocolError):
             what = f"a request to {self.name} cannot be sent ({name})"
             return LMError(
                 what, shown, "headers in one line of ASCII", "correct the key or headers"
@@ -7366,7 +7377,7 @@ class _Endpoint:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             kind = type(error).__name__
         # Out here, so that no error with the whole body hangs on it.
-        text = body.decode("utf-8", "backslashreplace")
+        text = self._headers()[1](body.decode("utf-8", "backslashreplace"))
         what = f"{self.name} sent an answer that cannot be read ({kind})"
         facts = {"status": 200, "body": cut(text), "retryable": True}
         expected, todo = "a completion as JSON in UTF-8", "ask again, or check base_url"
@@ -7380,10 +7391,14 @@ class _Endpoint:
 
         try:
             return _blotted(self._asked(content, headers, feed), hide)
-        except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:
+        except (httpx.RequestError, httpx.InvalidURL) as error:
             return self._unreached(error, hide)
 
     def _asked(self, content: bytes, headers: dict[str, str], feed: Any) -> _Answer:
+        import httpx
+
+        if isinstance(self.client, httpx.AsyncClient):
+            raise DataError("this client needs an event loop", self.client, "a Client", "use acall")
         used = self.client is None and bool(self._idle.get(os.getpid(), ((), None))[0])
         with suppress(_Silence), self._lent() as client:
             return self._posted(client, used, content, headers, feed)
@@ -7415,13 +7430,18 @@ class _Endpoint:
 
         try:
             return _blotted(await self._aasked(content, headers, feed), hide)
-        except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:
+        except (httpx.RequestError, httpx.InvalidURL) as error:
             return self._unreached(error, hide)
 
     async def _aasked(self, content: bytes, headers: dict[str, str], feed: Any) -> _Answer:
         import asyncio
 
         loop = asyncio.get_running_loop()
+        import httpx
+
+        if isinstance(self.client, httpx.Client):
+            todo = "call it outside of the loop"
+            raise DataError("this client blocks an event loop", self.client, "AsyncClient", todo)
         used = self.client is None and bool(self._idle.get(loop, ((), None))[0])
         with suppress(_Silence):
             async with self._alent() as client:
@@ -7454,6 +7474,16 @@ class _Endpoint:
     ) -> httpx.Request:
         import httpx
 
+        try:
+            return self._built(client, target, content, headers)
+        except UnicodeError as error:
+            raise httpx.LocalProtocolError(str(error)) from None
+
+    def _built(
+        self, client: Any, target: str, content: bytes, headers: dict[str, str]
+    ) -> httpx.Request:
+        import httpx
+
         if client is self.client:
             build: Callable[..., httpx.Request] = client.build_request
             return build("POST", target, content=content, headers=headers)
@@ -7481,6 +7511,8 @@ class _Endpoint:
         import asyncio
 
         loop = asyncio.get_running_loop()
+        for other in [one for one in self._idle if hasattr(one, "is_closed") and one.is_closed()]:
+            del self._idle[other]  # which was closed without `asyncio.run`
         if loop not in self._idle:
             self._idle[loop] = deque(), _keeper(self._idle, loop)
             await anext(self._idle[loop][1])
@@ -7499,12 +7531,17 @@ class _Endpoint:
 _Answer = tuple[int, str, bytes]
 
 
+def _is_good(data: str) -> bool:
+    """Whether the data of an event is part of an answer, which is left as it is."""
+    return data.lstrip().startswith("{") and '"error"' not in data
+
+
 def _blotted(answer: _Answer, hide: Callable[[str], str]) -> _Answer:
-    """An answer without secrets in its body."""
+    """An answer without secrets in it, where it is an error."""
     status, after, body = answer
-    text = body.decode("latin-1")  # as bytes are
-    hidden = hide(text)
-    return answer if hidden is text else (status, after, hidden.encode("latin-1"))
+    if status == 200 and b'"error"' not in body:  # an answer is left as it is
+        return answer
+    return status, after, hide(body.decode("latin-1")).encode("latin-1")
 
 
 _MOVES = 4  # how many times a request is sent on to where the server says
@@ -7518,20 +7555,22 @@ class _Silence(Exception):
 def _listening(used: bool) -> Iterator[None]:
     import httpx
 
+    began = time.perf_counter()
     try:
         yield
     except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-        if not used:
+        if not used or time.perf_counter() - began > 1.0:  # the server may have worked on it
             raise
         raise _Silence from None
 
 
 def _moved(response: httpx.Response) -> str | None:
-    """Where a request is to be sent instead: on the same host only, as it has a key."""
+    """Where a request is to be sent instead: at the same origin only, as it has a key."""
     if response.status_code not in (307, 308):
         return None
-    place = response.url.join(response.headers.get("location", ""))
-    return str(place) if place.host == response.url.host else None
+    here, place = response.url, response.url.join(response.headers.get("location", ""))
+    same = (place.scheme, place.host, place.port) == (here.scheme, here.host, here.port)
+    return str(place) if same else None
 
 
 def _answered_with(response: httpx.Response, body: bytes) -> _Answer:
@@ -7754,7 +7793,9 @@ class _HttpLM:
     @property
     def identity(self) -> str:
         """What beside a request decides the answer: end point, model and defaults."""
-        return canonical([self.url, self.model, self.defaults])
+        query = self.end.url.partition("?")[2]
+        place = f"{self.url}?{_sha256(query)[:12]}" if query else self.url  # it may hold a key
+        return canonical([place, self.model, self.defaults])
 
     def __repr__(self) -> str:
         return f"<LM {self.model} at {self.url}>"
@@ -7802,7 +7843,7 @@ class _HttpLM:
         try:
             event = data if data == "[DONE]" else jsonlib.loads(data)
             text = "" if data == "[DONE]" else self.dialect.piece(event)
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             event, text = {"error": data}, ""
         events.append(event)
         if text:
@@ -7844,9 +7885,10 @@ def _events(take: Callable[[str], None]) -> Callable[[bytes], bool]:
     """
 
     def split() -> Generator[bool, bytes, None]:
-        begun, held, data, ended = list[bytes](), b"", list[bytes](), False
+        begun, held, data, ended, kind = list[bytes](), b"", list[bytes](), False, b""
+        piece = (yield False).removeprefix("\N{BYTE ORDER MARK}".encode())
         while True:
-            piece = held + (yield ended)
+            piece = held + piece
             held = b"\r" if piece.endswith(b"\r") else b""  # a line break may be cut in halves
             *lines, rest = re.split(rb"\r\n|\n|\r", piece.removesuffix(held))
             if lines:
@@ -7855,10 +7897,17 @@ def _events(take: Callable[[str], None]) -> Callable[[bytes], bool]:
             for line in lines:
                 if line.startswith(b"data:"):
                     data.append(line[5:].removeprefix(b" "))
-                elif not line and data:
+                elif line.startswith(b"event:"):
+                    kind = line[6:].strip()
+                elif not line:
                     text, data = b"\n".join(data).decode("utf-8", "replace"), []
                     ended = ended or text.strip() == "[DONE]"
-                    take(text.strip() if ended else text)
+                    if kind == b"error" and '"error"' not in text:
+                        text = _dump({"error": first([*_loaded(text), text])})
+                    kind = b""
+                    if text:
+                        take(text.strip() if ended else text)
+            piece = yield ended
 
     running = split()
     next(running)
@@ -7896,7 +7945,9 @@ def _openai_decode(data: Any) -> Response:
     calls = tuple(map(_openai_tool_call, message.get("tool_calls") or ()))
     return Response(
         said,
-        tool_calls=_attached(calls, {n: message[n] for n in _WANTED_BACK if message.get(n)}),
+        tool_calls=_attached(
+            calls, "message", {n: message[n] for n in _WANTED_BACK if message.get(n)}
+        ),
         usage=Usage(
             calls=1,
             input_tokens=int(spent.get("prompt_tokens") or 0),
@@ -7915,11 +7966,11 @@ def _openai_decode(data: Any) -> Response:
 _WANTED_BACK = ("reasoning_content", "reasoning_details")
 
 
-def _attached(calls: tuple[ToolCall, ...], message: Fields) -> tuple[ToolCall, ...]:
-    """The calls of a message, the first of them with what is attached to the message."""
-    if not calls or not message:
+def _attached(calls: tuple[ToolCall, ...], kind: str, what: Any) -> tuple[ToolCall, ...]:
+    """The calls of a message, the first of them with what this dialect attached to the message."""
+    if not calls or not what:
         return calls
-    return evolve(calls[0], attached=calls[0].attached | {"message": message}), *calls[1:]
+    return evolve(calls[0], attached=calls[0].attached | {kind: what}), *calls[1:]
 
 
 def _parted(content: Any) -> tuple[str, str]:
@@ -7934,7 +7985,7 @@ def _parted(content: Any) -> tuple[str, str]:
 def _openai_message(one: Message) -> dict[str, Any]:
     calls = [
         {
-            **{name: value for name, value in call.attached.items() if name != "message"},
+            **keyfilter(lambda name: name not in _OF_MESSAGE, dict(call.attached)),
             "id": call.id,
             "type": "function",
             "function": {"name": call.name, "arguments": call.arguments.to_json()},
@@ -7988,6 +8039,7 @@ def _openai_tool_call(data: Any) -> ToolCall:
 
 
 _OF_CALL = ("id", "type", "index", "function")
+_OF_MESSAGE = ("message", "anthropic", "responses")  # attached to the message of the call
 
 
 def _openai_piece(event: Any) -> str:
@@ -7998,7 +8050,8 @@ def _openai_piece(event: Any) -> str:
 def _openai_assemble(events: list[Any]) -> Any:
     """Put the events of a stream together to the answer without a stream."""
     sent = [one for one in events if one != "[DONE]"]
-    choices = [one["choices"][0] for one in sent if one.get("choices")]
+    every = concat(one.get("choices") or () for one in sent)
+    choices = [one for one in every if not one.get("index")]  # the first of several
     deltas = [one.get("delta") or {} for one in choices]
     ends = [one["finish_reason"] for one in choices if one.get("finish_reason")]
     if not ends and len(sent) == len(events):
@@ -8026,14 +8079,11 @@ def _openai_call_parts(parts: Iterable[Any]) -> list[Any]:
     under_way: dict[Any, dict[str, Any]] = {}  # by index, which some servers give to all alike
     for part in parts:
         function, index, name = part.get("function") or {}, part.get("index"), part.get("id") or ""
-        made = under_way.get(index)
-        other = made is not None and (
-            bool(name and made["id"] and name != made["id"])
-            or (index is None and bool(function.get("name") and made["name"]))
-        )
-        if made is None or other:
-            made = under_way[index] = {"id": "", "name": "", "given": "", "more": {}}
+        made = next((one for one in calls if name and one["id"] == name), under_way.get(index))
+        if made is None or _is_another(made, name, function.get("name")):
+            made = {"id": "", "name": "", "given": "", "more": {}}
             calls.append(made)
+        under_way[index] = made
         made["more"] |= keyfilter(lambda name: name not in _OF_CALL, part)
         made["id"] = name or made["id"]
         made["name"] = function.get("name") or made["name"]
@@ -8047,6 +8097,15 @@ def _openai_call_parts(parts: Iterable[Any]) -> list[Any]:
         }
         for one in calls
     ]
+
+
+def _is_another(made: dict[str, Any], ident: str, name: str | None) -> bool:
+    """Whether a piece begins another call than the one that is under way."""
+    if ident and made["id"]:
+        return bool(ident != made["id"])
+    if not name or not made["name"]:
+        return False
+    return name != made["name"] or bool(_loaded(made["given"]))  # the one before is whole
 
 
 def _bearer(key: str) -> dict[str, str]:
@@ -8084,7 +8143,7 @@ def _responses_items(one: Message) -> list[dict[str, Any]]:
     """A message as items of the input: what was said, what was attached, calls, or a result."""
     if one.role == "tool":
         return [{"type": "function_call_output", "call_id": one.tool_call_id, "output": one.text}]
-    attached = concat(call.attached.get("message", {}).get("items", ()) for call in one.tool_calls)
+    attached = concat(call.attached.get("responses", ()) for call in one.tool_calls)
     content: Any = one.text
     if one.text is not one.content:
         media = map(_responses_media, one.content[1:])
@@ -8113,10 +8172,13 @@ def _responses_tool(one: Any) -> Any:
 
 def _responses_decode(data: Any) -> Response:
     """Read a response in the format of OpenAI's Responses."""
+    if data.get("status", "completed") not in ("completed", "incomplete"):
+        raise ValueError(f"its status is {data['status']}")
     items = groupby(lambda item: item["type"], data["output"])
     parts = list(concat(item["content"] for item in items.get("message", ())))
     refused = [part["refusal"] for part in parts if part["type"] == "refusal"]
     spent, why = data.get("usage") or {}, (data.get("incomplete_details") or {}).get("reason")
+    why = why or ("length" if data.get("status") == "incomplete" else None)
     calls = tuple(
         _openai_tool_call({"id": item.get("call_id"), "function": item})
         for item in items.get("function_call", ())
@@ -8125,7 +8187,7 @@ def _responses_decode(data: Any) -> Response:
     return Response(
         "".join(part["text"] for part in parts if part["type"] == "output_text")
         or "".join(refused),
-        tool_calls=_attached(calls, {"items": items["reasoning"]} if "reasoning" in items else {}),
+        tool_calls=_attached(calls, "responses", items.get("reasoning")),
         usage=Usage(
             calls=1,
             input_tokens=int(spent.get("input_tokens") or 0),
@@ -8193,7 +8255,8 @@ def openai_lm(
     Raises:
         LMError: (when asked) `Unauthorized`, `RateLimited`, `ContextWindowExceeded`, `LMTimeout` or
             itself; `retryable` tells whether asking again may help. No error holds the key.
-    Calls: one HTTP request for each call; it never retries by itself.
+    Calls: one HTTP request for each call; one more where a connection that was kept open turns out
+        to be closed, or the server wants another name for `max_tokens`.
 
     >>> openai_lm("gpt-4o-mini", api_key="secret", temperature=0).model
     'gpt-4o-mini'
@@ -8227,7 +8290,7 @@ def _endpoint(
 
 def _without_password(url: str) -> tuple[str, dict[str, str]]:
     """A URL, and the header of the user and password that stood in it: URLs are logged."""
-    found = re.match(r"\s*(https?://)([^/@?]+)@", url)
+    found = re.match(r"(?i)\s*(https?://)([^/?]+)@", url)
     if not found:
         return url, {}
     from base64 import b64encode
@@ -8238,7 +8301,13 @@ def _without_password(url: str) -> tuple[str, dict[str, str]]:
 
 
 def _is_openai(base_url: str) -> bool:
-    return _url_at(base_url, "/") == _url_at(_OPENAI, "/")
+    return _root(base_url) == _OPENAI
+
+
+def _root(base_url: str) -> str:
+    """A base URL without what it may end in."""
+    plain = base_url.strip().partition("?")[0].rstrip("/")
+    return re.sub(r"/(chat/completions|responses|messages|embeddings)$", "", plain)
 
 
 def _url_at(base_url: str, path: str) -> str:
@@ -8372,9 +8441,7 @@ def _anthropic_content(one: Message) -> str | list[dict[str, Any]]:
     if not media and not one.tool_calls:
         return one.text
     text = [{"type": "text", "text": one.text}] if one.text else []
-    thoughts = concat(
-        call.attached.get("message", {}).get("content", ()) for call in one.tool_calls
-    )
+    thoughts = concat(call.attached.get("anthropic", ()) for call in one.tool_calls)
     calls = [
         {"type": "tool_use", "id": call.id, "name": call.name, "input": jsonable(call.arguments)}
         for call in one.tool_calls
@@ -8410,7 +8477,7 @@ def _anthropic_decode(data: Any) -> Response:
     signed = [*parts.get("thinking", ()), *parts.get("redacted_thinking", ())]
     return Response(
         "".join(part["text"] for part in parts.get("text", ())),
-        tool_calls=_attached(calls, {"content": signed} if signed else {}),
+        tool_calls=_attached(calls, "anthropic", signed),
         usage=Usage(
             calls=1,
             input_tokens=(spent.get("input_tokens") or 0) + (read_ or 0) + (made_ or 0),
@@ -8435,7 +8502,7 @@ def _anthropic_piece(event: Any) -> str:
 
 def _anthropic_assemble(events: list[Any]) -> Any:
     """Put the events of a stream together to the answer without a stream."""
-    kinds = groupby(lambda event: event["type"], events)
+    kinds = groupby(lambda event: event["type"], [one for one in events if one != "[DONE]"])
     if "message_stop" not in kinds:
         raise ValueError("the stream ended early")
     (start,) = kinds["message_start"]
@@ -8504,7 +8571,7 @@ def anthropic_lm(
     'https://api.anthropic.com/v1/messages'
     """
     made = typing.cast(_HttpLM, openai_lm(model, base_url=base_url, api_key=api_key, **options))
-    name = "ANTHROPIC_API_KEY" if _url_at(base_url, "/v1") == _ANTHROPIC else ""
+    name = "ANTHROPIC_API_KEY" if _url_at(_root(base_url), "/v1") == _ANTHROPIC else ""
     url = _url_at(base_url if _VERSION.search(base_url) else _url_at(base_url, "/v1"), "/messages")
     end = evolve(made.end, url=url, authorize=_api_key, key_name=name)
     defaults = Record({"max_tokens": 4096}) | made.defaults
@@ -8566,7 +8633,8 @@ def _azure_lm(deployment: str, options: dict[str, Any]) -> LM:
         base_url = _url_at(base_url, "/openai/v1")
     made = typing.cast(_HttpLM, openai_lm(deployment, base_url=base_url, **options))
     end = evolve(made.end, authorize=_azure_key, key_name="AZURE_OPENAI_API_KEY")
-    return evolve(made, end=end, dialect=_openai("max_completion_tokens"))
+    chats = made.dialect is not _RESPONSES
+    return evolve(made, end=end, dialect=_openai(_LIMITS[1]) if chats else made.dialect)
 
 
 def _azure_key(key: str) -> dict[str, str]:
@@ -8594,6 +8662,7 @@ class Middleware(Made):
     identity: Callable[[Any], str] = field(default=lambda inner: identity(inner), repr=False)
     holds: Callable[[Layer, Request], bool] = field(default=lambda *call: False, repr=False)
     around: Callable[[Call], Flow] | None = field(default=None, repr=False)
+    alike: bool = True  # whether the inner LM is asked the same
     made: Any = _made()
 
     def __call__(self, inner: Any) -> Layer:
@@ -8661,7 +8730,8 @@ def middleware(flow: Callable[[Request], Flow]) -> Middleware:
     >>> loud(stub_lm())(Request([Message("user", "Hello")])).text
     'TEXT'
     """
-    return Middleware(lambda layer, request: flow(request))
+    alike = getattr(flow, "__module__", "") == __name__  # ours ask what they are asked
+    return Middleware(lambda layer, request: flow(request), alike=alike)
 
 
 def identity(lm: Any) -> str:
@@ -8690,20 +8760,26 @@ def _who(value: Any, depth: int = 3) -> str:
         with suppress(ValueError):  # a cell that is empty yet
             cells = [cell.cell_contents for cell in value.__closure__ or ()]
             held |= dict(zip(code.co_freevars, cells, strict=True))
+    elif isinstance(value, pytypes.MethodType):
+        return f"{_who(value.__self__, depth)}.{value.__func__.__name__}"
     elif not isinstance(value, type):
-        mine = getattr(value, "__dict__", {})  # what begins with "_" is its state
+        slots = concat(getattr(kind, "__slots__", ()) for kind in type(value).__mro__)
+        mine = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+        mine |= getattr(value, "__dict__", {})  # what begins with "_" is its state
         named, held = type(value), {n: v for n, v in mine.items() if not n.startswith("_")}
     return f"{named.__module__}.{named.__qualname__}{_holding(held, depth)}"
 
 
 def _holding(held: Mapping[Any, Any], depth: int) -> str:
     """What of some values can be written down: plain ones, functions and other LMs."""
-    plain = {
-        str(name): one if isinstance(one, (str, int, float)) else _who(one, depth - 1)
-        for name, one in held.items()
-        if isinstance(one, (str, int, float))
-        or (depth and isinstance(one, (pytypes.FunctionType, partial)))
-    }
+    plain = {}
+    for name, one in held.items():
+        if isinstance(one, (str, int, float)):
+            plain[str(name)] = one
+        elif hasattr(one, "identity"):
+            plain[str(name)] = str(one.identity)
+        elif depth and callable(one) and not isinstance(one, type):
+            plain[str(name)] = _who(one, depth - 1)
     return canonical(plain) if plain else ""
 
 
@@ -8807,7 +8883,7 @@ class _Window:
             read = sum(tokens for _, tokens in self.begun)
             full = len(self.begun) >= self.calls or read + size > self.tokens
             if self.begun and full:
-                return max(self.begun[0][0] + 60 - now, 0.001), []
+                return min(max(self.begun[0][0] + 60 - now, 0.001), 60.0), []
             self.begun.append([now, size])
             return 0.0, self.begun[-1]
 
@@ -8839,6 +8915,19 @@ def timeout(seconds: float) -> Middleware:
 # -- what was answered before: caches and cassettes --
 
 
+class _Lock:
+    """A lock that a forked process does not find held by threads it does not have."""
+
+    def __init__(self) -> None:
+        self._by_process: dict[int, threading.Lock] = {}
+
+    def __enter__(self) -> None:
+        self._by_process.setdefault(os.getpid(), threading.Lock()).acquire()
+
+    def __exit__(self, *_: Any) -> None:
+        self._by_process[os.getpid()].release()
+
+
 def _recalling(
     find: Callable[[str, str], str | None], keep: Callable[[str, Request, str], str]
 ) -> Middleware:
@@ -8849,8 +8938,8 @@ def _recalling(
         keep: (identity, request, text) -> the text that is kept.
     """
     under_way: dict[tuple[Any, ...], Future[None]] = {}  # each with a future of its end
-    failed: list[DataError] = []  # what is asked after that would be paid for and lost
-    lock = threading.Lock()
+    failed: list[str] = []  # what is asked after that would be paid for and lost
+    lock = _Lock()
 
     def flow(layer: Layer, request: Request) -> Flow:
         from concurrent.futures import Future
@@ -8867,7 +8956,9 @@ def _recalling(
             try:
                 if (text := find(*call)) is None:  # it may have been kept since
                     if failed:
-                        raise failed[0]
+                        todo = "mend that, and make the LM anew; nothing more is paid for"
+                        what = "not asked, since an earlier answer could not be kept"
+                        raise DataError(what, failed[0], "a store that can be written", todo)
                     response = yield request
                     return (yield from _kept(keep, layer.identity, request, response, failed))
             finally:
@@ -8886,7 +8977,7 @@ def _kept(
     lm: str,
     request: Request,
     response: Response,
-    failed: list[DataError],
+    failed: list[str],
 ) -> Flow:
     """Keep a response; return the one that stands."""
     made = _response_text(response)
@@ -8895,8 +8986,8 @@ def _kept(
     except (OSError, DataError) as error:  # a full disk is no wrong answer
         what, todo = "an answer could not be kept", f"see the disk ({error})"
         kept = {"response": response}  # it is paid for
-        failed.append(DataError(what, response.text, "a file", todo, **kept))
-        raise failed[-1] from error
+        failed.append(str(error))
+        raise DataError(what, response.text, "a file", todo, **kept) from error
     return response if text == made else _kept_response(text)
 
 
@@ -8955,7 +9046,7 @@ class _Sqlite:
     """Texts by key in an SQLite file; in each process a connection to read by, and one to write."""
 
     def __init__(self, path: str) -> None:
-        self._path, self._locks = path, (threading.Lock(), threading.Lock())
+        self._path, self._locks = path, (_Lock(), _Lock())
         self._connections: dict[tuple[int, bool], sqlite3.Connection] = {}
         weakref.finalize(self, _disconnect, self._connections)
         self._ask("SELECT 1")
@@ -8963,6 +9054,7 @@ class _Sqlite:
     def _ask(self, command: str, *values: str, write: bool = False) -> list[tuple[Any, ...]]:
         import sqlite3
 
+        write = write and self._path != ":memory:"  # which each connection has for itself
         with self._locks[write]:
             try:
                 mine = os.getpid(), write
@@ -9065,9 +9157,9 @@ class _Cassette:
     """A file of recorded calls, and where in it each of them stands."""
 
     def __init__(self, path: str) -> None:
-        self.path, self._lock = path, threading.Lock()
+        self.path, self._lock = path, _Lock()
         self.places: dict[str, dict[str, int]] = {}  # by LM and by request, the offset of the line
-        self._end, self._count, self._torn = 0, 0, -1
+        self._end, self._count, self._torn, self._node, self._stale = 0, 0, -1, 0, False
         if os.path.exists(path):  # noqa: PTH110 - pathlib is imported where it is used
             with self._open("rb") as file:
                 self._read(file)
@@ -9085,8 +9177,12 @@ class _Cassette:
 
     def _read(self, file: Any) -> None:
         """Take in the lines that were added since; a last one that is torn is left out."""
-        if file.seek(0, os.SEEK_END) < self._end:
-            self._forget()
+        node = os.fstat(file.fileno()).st_ino
+        other = self._stale or (self._end and node != self._node)
+        if other or file.seek(0, os.SEEK_END) < self._end:  # another file stands there now
+            self.places.clear()
+            self._end, self._count, self._torn, self._stale = 0, 0, -1, False
+        self._node = node
         file.seek(self._end)
         for line in file:
             try:
@@ -9108,11 +9204,6 @@ class _Cassette:
             warnings.warn(what, stacklevel=5)
         self._torn = self._end
 
-    def _forget(self) -> None:
-        """Begin anew: another file stands there now, or none."""
-        self.places.clear()
-        self._end, self._count, self._torn = 0, 0, -1
-
     def call(self, place: int) -> dict[str, Any]:
         """Read one line: key, lm, step, request and response."""
         from pathlib import Path
@@ -9124,24 +9215,27 @@ class _Cassette:
 
     def find(self, lm: str, key: str) -> str | None:
         """The text of the response of an LM to a request, if the file holds it by now."""
-        if (place := self.places.get(lm, {}).get(key)) is not None:
-            with suppress(OSError, ValueError, LookupError, TypeError):
-                call = self.call(place)
-                if (call["lm"], call["key"]) == (lm, key):
-                    return _dump(call["response"])
-            self._forget()
-        if self._size() != self._end:
-            with self._open("rb") as file:
+        for _ in range(2):
+            place = self.places.get(lm, {}).get(key)
+            if place is not None:
+                with suppress(OSError, ValueError, LookupError, TypeError):
+                    call = self.call(place)
+                    if (call["lm"], call["key"]) == (lm, key):
+                        return _dump(call["response"])
+                self._stale = True
+            if not self._grown():
+                return None
+            with suppress(FileNotFoundError), self._open("rb") as file:
                 self._read(file)
-            return self.find(lm, key) if key in self.places.get(lm, {}) else None
         return None
 
-    def _size(self) -> int:
+    def _grown(self) -> bool:
+        """Whether there is more to read, or another file."""
         try:
-            return os.stat(self.path).st_size  # noqa: PTH116 - pathlib is imported where it is used
+            found = os.stat(self.path)  # noqa: PTH116 - pathlib is imported where it is used
         except FileNotFoundError:
-            self._forget()
-            return 0
+            return False
+        return self._stale or (found.st_size, found.st_ino) != (self._end, self._node)
 
     def keep(self, lm: str, request: Request, text: str) -> str:
         """Append a call, unless another process was faster; return the response that stands."""
@@ -9158,7 +9252,7 @@ class _Cassette:
 
     def _append(self, file: Any, line: bytes) -> None:
         """Write a line, after what is left of one that was torn is gone."""
-        if file.seek(0, os.SEEK_END) > self._end:
+        if file.seek(0, os.SEEK_END) > self._end and self._torn == self._end:
             file.truncate(self._end)
         file.seek(max(self._end - 1, 0))
         whole = file.read(1) in (b"\n", b"")
@@ -9349,7 +9443,8 @@ def _held(lm: Any, request: Request) -> bool:
     """Whether a layer of an LM answers a request from what it holds."""
     if not isinstance(lm, Layer):
         return False
-    return lm.middleware.holds(lm, request) or _held(lm.inner, request)
+    below = lm.middleware.alike and _held(lm.inner, request)
+    return lm.middleware.holds(lm, request) or below
 
 
 class _Purse:
@@ -9491,7 +9586,7 @@ def log(write: Callable[[Record], Any] | None = None) -> Middleware:
         try:
             outcome = yield effect
             return outcome
-        except Exception as error:
+        except BaseException as error:  # a call that is cancelled, too
             failure = describe(error)
             raise
         finally:
@@ -10345,10 +10440,26 @@ def diff(a: Mapping[str, Prompt], b: Mapping[str, Prompt]) -> str:
 
 
 def _aligned(before: list[str], after: list[str]) -> list[str]:
-    """The lines after a change, those that only moved in the order they had before."""
-    both = Counter(before) & Counter(after)
-    shared = iter([line for line in before if line in both])
-    return [next(shared, line) if line in both else line for line in after]
+    """The lines after a change, demonstrations that only moved in the order they had before."""
+    old, new = ([one for one in side if one.startswith("demo: ")] for side in (before, after))
+    left = Counter(old) & Counter(new)
+    moved = list(_counted_off(old, left))
+    places = Counter(left)
+    made, again = [], iter(moved)
+    for line in after:
+        shared = line.startswith("demo: ") and places[line] > 0
+        places[line] -= shared
+        made.append(next(again) if shared else line)
+    return made
+
+
+def _counted_off(lines: Iterable[str], counts: Counter[str]) -> Iterator[str]:
+    """As many of each line as there are in the counts, in the order of the lines."""
+    left = Counter(counts)
+    for line in lines:
+        if left[line] > 0:
+            left[line] -= 1
+            yield line
 
 
 def _prompt_lines(prompt: Prompt | None) -> list[str]:

@@ -1,6 +1,7 @@
 """LMs: those that need no network, then the wire over real sockets, with failures and secrets."""
 
 import asyncio
+import copy
 import email.utils
 import gc
 import json
@@ -1519,7 +1520,7 @@ def test_the_responses_format_end_to_end(streamed):
 
 
 def test_a_request_in_the_responses_format():
-    call = ToolCall("c1", "look", {"city": "Paris"}, {"message": {"items": [THOUGHT]}})
+    call = ToolCall("c1", "look", {"city": "Paris"}, {"responses": [THOUGHT]})
     asked = Request(
         [
             Message("system", "Be brief."),
@@ -1577,3 +1578,136 @@ def test_a_password_in_a_url_goes_into_a_header_and_nowhere_else(caplog):
         assert served.seen[0][1]["Authorization"].startswith("Basic ")
         assert KEY.encode() not in pickle.dumps(lm)
         lm.close()
+
+
+# -- what a reviewer found: each was a wrong answer without a word, or a lost one --
+
+
+def test_an_answer_is_left_as_it_is_whatever_the_headers_say():
+    said = "It was released on 2023-06-01 by the Translation assistant"
+    made = {"content": [{"type": "text", "text": said}], "stop_reason": "end_turn"}
+    with server(lambda payload: (200, {}, json.dumps(made).encode())) as served:
+        lm = lmopt.anthropic_lm("m", base_url=served.base_url, api_key="k" * 20)
+        assert lm(ASKED).text == said
+        lm.close()
+    with server(lambda payload: completion(said)) as served:
+        lm = openai_lm("m", base_url=served.base_url, api_key="assistant",
+                       headers={"X-Title": "Translation assistant"})  # fmt: skip
+        assert lm(ASKED).text == said
+        lm.close()
+
+
+MORE_CALLS = {
+    "one index, empty ids": [
+        call(0, "look", '{"city": "Paris"}'), call(0, "drop", '{"city": "Lyon"}')],
+    "ids that take turns": [
+        call(0, "look", '{"city": ', "a"), call(0, "drop", '{"city": ', "b"),
+        call(0, None, '"Paris"}', "a"), call(0, None, '"Lyon"}', "b"),
+    ],
+    "an id and a name that are repeated": [
+        call("none", "look", "", "a"), call("none", "look", '{"city": "Paris"}', "a"),
+        call("none", "drop", '{"city": "Lyon"}', "b"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", MORE_CALLS.values(), ids=MORE_CALLS)
+def test_more_streamed_tool_calls_are_told_apart(parts):
+    test_streamed_tool_calls_are_told_apart(parts)
+
+
+def test_of_several_streamed_choices_the_first_is_read():
+    sent = [{"choices": [{"index": n, "delta": {"content": text}}]}
+            for n, text in ((0, "yes "), (1, "no "), (0, "sir"), (1, "way"))]  # fmt: skip
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    with server(lambda payload: events(*sent, end)) as served:
+        lm = openai_lm("m", base_url=served.base_url)
+        assert lm(evolve(ASKED, on_text=lambda text: None)).text == "yes sir"
+        lm.close()
+
+
+def test_a_key_follows_no_redirect_to_another_port():
+    with server(lambda payload: completion("evil")) as other:
+        moved = {"Location": f"http://127.0.0.1:{other.server_port}/x"}
+        with server(lambda payload: (307, moved, b"")) as served:
+            lm = openai_lm("m", base_url=served.base_url, api_key=KEY)
+            with pytest.raises(LMError, match="answered 307"):
+                lm(ASKED)
+            lm.close()
+        assert not other.seen
+
+
+STREAMS = {
+    "a byte order mark": ("\ufeff" + 'data: {"choices": [{"delta": {"content": "The "}}]}\n\n'
+                          'data: {"choices": [{"delta": {"content": "answer"}, '
+                          '"finish_reason": "stop"}]}\n\ndata: [DONE]\n\n', "The answer"),
+    "an event that is an error": ('data: {"choices": [{"delta": {"content": "half"}}]}\n\n'
+                                  'event: error\ndata: {"message": "overloaded"}\n\n'
+                                  "data: [DONE]\n\n", LMError),
+    "nested too deep": ("data: " + "[" * 100_000 + "\n\ndata: [DONE]\n\n", LMError),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "expected"), STREAMS.values(), ids=STREAMS)
+def test_what_streams_may_be_like(body, expected):
+    sent = 200, {"Content-Type": "text/event-stream"}, [body.encode()]
+    with server(lambda payload: sent) as served:
+        lm = openai_lm("m", base_url=served.base_url)
+        asked = evolve(ASKED, on_text=lambda text: None)
+        if isinstance(expected, str):
+            assert lm(asked).text == expected
+        else:
+            with pytest.raises(expected):
+                lm(asked)
+        lm.close()
+
+
+def test_a_listener_that_raises_is_no_fault_of_the_request():
+    def listen(text):
+        if text:
+            raise UnicodeEncodeError("ascii", "é", 0, 1, "ordinal not in range")
+
+    with server(lambda payload: events(*chat({"content": "é"}))) as served:
+        lm = openai_lm("m", base_url=served.base_url)
+        with pytest.raises(UnicodeEncodeError):
+            lm(evolve(ASKED, on_text=listen))
+        lm.close()
+
+
+@pytest.mark.parametrize("status", ["in_progress", "cancelled", "failed"])
+def test_a_response_that_is_not_whole_is_no_answer(status):
+    with pytest.raises(ValueError, match="its status is"):
+        lmopt._responses_decode(responded(said("half"), status=status))
+    assert (
+        lmopt._responses_decode(responded(said("h"), status="incomplete")).finish_reason == "length"
+    )
+
+
+def test_wiring(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+    whole = openai_lm("m", base_url="https://api.openai.com/v1/chat/completions")
+    assert whole.end._key() == KEY and "max_completion_tokens" in whole.dialect.encode(
+        evolve(ASKED, max_tokens=5))  # fmt: skip
+    other = lmopt.anthropic_lm("m", base_url="https://api.anthropic.com/v1/messages")
+    assert other.end._key() == KEY and other.end.url.endswith("/v1/messages")
+    azure = lmopt.connect("azure/d", base_url="https://n.openai.azure.com", api="responses")
+    assert azure.end.url.endswith("/responses") and "input" in azure.dialect.encode(ASKED)
+    assert copy.deepcopy(openai_lm("m", api_key=KEY)).end._key() == KEY
+    for url in ("HTTP://me:pass@h/v1", "http://me:p@ss@h/v1"):
+        assert "@" not in openai_lm("m", base_url=url).end.url
+    a, b = (openai_lm("m", base_url=f"http://h/v1?route={one}") for one in "ab")
+    assert lmopt.identity(a) != lmopt.identity(b)
+
+
+def test_a_client_of_the_wrong_kind_is_refused_before_anything_is_sent():
+    with server(lambda payload: completion("Hi")) as served:
+        with httpx.Client() as client:
+            lm = openai_lm("m", base_url=served.base_url, client=client)
+            with pytest.raises(DataError, match="this client blocks an event loop"):
+                asyncio.run(lm.acall(ASKED))
+        lm = openai_lm("m", base_url=served.base_url, client=httpx.AsyncClient())
+        with pytest.raises(DataError, match="this client needs an event loop"):
+            lm(ASKED)
+        asyncio.run(lm.end.client.aclose())
+        assert not served.seen

@@ -1017,3 +1017,88 @@ def test_two_lms_of_one_make_share_no_answer(make):
     with contextlib.suppress(lmopt.ParseError):
         assert task(asked, q="?").a == "two"
     assert lmopt.identity(one) == before  # what it has done is not who it is
+
+
+def test_a_refusal_after_a_failed_keep_holds_nobody_elses_answer():
+    class Full(dict):
+        def setdefault(self, key, value):
+            raise OSError("disk full")
+
+    lm = cache(Full())(echo)
+    with pytest.raises(DataError) as first:
+        lm(ask("one"))
+    with pytest.raises(DataError, match="not asked, since an earlier answer could not") as second:
+        lm(ask("two"))
+    assert first.value.response.text == "ONE" and not hasattr(second.value, "response")
+
+
+def test_a_cassette_that_was_replaced_by_a_longer_one_is_read_anew(tmp_path):
+    tape, other = tmp_path / "r.jsonl", tmp_path / "s.jsonl"
+    lm = record(tape)(echo)
+    lm(ask("one"))
+    for text in ("something longer than that " * 9, "wanted"):
+        record(other)(echo)(ask(text))
+    other.replace(tape)
+    assert lm(ask("wanted")).cached and not lm(ask("one")).cached
+    assert len(tape.read_bytes().splitlines()) == 3
+
+
+def test_a_cache_in_memory():
+    lm = cache(":memory:")(echo)
+    assert [lm(ask("one")).cached for _ in range(2)] == [False, True]
+
+
+class Slotted:
+    __slots__ = ("name",)
+
+    def __init__(self, name):
+        self.name = name
+
+    def __call__(self, request):
+        return Response(self.name)
+
+    def answer(self, request):
+        return Response(self.name)
+
+
+def test_more_lms_are_told_apart():
+    assert lmopt.identity(Slotted("a")) != lmopt.identity(Slotted("b"))
+    assert lmopt.identity(Slotted("a").answer) != lmopt.identity(Slotted("b").answer)
+
+    def polite(inner):
+        return lambda request: inner(request)
+
+    one, other = (polite(openai_lm(name, base_url="http://h/v1")) for name in "ab")
+    assert lmopt.identity(one) != lmopt.identity(other)
+
+
+def test_a_budget_looks_through_no_layer_that_asks_something_else():
+    @middleware
+    def polite(request):
+        return (yield evolve(request, messages=(*request.messages, Message("user", "Please."))))
+
+    store = {}
+    cache(store)(echo)(ask("one"))
+    with pytest.raises(BudgetExceeded):
+        budget(calls=0)(polite(cache(store)(echo)))(ask("one"))
+    assert budget(calls=0)(retry()(cache(store)(echo)))(ask("one")).cached
+
+
+def test_the_log_tells_of_tools_and_of_what_was_cancelled_but_not_of_our_own_calls():
+    seen = []
+    lm = cache({})(log(seen.append)(stub_lm()))
+
+    @lmopt.program(ask=predict("q -> a"))
+    def task(steps, q):
+        yield lmopt.invoke(str.upper, q)
+        return (yield steps.ask(q=q))
+
+    task(lm, q="x")
+    assert [one.get("call") for one in seen] == ["upper", None]
+
+    async def slow(request):
+        await asyncio.sleep(60)
+
+    with pytest.raises(LMTimeout):
+        asyncio.run(timeout(0.01)(log(seen.append)(slow)).acall(ask()))
+    assert seen[-1].error

@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import pickle
 import re
+import socket
 import subprocess
 import sys
 import textwrap
@@ -1116,3 +1117,11 @@ def test_a_scripted_reply_must_have_the_fields_of_the_step():
             lmopt.DataError, match=wrong + "expected the fields n; correct the names"
         ):
             count(lm, text="x")
+
+
+def test_code_may_use_the_network_where_that_is_allowed(wall):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        code = f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 5)\nprint('in')"
+        assert lmopt.subprocess_python(network=True)(code, None).output == "in\n"
+        assert "Error" in lmopt.subprocess_python()(code, None).error

@@ -294,3 +294,16 @@ def test_demonstrations_that_moved_are_not_removed_and_added():
 def test_a_file_that_was_tampered_with_is_a_params_error(params, message):
     with pytest.raises(lmopt.ParamsError, match=message):
         lmopt.loads('{"format": "lmopt params 1", "params": ' + params + "}")
+
+
+def test_a_diff_counts_demonstrations_and_leaves_instructions_alone():
+    task, (x, y) = lmopt.predict("q -> a"), (lmopt.Record(q=one, a="b") for one in "xy")
+
+    def shown(before, after):
+        sides = (task.params.replace("predict", demos=one) for one in (before, after))
+        return lmopt.diff(*sides).split("\n")[2:]
+
+    assert shown([x, x, y], [x, y, y]) == [f"-demo: {x.to_json()}", f"+demo: {y.to_json()}"]
+    assert shown([x, y], [x, x, y]) == [f"+demo: {x.to_json()}"]
+    told = [task.params.replace("predict", instructions=one) for one in ("a\nb\nc", "a\nc\nb")]
+    assert "demonstrations" not in lmopt.diff(*told) and "+c" in lmopt.diff(*told)
