@@ -153,8 +153,8 @@ __all__ = [
     "record", "ReplayLM", "replay_lm", "budget", "route", "fallback", "log",
     # 12. Evaluation
     "Score", "Row", "Evaluation", "Metric", "evaluate", "aevaluate", "evaluating", "scoring",
-    "Comparison", "compare", "normalize", "exact_match", "f1", "contains", "passage_match", "Judge",
-    "judge", "semantic_f1", "complete_and_grounded",
+    "rows_of", "Comparison", "compare", "normalize", "exact_match", "f1", "contains",
+    "passage_match", "Judge", "judge", "semantic_f1", "complete_and_grounded",
     # 13. Storage
     "save", "load", "write_whole", "dumps", "loads", "diff", "read_examples",
 ]  # fmt: skip
@@ -9849,10 +9849,12 @@ def scoring(
     failure_score: float = 0.0,
     max_errors: int | None = None,
     progress: Callable[..., Iterable[Any]] | None = None,
+    silent: list[int] | None = None,
 ) -> Flow:
     """Return the flow that runs programs, each on its example, and scores them; it returns rows.
 
     Args:
+        silent: holds how many rows in a row the LM could not answer, for who scores in parts.
         failure_score: of a row in which the program failed, 0 to 1.
         max_errors: stop when more rows than this have failed.
 
@@ -9863,16 +9865,17 @@ def scoring(
     _check_metric(metric)
     if not (progress is None or callable(progress)):
         raise DataError("this shows no progress", progress, "a function", "pass tqdm.tqdm")
-    rows, failed, silent = list[Row](), 0, 0
+    rows, failed = list[Row](), 0
+    patience, count = _PATIENCE if silent else min(_PATIENCE, len(jobs)), silent or [0]
 
     def take(row: Any) -> None:
-        nonlocal failed, silent
+        nonlocal failed
         if isinstance(row, MetricError):
             raise row
-        silent = silent + 1 if isinstance(row, _Unanswered) else 0
-        if silent == min(_PATIENCE, len(jobs)):
+        count[0] = count[0] + 1 if isinstance(row, _Unanswered) else 0
+        if count[0] >= patience:
             raise row.error
-        rows.append(row.row if silent else row)
+        rows.append(row.row if count[0] else row)
         failed += bool(rows[-1].error)
         if max_errors is not None and failed > max_errors:
             what, known = f"{failed} of {len(rows)} rows failed; the last", f"at most {max_errors}"
@@ -9926,7 +9929,7 @@ def check_dataset(program: Program, dataset: Dataset) -> tuple[Record, ...]:
     if not isinstance(program, Program):
         todo = "write evaluate(program, dataset, metric, lm=lm)"
         raise DataError("this is no program", program, "a Program", todo)
-    examples = _rows_of(dataset)
+    examples = rows_of(dataset)
     if not examples:
         raise DataError("an empty data set", [], "at least one example", "add examples")
     types = _known_types(program)
@@ -9940,7 +9943,12 @@ def check_dataset(program: Program, dataset: Dataset) -> tuple[Record, ...]:
     return tuple(made)
 
 
-def _rows_of(dataset: Any) -> tuple[Record, ...]:
+def rows_of(dataset: Any) -> tuple[Record, ...]:
+    """Return a data set as records: mappings, or a DataFrame.
+
+    >>> rows_of([{"q": "?"}])
+    (Record(q='?'),)
+    """
     if isinstance(dataset, (str, os.PathLike, Mapping)):
         todo = "read a file with read_examples, and put a single example into a list"
         raise DataError("this is no data set", dataset, "examples in a list", todo)

@@ -166,7 +166,8 @@ class Options(TypedDict, total=False):
 
     Attributes:
         valset: rows to score on, none of them in the training set; by default half of that.
-        calls: LM calls in all, proposals and retries too; never exceeded. Rows to score on are at
+        calls: LM calls in all, proposals and a step's retries too; never exceeded (what middleware
+            asks again is not counted). Rows to score on are at
             most a tenth of that, or 24; what the calls do not suffice for is not done.
         max_labeled: labelled examples to use as demonstrations; by default as many as fit into the
             prompt. Searches try fewer too (64, 16, 4); 0 leaves the demonstrations alone.
@@ -190,7 +191,7 @@ class Options(TypedDict, total=False):
 
 
 def _given(valset: lmopt.Dataset | None) -> Examples | None:
-    return None if valset is None else tuple(map(lmopt.Record, valset))
+    return None if valset is None else lmopt.rows_of(valset)
 
 
 def _tops(within: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -613,6 +614,7 @@ class Hunt:
         self.whole = val
         self._seen: dict[str, int] = {}
         self._unused: list[Exception] = []  # proposals since the last trial
+        self._silent = [0]  # how many requests in a row the LM could not answer
         self._done: dict[tuple[str, str], dict[int, lmopt.Row]] = {}
 
     @property
@@ -805,8 +807,11 @@ class Hunt:
             raise self._spent()
         made = yield from lmopt.gathered(_sample, pairs, asked)
         self.calls += sum(lmopt.usage(one.trace).calls for one in made)
-        if made and all(isinstance(one, lmopt.LMError) and one.retryable for one in made):
-            raise made[0]
+        for one in made:
+            lost = isinstance(one, lmopt.LMError) and one.retryable
+            self._silent[0] = self._silent[0] + 1 if lost else 0
+            if self._silent[0] >= 3:
+                raise one
         self._unused += [one for one in made if isinstance(one, Exception)]
         return [one for one in made if not isinstance(one, Exception)]
 
@@ -880,7 +885,9 @@ class Hunt:
             shown: Any = self.options.progress
             made: tuple[lmopt.Row, ...] = ()
             try:
-                made = yield from lmopt.scoring(block, self.metric, lm=lm, progress=shown)
+                made = yield from lmopt.scoring(
+                    block, self.metric, lm=lm, progress=shown, silent=self._silent
+                )
             except lmopt.LmoptError as error:
                 made, error.rows = error.rows, (*rows, *error.rows)
                 raise
@@ -1158,7 +1165,8 @@ def unspoilt(
 ) -> lmopt.Params:
     """Return parameters without the demonstrations that give away the answer to one of the rows.
 
-    These have its inputs, as far as the step takes inputs of the program.
+    These have its inputs, as far as the step takes inputs of the program; a later step, as far as
+    the rows have its inputs.
 
     >>> qa, rows = lmopt.predict("q -> a"), [lmopt.Record(q=q, a="no") for q in "abc"]
     >>> [demo.q for demo in unspoilt(qa, labeled_demos(qa, rows, 3), rows[:1])["predict"].demos]
@@ -1166,7 +1174,9 @@ def unspoilt(
     """
     known = list(rows)
     for path, leaf in program.leaves.items():
-        names = [one.name for one in leaf.inputs if one.name in program.takes]
+        names = [one.name for one in leaf.inputs if one.name in program.takes] or [
+            one.name for one in leaf.inputs if all(one.name in row for row in known)
+        ]
         asked = {_values(row, names) for row in known} if names and params[path].demos else set()
         demos = [demo for demo in params[path].demos if _values(demo, names) not in asked]
         if len(demos) < len(params[path].demos):
@@ -1336,7 +1346,7 @@ def cleaned(text: Any) -> str:
     >>> cleaned("New instructions:\\n```\\nAnswer briefly.\\n```")
     'Answer briefly.'
     """
-    plain, before = str(text).strip(), ""
+    plain, before = "" if text is None else str(text).strip(), ""
     while plain != before:
         before = plain
         plain = re.sub(r"\A\[\[ ## \w+ ## \]\]|\[\[ ## completed ## \]\]\Z", "", plain).strip()
@@ -1820,8 +1830,8 @@ def knn_few_shot(
         vectors = yield lmopt.invoke(embed, texts)
         chosen = _facilities([lmopt.unit(one) for one in vectors], k)
         for path, leaf in hunt.program.leaves.items():
-            demos = lmopt.fitting(leaf, [rows[place] for place in chosen])
-            params = params.replace(path, demos=demos)
+            if demos := lmopt.fitting(leaf, [rows[place] for place in chosen]):
+                params = params.replace(path, demos=demos)
         yield hunt.unscored(params, f"{len(chosen)} examples that stand for all")
 
     return optimizer("knn_few_shot", None, search, lambda size: Plan(), parts=False)
@@ -2463,7 +2473,8 @@ def auto(  # type: ignore[misc]
         most = hunt.most or 0
         runs = most // each
         hunt.val, kept = _slices(hunt.whole, runs)
-        hunt.most = most - 2 * len(kept) * each
+        slack = 2 * hunt.program.max_calls + len(kept) * each // 2  # replies that cannot be read
+        hunt.most = most - (2 * len(kept) * each + slack) * bool(kept)
         start, turn = (yield hunt.start()), 0
         with suppress(CallsSpent):
             yield hunt.demos(max(runs // (5 * len(hunt.val)), 1))
@@ -2506,7 +2517,7 @@ def _redrawn(hunt: Hunt, given: _Teaching, turn: int) -> lmopt.Flow:
     made, rng = list[_Tried](), lmopt.seeded(hunt.seed, "redrawn", turn)
     base, order = hunt.top.params, tuple(rng.sample(hunt.train, len(hunt.train)))
     count = max(len(prompt.demos) for prompt in base.values())
-    if 0 < count < len(order):
+    if 0 < count < len(order) and hunt.options.max_labeled != 0:
         seen = yield hunt.rows(base, rng.sample(range(len(order)), min(32, len(order))))
         wrong = [row.example for row in seen.rows if row.score < 1.0][: (count + 1) // 2]
         taken = list(unique([*wrong, *order]))[:count]
@@ -2550,25 +2561,27 @@ def _last_word(
     hunt: Hunt, start: Trial, kept: Examples, level: float, refit: Examples
 ) -> lmopt.Flow:
     """The best, if a paired test finds it better than the start, else the start."""
-    top, pair = best(hunt.trials), list[lmopt.Evaluation]()
-    with suppress(CallsSpent):
-        for params in (start.params, top.params) if kept else ():
+    top, tested = best(hunt.trials), list[tuple[lmopt.Row, ...]]()
+    for params in (start.params, top.params) if kept else ():
+        try:
             made = yield hunt.teach(hunt.program, kept, unspoilt(hunt.program, params, kept))
-            pair.append(made)
+            tested.append(made.rows)
+        except CallsSpent as error:
+            tested.append(error.rows)
+    count = min(map(len, tested), default=0)
+    pair = [lmopt.Evaluation(rows[:count]) for rows in tested] if count else []
     both = [one.evaluation.rows if one.evaluation else () for one in (start, top)]
-    if len(pair) == 2:
+    if pair:
         both = [(*rows, *one.rows) for rows, one in zip(both, pair, strict=True)]
     found = lmopt.compare(*map(lmopt.Evaluation, both)) if len(both[0]) == len(both[1]) else None
     sure = found is not None and found.difference > 0 and found.p_value < level
     winner, shown = (top, pair[1:]) if sure else (start, pair[:1])
-    result = shown[0] if len(pair) == 2 else winner.evaluation
-    tested = (
-        f"; {found.difference:+.3f} against the start, p = {found.p_value:.3g}" if found else ""
-    )
-    slice_ = f"; scored on {len(kept)} rows it was not picked on" if len(pair) == 2 else ""
+    result = shown[0] if pair else winner.evaluation
+    test = f"; {found.difference:+.3f} against the start, p = {found.p_value:.3g}" if found else ""
+    slice_ = f"; scored on {count} rows it was not picked on" if pair else ""
     params = _refitted(hunt, winner.params, refit) if sure and refit else winner.params
     filled = "; then demonstrations from all rows, not scored again" * (params != winner.params)
-    note = f"{winner.note}{slice_}{tested}{filled}"
+    note = f"{winner.note}{slice_}{test}{filled}"
     yield hunt.last(params, note, result, _place(hunt.trials, winner))
 
 
@@ -2580,8 +2593,9 @@ def _refitted(hunt: Hunt, params: lmopt.Params, rows: Examples) -> lmopt.Params:
         known = set(lmopt.fitting(leaf, every))
         own = [demo for demo in params[path].demos if demo not in known]
         count = len(params[path].demos) - len(own)
-        if count:
-            size = all_ - len(own) if len(params[path].demos) >= most else count
+        if count and hunt.options.max_labeled != 0:
+            full = len(params[path].demos) >= most and hunt.options.max_tokens_per_run is None
+            size = max(all_ - len(own), count) if full else count
             demos = [*own, *labeled(leaf, every, size, seed=hunt.seed)]
             params = params.replace(path, demos=demos)
     return params
@@ -3030,10 +3044,18 @@ class _OpenAITrainer:
 # == 7. Combinators ================================================================================
 
 
-def _inside(outer: _Options, optimizer: Optimizer) -> Optimizer:
-    """An optimizer inside another one: it may change no more than that."""
-    tops = outer.within + optimizer.options.within
-    return evolve(optimizer, options=evolve(optimizer.options, within=tops))
+_HANDED = ("propose", "prompt_lm", "seed", "max_labeled", "max_prompt_tokens", "max_tokens_per_run")
+
+
+def _inside(outer: _Options, optimizer: Optimizer, *more: str) -> Optimizer:
+    """An optimizer inside another one: it has its options where it has none of its own."""
+    own, plain = optimizer.options, _Options()
+    handed = {
+        name: getattr(outer, name)
+        for name in (*_HANDED, *more)
+        if getattr(own, name) == getattr(plain, name)
+    }
+    return evolve(optimizer, options=evolve(own, **handed, within=outer.within + own.within))
 
 
 def _inner(
@@ -3041,32 +3063,38 @@ def _inner(
     optimizer: Optimizer,
     params: lmopt.Params | None,
     tell: Callable[[Trial], Trial | None],
+    *more: str,
+    share: int = 1,
+    keep: int = 0,
 ) -> lmopt.Flow:
-    """Run an optimizer inside another one, within its calls; `tell` as in `relayed`."""
-    spent, allowed = hunt.calls, _inside(hunt.options, optimizer)
+    """Run an optimizer inside another one; `tell` as in `relayed`.
+
+    It has its share of the calls that are left, but for those to keep. Where nothing is kept, the
+    other one has no more either when they are spent.
+    """
+    spent, allowed = hunt.calls, _inside(hunt.options, optimizer, *more)
     own = math.inf if allowed.options.calls is None else allowed.options.calls
-    if hunt.left < own:
-        allowed = evolve(
-            allowed, options=evolve(allowed.options, calls=int(hunt.left), sized=False)
-        )
+    ours = (hunt.left - keep) / share
+    if ours < own:
+        most = max(int(ours), 0)
+        allowed = evolve(allowed, options=evolve(allowed.options, calls=most, sized=share > 1))
 
     def counted(trial: Trial) -> Trial | None:
         hunt.calls = spent + trial.calls
         return tell(trial)
 
-    ours = hunt.left < own
     flow = allowed.flow(hunt.program.with_params(params or {}), hunt.train, hunt.metric)
     try:
         yield from relayed(flow, counted)
     except CallsSpent as error:
         hunt.calls = max(hunt.calls, spent + error.used)
-        if ours:
+        if ours < own and not keep:
             raise
 
 
-def _bounds(size: Size, optimizers: Iterable[Optimizer]) -> Plan:
+def _bounds(size: Size, optimizers: Iterable[Optimizer], *more: str) -> Plan:
     """What optimizers inside another one cost at most."""
-    inner = [_inside(size.options, one) for one in optimizers]
+    inner = [_inside(size.options, one, *more) for one in optimizers]
     return sum((one.bounded(size.program, size.train) for one in inner), Plan())
 
 
@@ -3078,10 +3106,14 @@ def _shared(optimizers: Iterable[Optimizer], **options: Unpack[Options]) -> Opti
     return {"workers": workers, "executor": executor, **options}
 
 
-def _best(hunt: Hunt, optimizer: Optimizer) -> lmopt.Flow:
-    """Run an optimizer on the training half; return its best trial."""
+def _best(hunt: Hunt, optimizer: Optimizer, left: int = 1) -> lmopt.Flow:
+    """Run an optimizer on the training half, `left` of them to go; return its best trial.
+
+    The calls that its scoring takes, and that of the others, are kept.
+    """
     made = [Trial(hunt.program.params)]
-    yield from _inner(hunt, optimizer, None, made.append)
+    keep = left * len(hunt.val) * hunt.program.max_calls
+    yield from _inner(hunt, optimizer, None, made.append, share=left, keep=keep)
     return best(made)
 
 
@@ -3105,13 +3137,18 @@ def chain(*optimizers: Optimizer, **options: Unpack[Options]) -> Optimizer:
             yield hunt.unscored(hunt.program.params, "start")
         before: Trial | None = None
         for one in optimizers:
-            before = yield from _link(hunt, one, before)
+            try:
+                before = yield from _link(hunt, one, before)
+            except lmopt.BudgetExceeded:
+                if before and before.final:  # the last word of the part that came to its end
+                    yield hunt.last(before.params, before.note, before.evaluation)
+                raise
         if before and best(hunt.trials).params != before.params:  # the last word of a part
             yield hunt.last(before.params, before.note, before.evaluation)
 
     def bound(size: Size) -> Plan:
         again = max(len(optimizers) - 1, 0) * size.train
-        return _bounds(size, optimizers) + size.plan(again)
+        return _bounds(size, optimizers, "valset") + size.plan(again)
 
     lm = next((one.lm for one in optimizers if one.lm is not None), None)
     return optimizer("chain", lm, search, bound, parts=False, **_shared(optimizers, **options))
@@ -3121,11 +3158,13 @@ def _link(hunt: Hunt, optimizer: Optimizer, before: Trial | None) -> lmopt.Flow:
     """Run one optimizer from the best trial so far; return the best one after it."""
     if hunt.left < 1:
         raise hunt._spent()
-    places, made = list[int](), [before] if before else []
-    base = _place(hunt.trials, before) if before else None
+    places, start = list[int](), before and evolve(before, final=False)
+    again = start is not None and not before.final  # type: ignore[union-attr]
+    made = [start] if start and again else []  # the score of a last word compares with no other
+    base = _place(hunt.trials, start) if start else None
 
     def tell(trial: Trial) -> Trial | None:
-        if before and not places and (trial.score is None or before.score is not None):
+        if start and not places and (trial.score is None or (again and start.score is not None)):
             places.append(base or 0)  # it starts with the best so far
             return None
         parent = base if trial.parent is None else places[trial.parent]
@@ -3134,11 +3173,11 @@ def _link(hunt: Hunt, optimizer: Optimizer, before: Trial | None) -> lmopt.Flow:
         hunt.trials.append(evolve(made[-1], final=False))
         return hunt.trials[-1]
 
-    yield from _inner(hunt, optimizer, before.params if before else None, tell)
-    after = best(made)
-    if made[-1].score is None and after.evaluation and hunt.lm is not None:
-        after = yield from _settled(hunt, after, made[-1])
-    return after
+    yield from _inner(hunt, optimizer, start.params if start else None, tell, "valset")
+    known = [one for one in (*made, *filter(None, [start])) if one.evaluation]
+    if made and made[-1].score is None and known and hunt.lm is not None:
+        return (yield from _settled(hunt, best(known), made[-1]))
+    return best(made) if made else before
 
 
 def _settled(hunt: Hunt, after: Trial, new: Trial) -> lmopt.Flow:
@@ -3172,8 +3211,8 @@ def best_of(*optimizers: Optimizer, lm: lmopt.LM, **options: Unpack[Options]) ->
 
     def search(hunt: Hunt) -> lmopt.Flow:
         yield hunt.start()
-        for one in optimizers:
-            best = yield from _best(hunt, one)
+        for place, one in enumerate(optimizers):
+            best = yield from _best(hunt, one, len(optimizers) - place)
             yield hunt.trial(best.params, one.name, 0)
 
     def bound(size: Size) -> Plan:

@@ -917,7 +917,7 @@ def test_after_an_answer_could_not_be_kept_nothing_more_is_paid_for(tmp_path):
     inner = Counting()
     lm = cache(Full())(inner)
     for text in ("one", "two", "three"):
-        with pytest.raises(DataError, match="an answer could not be kept"):
+        with pytest.raises(DataError, match="answer could not be kept"):
             lm(ask(text))
     assert len(inner.seen) == 1
 

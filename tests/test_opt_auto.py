@@ -21,14 +21,18 @@ from lmopt_optimizers import (
     Hunt,
     auto,
     best,
+    best_of,
     bootstrap_few_shot,
     chain,
     copro,
     gepa,
+    if_better,
     infer_rules,
     labeled_few_shot,
+    limit,
     random_search,
     simba,
+    tune,
 )
 
 WORDS = {"animal": ("horse", "tiger"), "plant": ("tulip", "clover"), "metal": ("copper", "silver")}
@@ -332,3 +336,148 @@ def test_a_chain_ends_with_its_calls():
     with pytest.warns(UserWarning, match="used its calls"):
         trials = list(both.trials(TASK, ROWS, exact_match))
     assert 290 < trials[-1].calls <= 300 and both.plan(TASK, ROWS).calls == 300
+
+
+# -- what a reviewer found --
+
+
+def test_after_a_last_word_a_later_part_of_a_chain_can_win():
+    first = auto(toy_lm(), calls=60, max_labeled=0, max_bootstrapped=0, propose=lambda given: "hm")
+    both = chain(first, random_search(toy_lm(), candidates=1))
+    trials = list(both.trials(TASK, ROWS, exact_match))
+    assert best(trials).score == 1.0 and both(TASK, ROWS, exact_match)["predict"].demos
+
+
+@pytest.mark.filterwarnings("ignore:the search was ended")
+def test_the_verdict_of_a_part_stands_where_the_next_one_has_too_few_calls():
+    first = auto(toy_lm(), calls=200, refit=False)
+    for calls in (205, 215):
+        trials = list(chain(first, copro(toy_lm()), calls=calls).trials(TASK, ROWS, exact_match))
+        assert trials[-1].final and trials[-1].params == first(TASK, ROWS, exact_match)
+
+
+PIPE = lmopt.pipeline(x=predict("q -> t"), y=predict("t -> a"))
+SECRETS = [Record(q=c, t=c.upper(), a=f"secret {n}") for n, c in enumerate("abcdefghijkl")]
+
+
+def copies(request):
+    """An LM that copies the demonstration with its input, and knows nothing else."""
+    turns = request.messages
+    for given, made in zip(turns[1:-1:2], turns[2:-1:2], strict=False):
+        if "t" in request.inputs and lmopt.sections(given.text).get("t") == request.inputs["t"]:
+            return lmopt.Response(made.text)
+    return mock_lm(lambda i: {"t": i.q.upper()} if "q" in i else {"a": "?"})(request)
+
+
+def test_a_later_step_is_not_shown_the_answer_of_its_row_either():
+    shown = PIPE.with_params(labeled_few_shot(k=12)(PIPE, SECRETS, exact_match))
+    search = tune(copies, {"demos": [0, 12]})
+    assert {one.score for one in search.trials(PIPE, SECRETS, exact_match)} == {0.0}
+    assert next(iter(search.trials(shown, SECRETS, exact_match))).score == 0.0
+
+
+def test_demonstrations_of_ones_own_stay_where_they_are_to_be_left_alone():
+    def obeys(request):
+        kinds = {word: kind for kind, words in WORDS.items() for word in words}
+        word = request.inputs["text"].split()[3] if "text" in request.inputs else ""
+        good = "GOOD" in request.messages[0].text
+        return mock_lm(lambda inputs: {"kind": kinds.get(word, "?") if good else "?"})(request)
+
+    own = [Record(text=f"the ox {n}", kind="ox") for n in range(5)]
+    for demos in (ROWS[:3], [*own, *ROWS[:1]]):
+        task = TASK.with_params({"predict": lmopt.Prompt("Classify.", demos=demos)})
+        for options in ({"max_labeled": 0, "max_bootstrapped": 0}, {"max_labeled": 2}):
+            search = auto(obeys, calls=300, propose=lambda given: "GOOD", **options)
+            made = search(task, ROWS, exact_match)["predict"]
+            assert made.instructions == "GOOD"
+            assert len(made.demos) == len(demos) or options["max_labeled"]
+
+
+@pytest.mark.filterwarnings("ignore:the search was ended")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: if_better(auto(toy_lm()), lm=toy_lm(), calls=400),
+        lambda: best_of(auto(toy_lm()), copro(toy_lm()), lm=toy_lm(), calls=600),
+        lambda: limit(best_of(auto(toy_lm()), lm=toy_lm()), calls=400),
+    ],
+)
+def test_what_is_inside_leaves_the_calls_to_score_it(make):
+    search = make()
+    trials = list(search.trials(TASK, ROWS, exact_match))
+    assert best(trials).score == 1.0 and trials[-1].calls <= search.options.calls
+
+
+def test_the_parts_of_a_chain_have_its_options():
+    val = [Record(text=f"this is about gold number {n}", kind="metal") for n in range(5)]
+    asked = []
+
+    def writes(given):
+        asked.append(given)
+        return "x"
+
+    part = copro(toy_lm(), breadth=1, depth=1)
+    search = chain(part, valset=val, propose=writes, max_labeled=0, max_tokens_per_run=1)
+    trials = list(search.trials(TASK, ROWS, exact_match))
+    assert {row.example for row in trials[0].evaluation.rows} == set(val)
+    assert asked and all(one.out for one in trials[1:])
+
+
+def fails_once(which):
+    left = [1]
+
+    def lm(request):
+        if left[0] and which(request):
+            left[0] = 0
+            raise lmopt.LMError("busy", retryable=True)
+        return toy_lm()(request)
+
+    return lm
+
+
+@pytest.mark.filterwarnings("ignore:gepa ended")
+@pytest.mark.parametrize("make", [gepa, simba, copro])
+def test_one_request_that_is_not_answered_ends_no_search(make):
+    few = {"max_runs": 300} if make is gepa else {"steps": 1} if make is simba else {"depth": 1}
+    search = make(fails_once(lambda one: one.step == "propose"), max_labeled=0, **few)
+    trials = list(search.trials(TASK, ROWS, exact_match))
+    assert trials and trials[0].score is not None
+
+
+def test_one_row_that_is_not_answered_ends_no_bootstrapping():
+    search = bootstrap_few_shot(
+        fails_once(lambda one: "number 0" in one.inputs["text"]), max_bootstrapped=1, threshold=0
+    )
+    assert search(TASK, ROWS, exact_match)["predict"].demos
+
+    def down(request):
+        raise lmopt.LMError("down", retryable=True)
+
+    with pytest.raises(lmopt.LMError, match="down"):
+        bootstrap_few_shot(down, max_bootstrapped=1, threshold=0)(TASK, ROWS, exact_match)
+
+
+def test_the_test_on_other_rows_is_made_although_replies_cannot_be_read():
+    def unreadable(request):
+        hidden = lmopt.seeded(0, request.key).random() < 0.15
+        return lmopt.Response("") if hidden else toy_lm()(request)
+
+    trials = list(auto(unreadable, calls=400).trials(TASK, ROWS, exact_match))
+    assert "rows it was not picked on" in trials[-1].note and trials[-1].calls <= 400
+
+
+def test_a_data_frame_may_be_what_is_scored_on():
+    class Frame:
+        columns = ("text", "kind")
+
+        def to_dict(self, kind):
+            assert kind == "records"
+            return [{"text": "this is about gold", "kind": "metal"}]
+
+    search = copro(toy_lm(), breadth=1, depth=1, valset=Frame())
+    assert len(next(iter(search.trials(TASK, ROWS, exact_match))).evaluation.rows) == 1
+
+
+def test_a_writer_that_writes_nothing_is_not_taken_at_its_word():
+    search = copro(toy_lm(), breadth=1, depth=1, max_labeled=0, propose=lambda given: None)
+    assert len(list(search.trials(TASK, ROWS, exact_match))) == 1
