@@ -10390,7 +10390,15 @@ def save(params: Mapping[str, Prompt], path: Path_) -> None:
 
 
 def write_whole(text: str, path: Path_) -> None:
-    """Write a text to a file, whole or not at all: a crash leaves the old one."""
+    """Write a text to a file, whole or not at all: a crash leaves the old one.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_whole("text", Path(folder, "file"))
+    ...     Path(folder, "file").read_text()
+    'text'
+    """
     from pathlib import Path
 
     target = Path(path).resolve()

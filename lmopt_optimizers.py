@@ -677,8 +677,8 @@ class Hunt:
         """Several (parameters, note) scored together, and against the best so far; sent: trials.
 
         They run on ever more held-out rows, as in successive halving (Jamieson and Talwalkar 2016,
-        arXiv 1502.07943): only the better half goes on, and none that is far behind the best, row
-        by row: by two standard errors at first, by one at the end.
+        arXiv 1502.07943): only the better half goes on, two at least, and none that is far behind
+        the best, row by row: by two standard errors at first, by one at the end.
         """
         return self._contest(list(made), parent)
 
@@ -1036,7 +1036,7 @@ def _ahead(
     """Which go on: the better half, but none that will hardly beat the best of them all."""
     order = sorted(range(len(results)), key=lambda place: -results[place].total)
     rivals = [one for one in (beat, *(results[place] for place in order[:1])) if one is not None]
-    kept = order[: (len(order) + 1) // 2]
+    kept = order[: max((len(order) + 1) // 2, 2)]  # of two, a few rows do not tell the better
     return sorted(
         place for place in kept if not any(_lost(results[place], rival, size) for rival in rivals)
     )
@@ -2451,7 +2451,8 @@ def auto(  # type: ignore[misc]
         calls: in all; with few it compares less, and on fewer rows.
         space: settings to choose from, as in `tune`.
         refit: whether to draw the demonstrations at last from all rows, those to score on too, as
-            many as were chosen, or all; the score is that of before.
+            many as were chosen, or all; the score is that of before. Without, of several that are
+            as good the one that costs least a run is taken, see `best`.
         level: how probable the gain over the start may be by chance, 0 to 1.
     Returns:
         an optimizer, whose last trial has the score on the rows that it was not picked on.
@@ -2561,7 +2562,8 @@ def _last_word(
     hunt: Hunt, start: Trial, kept: Examples, level: float, refit: Examples
 ) -> lmopt.Flow:
     """The best, if a paired test finds it better than the start, else the start."""
-    top, tested = best(hunt.trials), list[tuple[lmopt.Row, ...]]()
+    top = best(hunt.trials, level=1.0 if refit else 0.5)  # what is refitted will cost more anyway
+    tested = list[tuple[lmopt.Row, ...]]()
     for params in (start.params, top.params) if kept else ():
         try:
             made = yield hunt.teach(hunt.program, kept, unspoilt(hunt.program, params, kept))
