@@ -7001,6 +7001,10 @@ class _Scripted:
     def __init__(self, replies: Iterable[Any]) -> None:
         self._replies, self._left, self._lock = tuple(replies), 0, threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        what, todo = "replies in their order cannot go to several processes", "use mock_lm there"
+        raise DataError(what, self._replies[:1], "an LM that answers by what it is asked", todo)
+
     def __call__(self, request: Request) -> Response:
         with self._lock:
             index, self._left = self._left, self._left + 1

@@ -1711,3 +1711,8 @@ def test_a_client_of_the_wrong_kind_is_refused_before_anything_is_sent():
             lm(ASKED)
         asyncio.run(lm.end.client.aclose())
         assert not served.seen
+
+
+def test_a_script_does_not_go_to_other_processes():
+    with pytest.raises(DataError, match="replies in their order cannot go to several processes"):
+        pickle.dumps(scripted_lm(["a"]))
