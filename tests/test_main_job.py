@@ -63,7 +63,8 @@ def test_the_quick_start_does_its_job(tmp_path):
 
 def test_the_gain_on_the_tickets_is_significant(tmp_path, capsys):
     quickstart = load_example("quickstart")
-    gain = quickstart.main(quickstart.options(["--out", str(tmp_path / "p.json")]), toy_lm())
+    given = ["--out", str(tmp_path / "p.json"), "--candidates", "1"]
+    gain = quickstart.main(quickstart.options(given), toy_lm())
     assert gain.difference > 0.2 and gain.p_value < 0.001 and gain.interval[0] > 0
 
 

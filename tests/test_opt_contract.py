@@ -117,7 +117,7 @@ def counted(lm, stop=None, error=None):
 
 def uneven(request, rng=random.Random(0)):  # noqa: B008
     """A toy LM that takes now less, now more time."""
-    threading.Event().wait(rng.random() / 5000)
+    threading.Event().wait(rng.random() / 20000)
     return toy_lm()(request)
 
 
@@ -416,7 +416,7 @@ def clumsy(request):
 
 
 @spent
-@pytest.mark.parametrize("calls", [1, 20, 61])
+@pytest.mark.parametrize("calls", [1, 47])
 @table
 def test_calls_are_never_exceeded_retries_and_proposals_included(make, calls):
     task, made = PROGRAMS["one step"], []

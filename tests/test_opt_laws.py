@@ -122,9 +122,9 @@ SAMPLING = TASK.with_params({"predict": Prompt("Say it.", settings={"temperature
 @pytest.mark.filterwarnings("ignore:the search was ended", "ignore:gepa ended")
 @pytest.mark.parametrize("name", SEARCHES)
 def test_the_laws_hold_with_an_lm_that_samples_and_fails(name):
-    few = {"max_runs": 60} if name == "gepa" else {"steps": 1} if name == "simba" else {}
-    search = getattr(lmopt_optimizers, name)(unsteady, calls=150, **few)
+    few = {"max_runs": 40} if name == "gepa" else {"steps": 1} if name == "simba" else {}
+    search = getattr(lmopt_optimizers, name)(unsteady, calls=90, **few)
     try:
-        check_optimizer(search, SAMPLING, ROWS * 2, exact_match, kills=2)
+        check_optimizer(search, SAMPLING, ROWS, exact_match, workers=(3,), kills=1)
     except LMError as error:  # three in a row: no accident
         assert "busy" in str(error)
