@@ -44,7 +44,15 @@ import re
 import statistics
 import warnings
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from operator import add, mul
@@ -105,7 +113,8 @@ class Trial:
     Attributes:
         score: on the rows that the optimizer scores on, 0 to 1; None where it does not score.
         evaluation: where the score comes from; shorter than the data where the trial lost early.
-        out: whether it lost early; its score, of fewer rows, then compares with no other.
+        out: whether it lost early, was ended by the budget, or its runs take too many tokens; its
+            score then compares with no other.
         final: whether it is the last word of the search, whatever the scores say.
     """
 
@@ -216,6 +225,9 @@ class _Options:
 
     def __attrs_post_init__(self) -> None:
         _check(max_labeled=self.max_labeled or 0, calls=self.calls or 0)
+        if self.propose is not None and not callable(self.propose):
+            todo = "pass proposer(), or a function from what it is told to a text"
+            raise lmopt.DataError("this writes nothing", self.propose, "a program", todo)
         _check(1, max_prompt_tokens=self.max_prompt_tokens)
 
     def part(self, examples: Examples) -> tuple[Examples, Examples]:
@@ -254,6 +266,8 @@ def _check(least: int = 0, **values: int) -> None:
     for name, value in values.items():
         if not isinstance(value, int) or value < least:
             what, todo = f"{name} is too small", f"raise {name}"
+            if not isinstance(value, int):
+                what, todo = f"{name} is no whole number", f"correct {name}"
             raise lmopt.DataError(what, value, f"{least} or more", todo)
 
 
@@ -377,6 +391,9 @@ class Optimizer:
         train = (size + 1) // 2 if self.parts and given is None else size
         steps = len(self.options.paths(program))
         plan = self.bound(Size(program, steps, train, len(given or ()) or train, self.options))
+        if not isinstance(plan, Plan):
+            todo = "return size.plan(...)"
+            raise TypeError(lmopt.explain("this bound returned no plan", plan, "a Plan", todo))
         return plan.within(self.options.calls, min(program.max_calls, 1))
 
 
@@ -420,7 +437,10 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
         import difflib
 
         make = globals().get(name, optimizer)
-        known = [*inspect.signature(make).parameters, *Teaching.__annotations__][1:]
+        takes = inspect.signature(make).parameters
+        teaches = "Teaching" in str(takes.get("options"))
+        known = [*takes, *(Teaching if teaches else Options).__annotations__][1:]
+        known = [one for one in known if one != "options"]
         near = difflib.get_close_matches(unknown[0], known, 1)
         todo = f"did you mean {near[0]}?" if near else "leave it out"
         what = f"{name} has no option of this name"
@@ -478,6 +498,8 @@ def best(trials: Iterable[Trial], *, level: float = 0.5) -> Trial:
     'good'
     """
     made = list(trials)
+    if not made:
+        raise lmopt.DataError("no trials", made, "one or more", "give the search more calls")
     top = functools.reduce(_better, made)
     if top.final or top.evaluation is None:
         return top
@@ -541,8 +563,17 @@ def _searching(
     train, val = chosen.part(examples) if optimizer.parts else (examples, chosen.valset or examples)
     hunt = Hunt(program, train, val, metric, optimizer.lm, chosen)
     if chosen.calls is not None and chosen.sized and optimizer.parts:
-        hunt.fewer(chosen.calls // max(10 * _usual_calls(program), 1))
-    yield from lmopt.through(optimizer.search(hunt), partial(_satisfy, hunt))
+        runs = chosen.calls // max(_usual_calls(program), 1)
+        hunt.fewer(runs // 10, min(24, runs // 3))
+    flow = optimizer.search(hunt)
+    if not isinstance(flow, Generator):
+        todo = "yield what it wants: made = yield hunt.trial(...)"
+        raise TypeError(lmopt.explain("this search is no flow", flow, "a generator", todo))
+    yield from lmopt.through(flow, partial(_satisfy, hunt))
+    if hunt._unused:
+        reason = lmopt.cut(str(hunt._unused[0]), 80)
+        what = f"{len(hunt._unused)} proposed texts could not be used at the end ({reason})"
+        warnings.warn(what, stacklevel=2)
 
 
 def _each(flow: Callable[[Any], lmopt.Flow], items: Iterable[Any]) -> lmopt.Flow:
@@ -635,16 +666,21 @@ class Hunt:
         """Those of several (parameters, note) that were not tried before, equal ones once."""
         return [one for one in unique(made, key=_digest) if not self.knows(one[0])]
 
-    def fewer(self, rows: int) -> None:
-        """Score on so many held-out rows from now on, or 24 if that is more."""
-        self.val = self.val[: max(rows, 24)]
+    def fewer(self, rows: int, least: int = 24) -> None:
+        """Score on so many held-out rows from now on, but not on fewer than `least`."""
+        self.val = self.val[: max(rows, least, 1)]
 
     @_wanted
     def start(self) -> lmopt.Flow:
         """The program as it is, scored; sent: the trial."""
         size = len(self.val)
         few = f", scored on {size} of {len(self.whole)} rows" if self.whole[size:] else ""
-        return self.trial(self.program.params, f"start{few}", None, False).flow()
+        made = yield from self.trial(self.program.params, f"start{few}", None, False).flow()
+        most = self.options.max_tokens_per_run
+        if most is not None and (made.tokens or 0.0) > most:
+            what = f"a run of the start takes {made.tokens:.0f} tokens, more than {most:g}"
+            warnings.warn(f"{what}, which is max_tokens_per_run", stacklevel=2)
+        return made
 
     @_wanted
     def demos(self, most: int | None = None) -> lmopt.Flow:
@@ -652,6 +688,8 @@ class Hunt:
 
         First as many as fit, then fewer.
         """
+        room = self.left / max(2 * len(self.val) * _usual_calls(self.program), 1)
+        most = most if self.most is None else max(int(min(room, most or room)), 1)
         counts = _rungs(self.options.most(self.program, self.train))[:most]
         made = [(self.labelled(count), f"{count} labelled examples") for count in counts]
         return self._contest(self.new(made), 0)
@@ -779,7 +817,12 @@ class Hunt:
             made = []
             for one in asked:
                 made.append((yield lmopt.invoke(writer, one)))
-        return [text for text in unique(map(cleaned, made)) if text]
+        wrong = [one for one in made if not isinstance(one, (str, type(None)))]
+        if wrong:
+            raise lmopt.DataError("propose wrote no text", wrong[0], "a text", "return a str")
+        texts = list(map(cleaned, made))
+        self._unused += [ValueError("an empty text") for one in texts if not one]
+        return [text for text in unique(texts) if text]
 
     @_wanted
     def trained(
@@ -787,8 +830,13 @@ class Hunt:
     ) -> lmopt.Flow:
         """Weights trained on examples from those of a base model; sent: the model's name."""
         if hasattr(trainer, "flow"):
-            return (yield from trainer.flow(examples, base, **settings))
-        return (yield lmopt.invoke(trainer, examples, base, **settings))
+            model = yield from trainer.flow(examples, base, **settings)
+        else:
+            model = yield lmopt.invoke(trainer, examples, base, **settings)
+        if not isinstance(model, str):
+            todo = "return the name of the trained model"
+            raise lmopt.DataError("this trainer returned no name", model, "a str", todo)
+        return model
 
     @_wanted
     def ask(self, program: lmopt.Program, inputs: lmopt.Fields) -> lmopt.Flow:
@@ -913,7 +961,7 @@ class Hunt:
         try:
             yield from self._raced(new, beat, race)
         except lmopt.BudgetExceeded:
-            self._enter(entered, parent)
+            self._enter(entered, parent, "ended with the budget")
             raise
         return self._enter(entered, parent)
 
@@ -929,7 +977,9 @@ class Hunt:
             if not alive:
                 return
 
-    def _enter(self, entered: Iterable[_Tried], parent: int | None) -> tuple[Trial, ...]:
+    def _enter(
+        self, entered: Iterable[_Tried], parent: int | None, how: str = "out"
+    ) -> tuple[Trial, ...]:
         """Book what was run of parameters as trials; what was not run at all is none."""
         booked = []
         for params, note in entered:
@@ -940,14 +990,19 @@ class Hunt:
                 again = evolve(same, note=note, parent=parent, calls=self.calls)
                 booked.append(self._book(again))
             elif found.rows:
-                booked.append(self._scored(params, note, parent, found))
+                booked.append(self._scored(params, note, parent, found, how))
         return tuple(booked)
 
     def _scored(
-        self, params: lmopt.Params, note: str, parent: int | None, result: lmopt.Evaluation
+        self,
+        params: lmopt.Params,
+        note: str,
+        parent: int | None,
+        result: lmopt.Evaluation,
+        how: str,
     ) -> Trial:
         run, size = len(result.rows), len(self.val)
-        out = f"; out after {run} of {size} rows" if run < size else ""
+        out = f"; {how} after {run} of {size} rows" if run < size else ""
         note += out + _failures([row.error for row in result.errors])
         trial, most = (
             Trial(params, result.score, note, parent, self.calls, result, run < size),
@@ -1197,7 +1252,7 @@ def step_demos(
     >>> step_demos(qa, row)
     {'predict': Record(question='2+2?', answer='text')}
     """
-    leaves = program.leaves
+    leaves = {path: leaf for path, leaf in program.leaves.items() if leaf.max_calls}
     ran = [one for one in row.prediction.trace if one.kind == "step" and not one.error]
     runs = groupby(lambda event: event.path, [one for one in ran if one.path in leaves])
     drawn = {
@@ -2789,6 +2844,9 @@ def finetune(
             base = _model_of(hunt, params, paths)
             names.append((yield hunt.trained(trainer, examples, base, settings)))
             params = _trained(params, paths, names[-1], keep_demos)
+        if not any(told.values()):
+            what = f"none of {len(ran.rows)} runs reached the threshold: nothing was trained"
+            warnings.warn(what, stacklevel=2)
         note = f"trained on {len(taken)} of {len(ran.rows)} runs: {', '.join(names) or 'nothing'}"
         yield hunt.trial(params, note, 0)
 
@@ -3100,8 +3158,16 @@ def _bounds(size: Size, optimizers: Iterable[Optimizer], *more: str) -> Plan:
     return sum((one.bounded(size.program, size.train) for one in inner), Plan())
 
 
+def _checked(optimizer: Any) -> Optimizer:
+    if not isinstance(optimizer, Optimizer):
+        todo = "call its factory; make one of your own by optimizer(...)"
+        raise TypeError(lmopt.explain("this is no Optimizer", optimizer, "an Optimizer", todo))
+    return optimizer
+
+
 def _shared(optimizers: Iterable[Optimizer], **options: Unpack[Options]) -> Options:
     """The options of a combinator: what runs rows for it is by default what does for its parts."""
+    optimizers = tuple(map(_checked, optimizers))
     chosen = [one.options for one in optimizers]
     workers = max([one.workers for one in chosen if one.workers], default=None)
     executor = next((one.executor for one in chosen if one.executor), None)
@@ -3152,8 +3218,9 @@ def chain(*optimizers: Optimizer, **options: Unpack[Options]) -> Optimizer:
         again = max(len(optimizers) - 1, 0) * size.train
         return _bounds(size, optimizers, "valset") + size.plan(again)
 
+    shared = _shared(optimizers, **options)
     lm = next((one.lm for one in optimizers if one.lm is not None), None)
-    return optimizer("chain", lm, search, bound, parts=False, **_shared(optimizers, **options))
+    return optimizer("chain", lm, search, bound, parts=False, **shared)
 
 
 def _link(hunt: Hunt, optimizer: Optimizer, before: Trial | None) -> lmopt.Flow:
@@ -3358,20 +3425,25 @@ def check_optimizer(
     >>> search = copro(lmopt.toy_lm(), breadth=2, depth=1)
     >>> check_optimizer(search, lmopt.predict("animal -> sound"), rows, lmopt.exact_match)
     """
+    optimize = _checked(optimize)
     rows, start, asked, graded = [dict(row) for row in trainset], program.params, [0], [0]
     counting = _with_lms(optimize, partial(_counted, asked))
     trials = list(counting.trials(program, rows, partial(_graded, graded, metric, 0)))
-    made, plan = best(trials).params, optimize.plan(program, rows)
+    made, plan = best(trials or [Trial(start)]).params, optimize.plan(program, rows)
     _law("it changes its data", rows, [dict(row) for row in trainset])
     _law("it changes the program", program.params, start)
-    _law("its first trial is not the start", trials[0].params, start)
+    _law("its first trial is not the start", trials and trials[0].params, start)
     _law("its result does not fit the program", program.with_params(made).params, made)
     spent = {"calls": max(trials[-1].calls, *asked), "metric calls": graded[0]}
     kept = trials[-1].calls <= plan.calls >= asked[0] and graded[0] <= plan.metrics
     _law("it makes more calls than planned", kept or spent, True, plan)
     for count in (1, *workers):
         again = evolve(optimize, options=evolve(optimize.options, workers=count))
-        _law(f"it differs with {count} workers", list(again.trials(program, rows, metric)), trials)
+        for place, pair in enumerate(
+            itertools.zip_longest(again.trials(program, rows, metric), trials)
+        ):
+            how = f"with {count} workers" if count > 1 else "the second time"
+            _law(f"trial {place} is another one {how}", *pair)
     scored = trials[0].evaluation
     if scored is not None and not trials[0].out:
         shown = tuple(row.example for row in scored.rows)

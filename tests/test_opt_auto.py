@@ -418,7 +418,8 @@ def test_the_parts_of_a_chain_have_its_options():
 
     part = copro(toy_lm(), breadth=1, depth=1)
     search = chain(part, valset=val, propose=writes, max_labeled=0, max_tokens_per_run=1)
-    trials = list(search.trials(TASK, ROWS, exact_match))
+    with pytest.warns(UserWarning, match="a run of the start takes .* tokens, more than 1, which"):
+        trials = list(search.trials(TASK, ROWS, exact_match))
     assert {row.example for row in trials[0].evaluation.rows} == set(val)
     assert asked and all(one.out for one in trials[1:])
 
@@ -479,5 +480,47 @@ def test_a_data_frame_may_be_what_is_scored_on():
 
 
 def test_a_writer_that_writes_nothing_is_not_taken_at_its_word():
-    search = copro(toy_lm(), breadth=1, depth=1, max_labeled=0, propose=lambda given: None)
-    assert len(list(search.trials(TASK, ROWS, exact_match))) == 1
+    for nothing in (None, "", "```\n```"):
+        search = copro(
+            toy_lm(), breadth=1, depth=1, max_labeled=0, propose=lambda given, it=nothing: it
+        )
+        with pytest.warns(UserWarning, match=r"1 proposed texts could not be used .*an empty text"):
+            assert len(list(search.trials(TASK, ROWS, exact_match))) == 1
+    for wrong in (5, ["a"]):
+        search = copro(toy_lm(), propose=lambda given, it=wrong: it)
+        with pytest.raises(lmopt.DataError, match="propose wrote no text"):
+            search(TASK, ROWS, exact_match)
+    with pytest.raises(lmopt.DataError, match="this writes nothing: 'hello'"):
+        copro(toy_lm(), propose="hello")
+
+
+def test_a_text_step_has_no_demonstrations():
+    @program(policy=text("be brief"), tell=predict("text, policy -> kind"))
+    def task(steps, text):
+        policy = yield steps.policy()
+        return (yield steps.tell(text=text, policy=policy.text))
+
+    for search in (bootstrap_few_shot(toy_lm(), threshold=0), auto(toy_lm(), calls=150)):
+        assert not search(task, ROWS, exact_match)["policy"].demos
+
+
+def test_what_is_no_optimizer_is_named():
+    def plain(program, trainset, metric):
+        return program.params
+
+    for make in (
+        chain,
+        lambda one: best_of(one, lm=toy_lm()),
+        lambda one: if_better(one, lm=toy_lm()),
+    ):
+        with pytest.raises(
+            TypeError, match="this is no Optimizer: .*; expected an Optimizer; call"
+        ):
+            make(plain)
+    with pytest.raises(lmopt.DataError, match="no trials"):
+        best([])
+    with pytest.raises(lmopt.DataError, match=r"calls is no whole number: 2.5"):
+        copro(toy_lm(), calls=2.5)
+    with pytest.raises(TypeError, match="gepa has no option of this name: 'teacher'") as caught:
+        gepa(toy_lm(), teacher=3)
+    assert "threshold" not in str(caught.value)

