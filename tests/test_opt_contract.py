@@ -126,9 +126,8 @@ spent = pytest.mark.filterwarnings("ignore:the search was ended")
 
 @spent
 @table
-@programs
-def test_the_laws(make, task):
-    check_optimizer(make(toy_lm()), task, ROWS, exact_match, workers=(3,), kills=2)
+def test_the_laws(make):
+    check_optimizer(make(toy_lm()), two_steps, ROWS, exact_match, workers=(3,), kills=2)
 
 
 @pytest.mark.parametrize("name", [one for one in OPTIMIZERS if not one.startswith(WRITERS)])
@@ -243,9 +242,8 @@ def test_in_a_loop_a_spent_budget_gives_the_best_so_far_and_so_does_an_error(nam
 
 @spent
 @table
-@programs
-def test_trials_are_in_order(make, task):
-    trials = list(make(toy_lm()).trials(task, ROWS, exact_match))
+def test_trials_are_in_order(make):
+    _, trials = in_one_thread(make)
     assert trials[0].parent is None and len(trials) > 1
     assert all(trial.parent < index for index, trial in enumerate(trials) if index)
     assert [trial.calls for trial in trials] == sorted(trial.calls for trial in trials)
@@ -447,7 +445,7 @@ def test_spent_calls_end_with_the_trial_under_way_and_a_warning():
 
 
 @pytest.mark.filterwarnings("ignore:the search was ended")
-@pytest.mark.parametrize("calls", [30, 60, 80])
+@pytest.mark.parametrize("calls", [30, 60])
 @pytest.mark.parametrize("make", [copro, gepa, random_search, mipro, infer_rules, simba])
 def test_with_few_calls_a_search_still_finds_that_labels_help(make, calls):
     rows = [{"animal": f"{animal} {n}", "sound": sound} for n in range(70)
