@@ -806,13 +806,20 @@ class Hunt:
             "data": data,
         }
         size = 2 * self.options.max_prompt_tokens  # in characters: half of the prompt
+        shown = [_pictured(_fitting(one, size)) for one in seen]
         asked = [
-            lmopt.Record({**told, "cases": _fitting(one, size), "tip": tip})
-            for one, tip in zip(seen, itertools.cycle(tips), strict=False)
+            lmopt.Record({**told, "cases": one, "tip": tip})
+            for (one, _), tip in zip(shown, itertools.cycle(tips), strict=False)
         ]
         writer = self.options.propose or proposer()
         if isinstance(writer, lmopt.Program):
-            made = [one["instructions"] for one in (yield from self._asked(writer, asked))]
+            ran: Sequence[Any] = ()
+            if self.options.propose is None and any(images for _, images in shown):
+                seeing = [one | {"images": n} for one, (_, n) in zip(asked, shown, strict=True)]
+                ran = yield from self._asked(_SEEING, seeing)
+            if not ran:  # there are none, or the LM takes none
+                ran = yield from self._asked(writer, asked)
+            made = [one["instructions"] for one in ran]
         else:
             made = []
             for one in asked:
@@ -1075,7 +1082,7 @@ def _mixed_up(cases: list[Any], rng: random.Random) -> list[Any]:
 
 def _fitting(cases: Sequence[Any], most: int) -> list[Any]:
     """As many of the cases as have so many characters together, at least one."""
-    sizes = itertools.accumulate(len(lmopt.canonical(one)) for one in cases)
+    sizes = itertools.accumulate(len(lmopt.canonical(_pictured(one)[0])) for one in cases)
     return [one for one, size in zip(cases, sizes, strict=True) if size <= most] or [*cases[:1]]
 
 
@@ -1312,8 +1319,21 @@ def race(
 
 
 def _told(value: Any) -> Any:
-    """What a writer is told of some values: JSON data, and of media that there is one."""
-    return lmopt.jsonable(value, other=repr, media=lambda one: f"[{one.kind}]")
+    """What a writer is told of some values: JSON data, in which media stay what they are."""
+    return lmopt.jsonable(value, other=repr, media=lambda one: one)
+
+
+def _pictured(value: Any) -> tuple[Any, list[lmopt.Image]]:
+    """JSON data in which images are named, as [image 1], and the images in that order."""
+    images: list[lmopt.Image] = []
+
+    def named(one: Any) -> str:
+        if not isinstance(one, lmopt.Image):
+            return f"[{one.kind}]"
+        images.append(one)
+        return f"[image {len(images)}]"
+
+    return lmopt.jsonable(value, other=repr, media=named), images
 
 
 def cases(
@@ -1321,9 +1341,9 @@ def cases(
 ) -> list[dict[str, Any]]:
     """Return what a step did in `k` evaluated rows, worst first: evidence for better instructions.
 
-    Each has the inputs and outputs of the step, what the example expects of it (or of the whole,
-    where it says nothing of this step), and the feedback: that of the metric on this step, on the
-    whole, or the error.
+    Each has, as JSON data with media in it, the inputs and outputs of the step, what the example
+    expects of it (or of the whole, where it says nothing of this step), and the feedback: that of
+    the metric on this step, on the whole, or the error.
 
     >>> qa = lmopt.predict("q -> a")
     >>> rows = lmopt.evaluate(qa, [{"q": "2+2?", "a": "4"}], lmopt.exact_match, lm=lmopt.stub_lm())
@@ -1379,6 +1399,13 @@ _PROPOSE = lmopt.Signature(
     "the cases what goes wrong, and say what to do instead, in general terms and with the facts "
     "that the feedback and the expected values give. Keep what works, take over what the attempts "
     "know, and do not repeat one of them.",
+)
+
+
+_SEEING = lmopt.predict(
+    _PROPOSE.append(lmopt.Field("images", list[lmopt.Image], "of the cases"), to="inputs"),
+    name="propose",
+    temperature=1.0,
 )
 
 
@@ -2038,7 +2065,7 @@ def mipro(
 
 def _wording(hunt: Hunt, count: int) -> lmopt.Flow:
     """For each step, its instructions and those that are proposed, each with another tip."""
-    examples = _fitting(_told(hunt.train[:20]), 16_000)
+    examples, _ = _pictured(_fitting(_told(hunt.train[:20]), 16_000))
     made = yield hunt.ask(lmopt.predict(_SUMMARY, name="summary"), {"examples": examples})
     wording = {}
     for path in hunt.paths:

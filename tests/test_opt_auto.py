@@ -524,3 +524,31 @@ def test_what_is_no_optimizer_is_named():
     with pytest.raises(TypeError, match="gepa has no option of this name: 'teacher'") as caught:
         gepa(toy_lm(), teacher=3)
     assert "threshold" not in str(caught.value)
+
+
+def test_images_reach_the_proposer_as_images_or_where_it_takes_none_by_name():
+    rows = [
+        Record(picture=lmopt.Image(f"data:image/png;base64,{'A' * 4000}{n}"), kind=str(n))
+        for n in range(8)
+    ]
+    sent = []
+    task = predict(lmopt.signature("picture: Image -> kind", types={"Image": lmopt.Image}))
+
+    def lm(request, blind=False):
+        if request.step == "propose":
+            sent.append(request)
+            media = [one for one in request.messages if not isinstance(one.content, str)]
+            if media and blind:
+                raise lmopt.LMError("no images", status=400)
+            return lmopt.scripted_lm([{"instructions": "Look."}])(request)
+        return mock_lm(lambda inputs: {"kind": "?"})(request)
+
+    for asked in (lm, lambda request: lm(request, blind=True)):
+        sent.clear()
+        search = copro(asked, breadth=1, depth=1, shown=3, max_labeled=0)
+        trials = list(search.trials(task, rows, exact_match))
+        assert trials[1].params["predict"].instructions == "Look."
+        assert "[image 1]" in sent[-1].messages[-1].text
+        assert all("AAAA" not in one.text for request in sent for one in request.messages)
+        seen = sent[-1].messages[-1].content[1:] if asked is lm else ()
+        assert len(seen) == (3 if asked is lm else 0)
