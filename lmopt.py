@@ -7440,9 +7440,9 @@ class _Endpoint:
     async def _aasked(self, content: bytes, headers: dict[str, str], feed: Any) -> _Answer:
         import asyncio
 
-        loop = asyncio.get_running_loop()
         import httpx
 
+        loop = asyncio.get_running_loop()
         if isinstance(self.client, httpx.Client):
             todo = "call it outside of the loop"
             raise DataError("this client blocks an event loop", self.client, "AsyncClient", todo)
@@ -7535,17 +7535,21 @@ class _Endpoint:
 _Answer = tuple[int, str, bytes]
 
 
+_ERROR = r'"error"\s*:(?!\s*null)'  # good answers may have one that is null
+
+
 def _is_good(data: str) -> bool:
     """Whether the data of an event is part of an answer, which is left as it is."""
-    return data.lstrip().startswith("{") and '"error"' not in data
+    return data.lstrip().startswith("{") and not re.search(_ERROR, data)
 
 
 def _blotted(answer: _Answer, hide: Callable[[str], str]) -> _Answer:
     """An answer without secrets in it, where it is an error."""
     status, after, body = answer
-    if status == 200 and b'"error"' not in body:  # an answer is left as it is
+    text = body.decode("latin-1")  # as bytes are
+    if status == 200 and not re.search(_ERROR, text):  # an answer is left as it is
         return answer
-    return status, after, hide(body.decode("latin-1")).encode("latin-1")
+    return status, after, hide(text).encode("latin-1")
 
 
 _MOVES = 4  # how many times a request is sent on to where the server says
@@ -7579,12 +7583,8 @@ def _moved(response: httpx.Response) -> str | None:
 
 def _answered_with(response: httpx.Response, body: bytes) -> _Answer:
     after = response.headers.get("retry-after", "")
-    with suppress(ValueError):
-        after = (
-            str(float(response.headers["retry-after-ms"]) / 1000)
-            if ("retry-after-ms" in response.headers)
-            else after
-        )
+    with suppress(ValueError, LookupError):
+        after = str(float(response.headers["retry-after-ms"]) / 1000)
     return response.status_code, after, body
 
 

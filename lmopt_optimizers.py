@@ -802,7 +802,7 @@ class Hunt:
             "program": description(self.program.with_params(chosen)),
             "step": path,
             "current": chosen[path].instructions,
-            "attempts": _attempts(self.trials, path, chosen[path].instructions),
+            "attempts": _attempts(self.trials, path),
             "data": data,
         }
         size = 2 * self.options.max_prompt_tokens  # in characters: half of the prompt
@@ -811,25 +811,25 @@ class Hunt:
             lmopt.Record({**told, "cases": one, "tip": tip})
             for (one, _), tip in zip(shown, itertools.cycle(tips), strict=False)
         ]
-        writer = self.options.propose or proposer()
-        if isinstance(writer, lmopt.Program):
-            ran: Sequence[Any] = ()
-            if self.options.propose is None and any(images for _, images in shown):
-                seeing = [one | {"images": n} for one, (_, n) in zip(asked, shown, strict=True)]
-                ran = yield from self._asked(_SEEING, seeing)
-            if not ran:  # there are none, or the LM takes none
-                ran = yield from self._asked(writer, asked)
-            made = [one["instructions"] for one in ran]
-        else:
-            made = []
-            for one in asked:
-                made.append((yield lmopt.invoke(writer, one)))
+        made = yield from self._written(asked, [images for _, images in shown])
         wrong = [one for one in made if not isinstance(one, (str, type(None)))]
         if wrong:
             raise lmopt.DataError("propose wrote no text", wrong[0], "a text", "return a str")
         texts = list(map(cleaned, made))
         self._unused += [ValueError("an empty text") for one in texts if not one]
         return [text for text in unique(texts) if text]
+
+    def _written(self, asked: Sequence[lmopt.Record], images: Sequence[Any]) -> lmopt.Flow:
+        """What the writer writes for what it is told; the default one is shown images too."""
+        writer, ran = self.options.propose or proposer(), ()
+        if not isinstance(writer, lmopt.Program):
+            return (yield from _each(lambda one: (yield lmopt.invoke(writer, one)), asked))
+        if self.options.propose is None and any(images):
+            seeing = [one | {"images": shown} for one, shown in zip(asked, images, strict=True)]
+            ran = yield from self._asked(_SEEING, seeing)
+        if not ran:  # there are none, or the LM takes none
+            ran = yield from self._asked(writer, asked)
+        return [one["instructions"] for one in ran]
 
     @_wanted
     def trained(
@@ -1011,10 +1011,8 @@ class Hunt:
         run, size = len(result.rows), len(self.val)
         out = f"; {how} after {run} of {size} rows" if run < size else ""
         note += out + _failures([row.error for row in result.errors])
-        trial, most = (
-            Trial(params, result.score, note, parent, self.calls, result, run < size),
-            self.options.max_tokens_per_run,
-        )
+        trial = Trial(params, result.score, note, parent, self.calls, result, run < size)
+        most = self.options.max_tokens_per_run
         if self.trials and most is not None and (trial.tokens or 0.0) > most:
             note = f"{note}; out with {trial.tokens:.0f} tokens a run"
             trial = evolve(trial, note=note, out=True)
@@ -1052,10 +1050,8 @@ def _failures(errors: list[str]) -> str:
     return f"; {len(errors)} failed (first: {lmopt.cut(errors[0], 80)})" if errors else ""
 
 
-def _attempts(
-    trials: Sequence[Trial], path: str, current: str, most: int = 10
-) -> list[dict[str, Any]]:
-    """The best other texts that were tried for a step, worst first, with their scores."""
+def _attempts(trials: Sequence[Trial], path: str, most: int = 10) -> list[dict[str, Any]]:
+    """The best texts that were tried for a step, worst first, with their scores."""
     scores: dict[str, float] = {}
     for one in trials:
         text = one.params[path].instructions
@@ -2429,21 +2425,26 @@ def infer_rules(
                 seen.append(_labelled_cases(hunt.program, rows))
             texts[path] = yield hunt.propose(path, seen, tips=tips, params=hunt.program.params)
         for base, what in ((hunt.program.params, "rules"), (demos, "rules with demonstrations")):
-            made = []
-            for number in range(max(map(len, texts.values()))):
-                params = base
-                for path, known in texts.items():
-                    if known:
-                        text = known[number % len(known)]
-                        params = params.replace(path, instructions=text)
-                made.append((params, f"{what} {number + 1}"))
-            yield hunt.contest(made, 0)
+            made = _ruled(base, texts)
+            yield hunt.contest([(one, f"{what} {n + 1}") for n, one in enumerate(made)], 0)
 
     def bound(size: Size) -> Plan:
         runs = (2 * candidates + 2 + size.rungs) * size.val
         return size.plan(runs, candidates * size.steps) + given.plan(size)
 
     return optimizer("infer_rules", lm, search, bound, **rest)
+
+
+def _ruled(base: lmopt.Params, texts: Mapping[str, Sequence[str]]) -> list[lmopt.Params]:
+    """The parameters with the first text of each step, with the second, and so on."""
+    made = []
+    for number in range(max(map(len, texts.values()))):
+        params = base
+        for path, known in texts.items():
+            if known:
+                params = params.replace(path, instructions=known[number % len(known)])
+        made.append(params)
+    return made
 
 
 def _labelled_cases(program: lmopt.Program, rows: Iterable[lmopt.Record]) -> list[Any]:
@@ -3105,7 +3106,7 @@ class _OpenAITrainer:
         """A request over HTTP; one that may pass is tried again."""
         for left in range(self.attempts - 1, -1, -1):
             status, data = yield lmopt.invoke(self._send, method, path, body)
-            if status == 200:
+            if 200 <= status < 300:
                 return data
             passes = status == 0 or status in (408, 409, 429) or status >= 500
             if not (passes and left):
@@ -3123,7 +3124,7 @@ class _OpenAITrainer:
             sent = httpx.request(
                 method, self.base_url + path, headers=headers, timeout=self.timeout, **body
             )
-            return sent.status_code, sent.json() if sent.status_code == 200 else sent.text[:500]
+            return sent.status_code, sent.json() if sent.is_success else sent.text[:500]
         except (httpx.TransportError, ValueError) as error:
             return 0, lmopt.describe(error)
 
@@ -3164,7 +3165,7 @@ def _inner(
     ours = (hunt.left - keep) / share
     if ours < own:
         most = max(int(ours), 0)
-        allowed = evolve(allowed, options=evolve(allowed.options, calls=most, sized=share > 1))
+        allowed = evolve(allowed, options=evolve(allowed.options, calls=most, sized=bool(keep)))
 
     def counted(trial: Trial) -> Trial | None:
         hunt.calls = spent + trial.calls

@@ -222,3 +222,16 @@ PROGRAMS: dict[str, tuple[Program, dict[str, Any]]] = {
     "nested": (nested, {"a": "hi"}),
     "own factory": (asking_often(predict("q -> a"), times=2), {"q": "2+2?"}),
 }
+
+
+WORDS = {"animal": ("horse", "tiger"), "plant": ("tulip", "clover"), "metal": ("copper", "silver")}
+
+
+def about(count):
+    """So many rows about each of these words, by kind."""
+    return [
+        lmopt.Record(text=f"this is about {word} number {n}", kind=kind)
+        for n in range(count)
+        for kind, words in WORDS.items()
+        for word in words
+    ]

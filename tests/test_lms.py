@@ -1716,3 +1716,11 @@ def test_a_client_of_the_wrong_kind_is_refused_before_anything_is_sent():
 def test_a_script_does_not_go_to_other_processes():
     with pytest.raises(DataError, match="replies in their order cannot go to several processes"):
         pickle.dumps(scripted_lm(["a"]))
+
+
+def test_an_error_that_is_null_is_none():
+    whole = responded(said("run it in lm-studio"), error=None)
+    with server(lambda payload: (200, {}, json.dumps(whole).encode())) as served:
+        lm = openai_lm("m", base_url=served.base_url, api="responses", api_key="lm-studio")
+        assert lm(ASKED).text == "run it in lm-studio"
+        lm.close()

@@ -4,6 +4,7 @@ import re
 import warnings
 
 import pytest
+from programs import WORDS, about
 
 import lmopt
 from lmopt import (
@@ -35,13 +36,7 @@ from lmopt_optimizers import (
     tune,
 )
 
-WORDS = {"animal": ("horse", "tiger"), "plant": ("tulip", "clover"), "metal": ("copper", "silver")}
-ROWS = [
-    Record(text=f"this is about {word} number {n}", kind=kind)
-    for n in range(20)
-    for kind, words in WORDS.items()
-    for word in words
-]
+ROWS = about(20)
 TASK = predict("text -> kind", instructions="Say what it is about.")
 
 

@@ -5,6 +5,7 @@ import statistics
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from programs import WORDS, about
 
 import lmopt
 from lmopt import (
@@ -50,13 +51,7 @@ from lmopt_optimizers import (
     tune,
 )
 
-WORDS = {"animal": ("horse", "tiger"), "plant": ("tulip", "clover"), "metal": ("copper", "silver")}
-ROWS = [
-    Record(text=f"this is about {word} number {n}", kind=kind)
-    for n in range(8)
-    for kind, words in WORDS.items()
-    for word in words
-]
+ROWS = about(8)
 TASK = predict("text -> kind", instructions="Say what it is about.")
 
 
