@@ -147,7 +147,7 @@ __all__ = [
     "knn_demos", "surviving", "fitting", "unit",
     # 10. LMs
     "scripted_lm", "mock_lm", "stub_lm", "toy_lm", "openai_lm", "anthropic_lm", "Embedder",
-    "embedder", "connect",
+    "embedder", "connect", "PROVIDERS",
     # 11. Middleware
     "Layer", "Middleware", "middleware", "identity", "retry", "throttle", "timeout", "cache",
     "record", "ReplayLM", "replay_lm", "budget", "route", "fallback", "log",

@@ -26,7 +26,7 @@
 'meow'
 
 Sections: 1 Contract · 2 Parts · 3 Few-shot · 4 Instructions · 5 Settings · 6 Weights ·
-7 Combinators · 8 Laws · 9 Report
+7 Combinators · 8 Laws · 9 Report · 10 Command line
 
 Arguments that mean the same everywhere stand in `Options`, and for those that bootstrap in
 `Teaching`; `lm` runs the program, and the teacher where there is no `teacher_lm`.
@@ -59,7 +59,7 @@ from operator import add, mul
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from attrs import astuple, evolve, field, frozen
-from toolz import first, groupby, interleave, take, unique  # type: ignore[import-untyped]
+from toolz import first, groupby, interleave, pipe, take, unique  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -92,6 +92,8 @@ __all__ = [
     "check_optimizer",
     # 9. Report
     "summary", "report",
+    # 10. Command line
+    "lm_options", "lm_of",
 ]  # fmt: skip
 
 # == 1. Contract ===================================================================================
@@ -3776,3 +3778,60 @@ def _side_by_side(trials: Sequence[Trial], top: int, most: int = 200) -> str:
 def _shown(record: lmopt.Fields, error: str = "") -> str:
     fields = [f"{name}: {lmopt.cut(lmopt.as_text(value), 160)}" for name, value in record.items()]
     return _escape("\n".join(fields) or error).replace("\n", "<br>")
+
+
+# == 10. Command line ==============================================================================
+
+
+def lm_options(parser: Any, *, cassette: str | None = None) -> Any:
+    """Give an `argparse` parser the options that name an LM, and return it; see `lm_of`.
+
+    Args:
+        parser: an `argparse.ArgumentParser`.
+        cassette: where calls are kept unless `--cassette` says otherwise; by default nowhere.
+
+    >>> import argparse
+    >>> given = lm_options(argparse.ArgumentParser()).parse_args(["--lm", "ollama/llama3.2"])
+    >>> lm_of(given).url
+    'http://localhost:11434/v1/chat/completions'
+    """
+    add = parser.add_argument_group("language model").add_argument
+    add("--lm", metavar="NAME", help="PROVIDER/MODEL, as openai/gpt-4o-mini or ollama/llama3.2")
+    add("--base-url", metavar="URL", help="a server that speaks the format of OpenAI")
+    add("--key-env", metavar="NAME", help="the environment variable with that server's key")
+    add("--timeout", type=float, default=120.0, metavar="SECONDS", help="to wait for an answer")
+    add("--concurrency", type=int, default=16, metavar="N", help="calls at once")
+    add("--cassette", default=cassette, metavar="FILE", help="keep calls here, and answer from it")
+    add("--budget", type=float, metavar="USD", help="US dollars at most; needs --price")
+    add("--price", type=_price, metavar="IN,OUT", help="US dollars for a million tokens, each way")
+    return parser
+
+
+def _price(text: str) -> tuple[float, ...]:
+    return tuple(map(float, text.split(",")))
+
+
+def lm_of(given: Any, offline: lmopt.LM | None = None) -> lmopt.LM:
+    """Make the LM that a command line names, with `retry()`, its cassette and its budget around it.
+
+    Args:
+        given: what a parser with `lm_options` has read.
+        offline: the LM where none is named; by default `toy_lm()`.
+    Raises:
+        DataError: an unknown provider, no folder for the cassette, or a budget without a price.
+    """
+    if given.lm in (None, "toy") and not given.base_url:
+        return offline if offline and not given.lm else lmopt.toy_lm()
+    name = given.lm or "default"  # many local servers serve one model, by any name
+    served = {"base_url": given.base_url} if given.base_url else {}
+    if given.base_url and name.partition("/")[0] not in ("anthropic", "azure", *lmopt.PROVIDERS):
+        name = f"openai/{name}"
+    if given.key_env:
+        served["api_key"] = os.environ[given.key_env]
+    wired = {"timeout": given.timeout, "concurrency": given.concurrency, "price": given.price}
+    layers = [lmopt.retry()]
+    if given.budget is not None:
+        layers.append(lmopt.budget(usd=given.budget))
+    if given.cassette:
+        layers.append(lmopt.record(given.cassette))
+    return pipe(lmopt.connect(name, **served, **wired), *layers)
