@@ -3834,4 +3834,5 @@ def lm_of(given: Any, offline: lmopt.LM | None = None) -> lmopt.LM:
         layers.append(lmopt.budget(usd=given.budget))
     if given.cassette:
         layers.append(lmopt.record(given.cassette))
-    return pipe(lmopt.connect(name, **served, **wired), *layers)
+    made: lmopt.LM = pipe(lmopt.connect(name, **served, **wired), *layers)
+    return made

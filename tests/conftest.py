@@ -1,5 +1,6 @@
 """Shared by all tests: Hypothesis' profile, golden files, and real data where there is some."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -11,6 +12,14 @@ settings.register_profile("random", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 ROOT = Path(__file__).parent.parent
+
+
+def load_example(name):
+    """Return an example as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

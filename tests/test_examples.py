@@ -1,25 +1,17 @@
 """Examples run offline; that of the main job has a file of its own."""
 
 import argparse
-import importlib.util
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_example
 
 import lmopt
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_agent_answers_from_its_cassette_and_uses_all_of_it(capsys):
-    agent = load("agent")
+    agent = load_example("agent")
     with lmopt.replay_lm(agent.TAPE, strict=True) as lm:
         made = agent.main(lm, agent.QUESTION)
     assert (made.river, made.percent) == ("Danube", 131)
@@ -38,7 +30,7 @@ def test_the_agent_runs_as_a_script_and_says_what_is_not_recorded():
 
 
 def test_the_calculator_takes_arithmetic_only():
-    agent = load("agent")
+    agent = load_example("agent")
     made = lmopt.react("q -> a", [agent.calculate], max_steps=2)
     acts = [
         {"thought": "", "tool": "calculate", "arguments": {"expression": text}}
@@ -54,6 +46,6 @@ def test_the_calculator_takes_arithmetic_only():
 def test_small_models_of_this_machine_learn_what_a_teacher_shows(kind, least):
     pytest.importorskip("torch", reason="torch and transformers are not installed")
     pytest.importorskip("transformers", reason="torch and transformers are not installed")
-    local = load("finetune_local")
+    local = load_example("finetune_local")
     given = argparse.Namespace(kind=kind, model="", rows=400, folder="", reinforce=0)
     assert local.main(given)[0] >= least
