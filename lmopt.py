@@ -42,7 +42,9 @@ Arguments that mean the same everywhere:
     executor: any `concurrent.futures.Executor` to run on instead of threads; one with other
         processes needs a program, an LM, a metric and rows that pickle.
     seed: of every random choice; any integer, 0 included.
-    progress: called as tqdm is, with an iterable, `total=` and `desc=`.
+    progress: called as tqdm is, with an iterable, `total=` and `desc=`; by default `meter`, where
+        standard error is a terminal; False for none.
+    watch: called with each `Event` as it ends, in the thread in which it does.
 """
 
 from __future__ import annotations
@@ -127,19 +129,19 @@ __all__ = [
     "Refused", "BudgetExceeded", "ReplayMiss",
     # 2. Records
     "Record", "Prediction", "Event", "Usage", "jsonable", "canonical", "as_text", "seeded",
-    "factory",
+    "factory", "Trace",
     # 4. Signatures
     "Field", "Signature", "signature",
     # 5. Messages
     "Image", "Audio", "File", "Message", "History", "Tool", "ToolCall", "Request", "Response",
-    "LM", "transcript",
+    "LM", "transcript", "spans",
     # 6. Adapters
     "Adapter", "Part", "chat", "xml", "plain", "two_step", "strict", "render_outputs",
     # 7. Programs
     "Prompt", "Params", "Program", "program", "Run", "Call", "Sleep", "invoke", "preview",
     # 8. Drivers
-    "Chunk", "run", "arun", "stream", "astream", "replay", "run_many", "gathered", "through",
-    "running", "drive", "adrive", "emit", "aemit",
+    "Watch", "Chunk", "run", "arun", "stream", "astream", "replay", "run_many", "gathered",
+    "through", "running", "drive", "adrive", "emit", "aemit",
     # 9. Modules
     "predict", "text", "chain_of_thought", "pipeline", "react", "Turn", "program_of_thought",
     "code_act", "recursive", "Result", "Cell", "subprocess_python", "best_of_n", "refine", "vote",
@@ -153,7 +155,7 @@ __all__ = [
     "record", "ReplayLM", "replay_lm", "budget", "route", "fallback", "log",
     # 12. Evaluation
     "Score", "Row", "Evaluation", "Metric", "evaluate", "aevaluate", "evaluating", "scoring",
-    "rows_of", "Comparison", "compare", "normalize", "exact_match", "f1", "contains",
+    "rows_of", "meter", "Comparison", "compare", "normalize", "exact_match", "f1", "contains",
     "passage_match", "Judge", "judge", "semantic_f1", "complete_and_grounded",
     # 13. Storage
     "save", "load", "write_whole", "dumps", "loads", "diff", "read_examples",
@@ -533,11 +535,11 @@ class Prediction(Record):
     """
 
     __slots__ = ("trace",)
-    trace: tuple[Event, ...]
+    trace: Trace
 
     def __init__(self, mapping: Any = (), /, *, trace: Iterable[Event] = (), **fields: Any) -> None:
         super().__init__(mapping, **fields)
-        object.__setattr__(self, "trace", tuple(trace))
+        object.__setattr__(self, "trace", Trace(trace))
 
     @property
     def usage(self) -> Usage:
@@ -546,6 +548,10 @@ class Prediction(Record):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(Prediction, trace=self.trace), (self._data,)
+
+    def _repr_html_(self) -> str:
+        fields = "".join(_folded(f"{name}: {_line(value)}", value) for name, value in self.items())
+        return fields + self.trace._repr_html_()
 
 
 @frozen
@@ -561,6 +567,15 @@ class Usage:
     output_tokens: int = 0
     cached_tokens: int = 0
     cost: float = 0.0
+
+    def __str__(self) -> str:
+        tokens = f"{self.input_tokens}+{self.output_tokens} tokens"
+        said = {
+            f"{self.calls} call{'s' * (self.calls > 1)}": self.calls,
+            tokens: self.input_tokens + self.output_tokens,
+            f"${self.cost:.4f}": self.cost,
+        }
+        return ", ".join(text for text, there in said.items() if there)
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(*map(sum, zip(attrs.astuple(self), attrs.astuple(other), strict=True)))
@@ -605,6 +620,86 @@ class Event:
     began: float = field(default=0.0, eq=False)  # when, in seconds since 1970
     id: int = field(default=0, eq=False)  # of all events of a run, from 1
     parent_id: int = field(default=0, eq=False)  # of the step in which it happened, or 0
+
+    @property
+    def name(self) -> str:
+        """What to call it in a list of events."""
+        if self.kind == "lm":
+            return f"lm {self.response.model}".rstrip() if self.response else "lm"
+        return self.path.rpartition(".")[2] + "()" * (self.kind == "call") or "run"
+
+    def told(self, inside: Iterable[Event] = ()) -> tuple[str, str, str]:
+        """Return how long it took, what it cost with what was inside, and what came of it."""
+        spent = usage((self,) if self.kind == "lm" else inside)
+        if self.kind == "lm":
+            spent = evolve(spent, calls=0)
+        cached = " (cached)" if self.response and self.response.cached else ""
+        made = self.response.text if self.response else self.outputs
+        came = _pairs(made) if isinstance(made, Mapping) else _line(made)
+        took = f"{self.seconds:.2f} s" if self.seconds else ""
+        return took, f"{spent}{cached}", f"failed: {_line(self.error)}" if self.error else came
+
+
+class Trace(tuple[Event, ...]):
+    """The events of a run, in the order in which they were yielded, a step after what it did.
+
+    Printed, it is the tree of its steps, with seconds, calls, tokens and dollars; texts are cut.
+
+    >>> asked = Event("hop", "lm", response=Response("Paris", usage=Usage(1, 12, 3)), parent="hop")
+    >>> print(Trace([asked, Event("hop", "step", outputs=Record(city="Paris"))]))
+    hop   1 call, 12+3 tokens  city: Paris
+      lm  12+3 tokens          Paris
+    """
+
+    __slots__ = ()
+
+    def tree(self) -> Iterator[tuple[int, Event, list[Event]]]:
+        """Yield how deep each event is, the event, and those inside of it; a step comes first."""
+        nodes: list[tuple[Event, list[Any]]] = []
+        for event in self:
+            start = len(nodes)
+            while event.kind == "step" and start and nodes[start - 1][0].parent == event.path:
+                start -= 1
+            nodes[start:] = [(event, nodes[start:])]
+        return _flat(nodes, 0)
+
+    def __str__(self) -> str:
+        rows = [("  " * depth + one.name, *one.told(inside)) for depth, one, inside in self.tree()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        shown = [[cell.ljust(w) for cell, w in zip(row, widths, strict=True) if w] for row in rows]
+        return "\n".join("  ".join(cells).rstrip() for cells in shown)
+
+    def _repr_html_(self) -> str:
+        lines = []
+        for depth, one, inside in self.tree():
+            head = f"{one.name} {' '.join(one.told(inside))}"
+            said = transcript(Trace([one])) if one.request else jsonable(one, other=repr)
+            lines.append(f'<div style="margin-left: {depth}em">{_folded(head, said)}</div>')
+        return "".join(lines)
+
+
+def _flat(nodes: list[tuple[Event, list[Any]]], depth: int) -> Iterator[Any]:
+    for event, inside in nodes:
+        below = list(_flat(inside, depth + 1))
+        yield depth, event, [one for _, one, _ in below]
+        yield from below
+
+
+def _line(value: Any, limit: int = 60) -> str:
+    """A value on one line, cut."""
+    return cut(" ".join(as_text(value).split()), limit)
+
+
+def _pairs(fields: Fields) -> str:
+    return ", ".join(f"{name}: {_line(value, 40)}" for name, value in fields.items())
+
+
+def _folded(head: str, full: Any, style: str = "") -> str:
+    """A line of HTML, and all of it on a click."""
+    from html import escape
+
+    text = f'<pre style="white-space: pre-wrap">{escape(as_text(full))}</pre>'
+    return f'<details style="{style}"><summary>{escape(head)}</summary>{text}</details>'
 
 
 def usage(trace: Iterable[Event]) -> Usage:
@@ -2381,8 +2476,13 @@ class Message:
         return self.content if isinstance(self.content, str) else str(self.content[0])
 
 
-def transcript(messages: Iterable[Message]) -> str:
-    """Return messages as one readable text.
+def transcript(said: Iterable[Message] | Prediction | Trace, *, every: bool = False) -> str:
+    """Return a conversation as one readable text: messages, or what was said in a run.
+
+    Args:
+        said: messages; or a prediction or a trace, of which the last LM call is shown, its reply
+            included.
+        every: all calls of the run, one after the other.
 
     >>> print(transcript([Message("user", "Hello"), Message("assistant", "Hi")]))
     --- user ---
@@ -2390,7 +2490,26 @@ def transcript(messages: Iterable[Message]) -> str:
     --- assistant ---
     Hi
     """
-    return "\n".join(f"--- {one.role} ---\n{one.text}" for one in messages)
+    if not isinstance(said, (Prediction, Trace)):
+        return "\n".join(f"--- {one.role} ---\n{_uttered(one)}" for one in said)
+    trace = said.trace if isinstance(said, Prediction) else said
+    asked = [event for event in trace if event.request is not None][0 if every else -1 :]
+    heads = [f"===== {n}. {one.path} =====\n" * every for n, one in enumerate(asked, start=1)]
+    return "\n".join(map(operator.add, heads, map(_exchange, asked)))
+
+
+def _uttered(message: Message) -> str:
+    calls = [f"{one.name}({as_text(one.arguments)})" for one in message.tool_calls]
+    return "\n".join(filter(None, [message.text, *calls]))
+
+
+def _exchange(event: Event) -> str:
+    """The messages of an LM call and its reply, or why there is none."""
+    asked = event.request.messages if event.request else ()
+    if event.response is None:
+        return f"{transcript(asked)}\n--- failed ---\n{event.error}"
+    reply = Message("assistant", event.response.text, event.response.tool_calls)
+    return transcript([*asked, reply])
 
 
 @frozen
@@ -2754,6 +2873,93 @@ class Response:
 
 LM = Callable[[Request], Response]
 """A language model is any function from a request to a response."""
+
+
+def spans(trace: Iterable[Event]) -> list[Record]:
+    """Return a trace as the spans of OpenTelemetry, plain data for any exporter.
+
+    Names and attributes are those of its conventions for generative AI: a request is `chat`, a call
+    `execute_tool`, a step `invoke_agent`. Prompts, replies, arguments and results are in them.
+
+    Returns:
+        a record for each event: name, kind ("CLIENT" or "INTERNAL"), trace_id, span_id, parent_id
+        ("" for the run itself), start and end (nanoseconds since 1970), attributes (texts, numbers
+        and lists of texts), and error ("" where it went well).
+    Raises:
+        DataError: a trace that was read from a file has no times.
+    Reference: opentelemetry.io/docs/specs/semconv/gen-ai, version 1.41.
+
+    >>> one, two = spans(predict("q -> a")(stub_lm(), q="?").trace)
+    >>> one.name, two.name, one.parent_id == two.span_id
+    ('chat', 'invoke_agent predict', True)
+    """
+    events = tuple(trace)
+    if not all(event.id for event in events):
+        todo = "take that of a prediction: prediction.trace"
+        raise DataError("a trace without times", events[:1], "the trace of a run", todo)
+    run_id = _sha256(canonical([[one.began, one.id, one.path] for one in events]))[:32]
+    return [_span(event, run_id) for event in events]
+
+
+def _span(event: Event, run_id: str) -> Record:
+    operation, named, facts = _genai(event)
+    known = {"operation.name": operation, **facts}
+    attributes = {f"gen_ai.{n}": v for n, v in known.items() if v not in (None, "", [])}
+    if event.error:
+        attributes["error.type"] = event.error.partition(":")[0]
+    began = round(event.began * 1e9)
+    return Record(
+        name=f"{operation} {named}".rstrip(),
+        kind="CLIENT" if event.kind == "lm" else "INTERNAL",
+        trace_id=run_id,
+        span_id=f"{event.id:016x}",
+        parent_id=f"{event.parent_id:016x}" if event.parent_id else "",
+        start=began,
+        end=began + round(event.seconds * 1e9),
+        attributes=attributes,
+        error=event.error,
+    )
+
+
+def _genai(event: Event) -> tuple[str, str, dict[str, Any]]:
+    """The operation of an event, what it was done with, and its attributes."""
+    given, made = (canonical(one, other=repr) for one in (event.inputs, event.outputs))
+    if event.request is None:
+        named = event.path.rpartition(".")[2]
+        if event.kind == "call":
+            told = {"tool.name": named, "tool.call.arguments": given, "tool.call.result": made}
+            return "execute_tool", named, told
+        return (
+            "invoke_agent",
+            named,
+            {"agent.name": named, "agent.input": given, "agent.output": made},
+        )
+    asked, answer = event.request, event.response
+    sampling = ("model", "temperature", "max_tokens", "top_p")
+    facts: dict[str, Any] = {
+        **{f"request.{name}": getattr(asked, name) for name in sampling},
+        "request.stop_sequences": list(asked.stop),
+        "input.messages": canonical([_genai_message(one) for one in asked.messages]),
+    }
+    if answer is None:
+        return "chat", asked.model or "", facts
+    reply = Message("assistant", answer.text, answer.tool_calls)
+    facts |= {
+        "response.model": answer.model,
+        "response.finish_reasons": [answer.finish_reason],
+        "usage.input_tokens": answer.usage.input_tokens,
+        "usage.output_tokens": answer.usage.output_tokens,
+        "output.messages": canonical([_genai_message(reply)]),
+    }
+    return "chat", asked.model or answer.model, facts
+
+
+def _genai_message(message: Message) -> dict[str, Any]:
+    if message.tool_call_id is not None:
+        kind, said = "tool_call_response", {"id": message.tool_call_id, "response": message.text}
+        return {"role": "tool", "parts": [{"type": kind, **said}]}
+    calls = [{"type": "tool_call", **jsonable(one)} for one in message.tool_calls]
+    return {"role": message.role, "parts": [{"type": "text", "content": message.text}, *calls]}
 
 
 # == 6. Adapters ===================================================================================
@@ -3634,6 +3840,38 @@ class Params(_Frozen[Prompt]):
         """Return the parameters of a text that `to_json` wrote; may raise `ParamsError`."""
         return loads(text)
 
+    def __str__(self) -> str:
+        return "\n".join(f"{path}\n{_indented(prompt)}" for path, prompt in self.items())
+
+    def _repr_html_(self) -> str:
+        shown = [(f"{n}: {_line(p.instructions)}", _prompt_lines(p)) for n, p in self.items()]
+        return "".join(_folded(head, "\n".join(lines)) for head, lines in shown)
+
+
+def _indented(prompt: Prompt, most: int = 5) -> str:
+    """A prompt to be read: its first demonstrations, and long lines cut."""
+    shown = [f"demo: {_pairs(demo)}" for demo in prompt.demos[:most]]
+    more = len(prompt.demos) - most
+    shown += [f"... and {more} more demonstrations"] * (more > 0)
+    lines = [*_prompt_lines(evolve(prompt, demos=())), *shown]
+    return "\n".join(f"  {cut(line, 118)}" for line in lines)
+
+
+def _prompt_lines(prompt: Prompt | None) -> list[str]:
+    if prompt is None:
+        return []
+    rest = _compact(jsonable(evolve(prompt, instructions="", demos=())))
+    return [
+        *f"instructions: {prompt.instructions}".split("\n"),
+        *(f"demo: {demo.to_json()}" for demo in prompt.demos),
+        *(f"{name}: {_dump(value)}" for name, value in rest.items() if value),
+    ]
+
+
+def _compact(prompt: dict[str, Any]) -> dict[str, Any]:
+    blank = jsonable(Prompt())
+    return {n: v for n, v in prompt.items() if v != blank[n] or n == "instructions"}
+
 
 def _check_paths(paths: Iterable[str], known: Iterable[str]) -> None:
     names = list(known)
@@ -4031,7 +4269,7 @@ def through(flow: Flow, change: Callable[[Any], Flow]) -> Flow:
         flow.close()
 
 
-def running(program: Program, inputs: Record) -> Flow:
+def running(program: Program, inputs: Record, watch: Watch | None = None) -> Flow:
     """Return the flow of leaf effects of one run, its inputs not checked.
 
     >>> next(running(predict("q -> a"), Record(q="?"))).step
@@ -4039,29 +4277,33 @@ def running(program: Program, inputs: Record) -> Flow:
     """
     events: list[Event] = []
     try:
-        return (yield from _interpret(program, inputs, program.root, _beginning(), events))
+        return (yield from _interpret(program, inputs, program.root, _beginning(watch), events))
     except LmoptError as error:
-        error.trace = tuple(events)
+        error.trace = Trace(events)
         raise
 
 
-_Place = tuple[str, int, Iterator[int]]  # the path of a step, the id of its event, and further ids
+Watch = Callable[[Event], Any]
+"""Called with each event of a run as it ends, in the thread that it ends in."""
+
+# The path of a step, the id of its event, further ids, and who is told of events.
+_Place = tuple[str, int, Iterator[int], Watch | None]
 
 
-def _beginning() -> _Place:
+def _beginning(watch: Watch | None = None) -> _Place:
     """Where a run begins."""
-    return "", 0, itertools.count(1)
+    return "", 0, itertools.count(1), watch
 
 
 def _interpret(
     program: Program, inputs: Record, path: str, parent: _Place, events: list[Event]
 ) -> Flow:
     """Run a program: yield leaf effects, append what happened to `events`, return a prediction."""
-    start, place = len(events), (path, next(parent[2]), parent[2])
+    start, place = len(events), (path, next(parent[2]), *parent[2:])
     body = _advance(program, inputs, place, events)
     outputs = yield from _logged(body, events, place, "step", parent, inputs)
     made = _owned(outputs._data, Prediction)
-    object.__setattr__(made, "trace", tuple(events[start:]))
+    object.__setattr__(made, "trace", Trace(events[start:]))
     return made
 
 
@@ -4076,15 +4318,15 @@ def _advance(program: Program, inputs: Record, place: _Place, events: list[Event
 
 def _reduce(place: _Place, events: list[Event], effect: Any) -> Flow:
     """Reduce one effect to leaf effects."""
-    path, _, ids = place
+    path, _, ids, watch = place
     if isinstance(effect, (Request, Call)) and (asked := _asked(effect)):
-        return _logged(effect, events, (path, next(ids), ids), "lm", place, None, asked)
+        return _logged(effect, events, (path, next(ids), ids, watch), "lm", place, None, asked)
     if isinstance(effect, Run):
         name = _join(path, effect.name or effect.program.name)
         return _interpret(effect.program, effect.inputs, name, place, events)
     if isinstance(effect, Call):
         given, name = Record(args=effect.args, kwargs=effect.kwargs), _join(path, effect.name)
-        return _logged(effect, events, (name, next(ids), ids), "call", place, given)
+        return _logged(effect, events, (name, next(ids), ids, watch), "call", place, given)
     if isinstance(effect, (tuple, list)):
         return _together(place, events, effect)
     if type(effect) is _GENERATOR:  # a part of the body, which catches its own errors
@@ -4115,9 +4357,13 @@ def _logged(
 ) -> Flow:
     """Have an effect, or a flow, performed, and append the event of it, however it ends."""
     since, began, outcome, failure = time.time(), time.perf_counter(), None, ""
+    watch = place[3]
     try:
         outcome = (yield from effect) if type(effect) is _GENERATOR else (yield effect)
         return outcome
+    except GeneratorExit:  # it was left, and has not ended
+        watch = None
+        raise
     except Exception as error:
         failure = describe(error)
         if request is not None and not isinstance(error, LmoptError):
@@ -4129,6 +4375,8 @@ def _logged(
         made, answer = (None, outcome) if request else (outcome, None)
         facts = inputs, made, request, answer, failure, parent[0]
         events.append(Event(place[0], kind, *facts, *times, place[1], parent[1]))
+        if watch is not None:
+            watch(events[-1])
 
 
 def _together(place: _Place, events: list[Event], effects: Sequence[Any]) -> Flow:
@@ -4823,14 +5071,22 @@ async def aemit(flow: Flow, kind: type[T], lm: Any, **options: Any) -> AsyncIter
 _Params = Mapping[str, Prompt] | None
 
 
-def _begun(program: Program, inputs: Fields, params: _Params = None) -> Flow:
+def _begun(
+    program: Program, inputs: Fields, params: _Params = None, watch: Watch | None = None
+) -> Flow:
     """The flow of leaf effects of one run; what is wrong with its inputs is raised now."""
     ready = program if params is None else program.with_params(params)
-    return running(ready, check_inputs(ready, inputs))
+    return running(ready, check_inputs(ready, inputs), watch)
 
 
 def run(
-    program: Program, lm: LM, inputs: Fields, *, params: _Params = None, workers: int = 1
+    program: Program,
+    lm: LM,
+    inputs: Fields,
+    *,
+    params: _Params = None,
+    workers: int = 1,
+    watch: Watch | None = None,
 ) -> Prediction:
     """Run a program once, in this thread; `workers` threads are for effects it yields together.
 
@@ -4838,14 +5094,24 @@ def run(
 
     Calls: what the program makes, `program.max_calls` at most.
 
-    >>> run(predict("question -> answer"), stub_lm(), {"question": "2+2?"}).answer
+    >>> tell = lambda event: print(event.kind, event.path)
+    >>> run(predict("question -> answer"), stub_lm(), {"question": "2+2?"}, watch=tell).answer
+    lm predict
+    step predict
     'text'
     """
-    made: Prediction = drive(_begun(program, inputs, params), lm, workers=workers)
+    made: Prediction = drive(_begun(program, inputs, params, watch), lm, workers=workers)
     return made
 
 
-async def arun(program: Program, lm: Any, inputs: Fields, *, params: _Params = None) -> Prediction:
+async def arun(
+    program: Program,
+    lm: Any,
+    inputs: Fields,
+    *,
+    params: _Params = None,
+    watch: Watch | None = None,
+) -> Prediction:
     """Do what `run` does, in the running event loop.
 
     An LM or a tool is awaited where it is an `async def` or has an `acall`; any other one is called
@@ -4857,7 +5123,7 @@ async def arun(program: Program, lm: Any, inputs: Fields, *, params: _Params = N
     >>> asyncio.run(arun(predict("question -> answer"), stub_lm(), {"question": "2+2?"})).answer
     'text'
     """
-    made: Prediction = await adrive(_begun(program, inputs, params), lm)
+    made: Prediction = await adrive(_begun(program, inputs, params, watch), lm)
     return made
 
 
@@ -4881,7 +5147,12 @@ class Chunk:
 
 
 def stream(
-    program: Program, lm: LM, inputs: Fields, *, params: _Params = None
+    program: Program,
+    lm: LM,
+    inputs: Fields,
+    *,
+    params: _Params = None,
+    watch: Watch | None = None,
 ) -> Generator[Chunk | Prediction, None, None]:
     """Run a program in a thread of its own, and yield the text of its fields as it arrives.
 
@@ -4896,7 +5167,7 @@ def stream(
     Chunk(path='predict', field='answer', text='text', call=0, value=None)
     Prediction(answer='text')
     """
-    return _streamed(_begun(program, inputs, params), lm)
+    return _streamed(_begun(program, inputs, params, watch), lm)
 
 
 class _Abandoned(BaseException):
@@ -4923,7 +5194,12 @@ def _streamed(flow: Flow, lm: LM) -> Generator[Chunk | Prediction, None, None]:
 
 
 def astream(
-    program: Program, lm: Any, inputs: Fields, *, params: _Params = None
+    program: Program,
+    lm: Any,
+    inputs: Fields,
+    *,
+    params: _Params = None,
+    watch: Watch | None = None,
 ) -> AsyncGenerator[Chunk | Prediction, None]:
     """Do what `stream` does, in the running event loop.
 
@@ -4933,7 +5209,7 @@ def astream(
     >>> asyncio.run(main())[-1]
     Prediction(a='text')
     """
-    return _astreamed(_begun(program, inputs, params), lm)
+    return _astreamed(_begun(program, inputs, params, watch), lm)
 
 
 async def _astreamed(flow: Flow, lm: Any) -> AsyncGenerator[Chunk | Prediction, None]:
@@ -5132,6 +5408,7 @@ def run_many(
     *,
     workers: int | None = None,
     executor: Executor | None = None,
+    watch: Watch | None = None,
 ) -> list[Prediction]:
     """Run a program on many inputs; results stand in the order of the inputs.
 
@@ -5148,7 +5425,7 @@ def run_many(
     ['text', 'text']
     """
     checked = [check_inputs(program, inputs) for inputs in inputs_list]
-    flow = gathered(partial(running, program), checked, lm)
+    flow = gathered(partial(running, program, watch=watch), checked, lm)
     made: list[Prediction] = drive(flow, lm, workers=workers, executor=executor)
     return made
 
@@ -9711,7 +9988,7 @@ class Evaluation:
     def table(self, limit: int = 20) -> str:
         """Return the first rows as a text table, cells cut to 30 characters."""
         rows = self.records()[:limit]
-        cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+        cells = [list(rows[0]), *([_line(value, 30) for value in row.values()] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
         left = len(self.rows) - len(rows)
@@ -9736,9 +10013,12 @@ class Evaluation:
 
         rows = self.records()[:100]
         head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
-        cells = [[f"<td>{escape(_cell(value))}</td>" for value in row.values()] for row in rows]
-        body = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
-        return f"<p>{escape(repr(self))}</p><table><tr>{head}</tr>{body}</table>"
+        body = "".join(
+            f"<tr{_FAILED * bool(row.get('error'))}>{''.join(map(_cell, row.values()))}</tr>"
+            for row in rows
+        )
+        left = f"<p>and {len(self.rows) - 100} more rows</p>" if self.rows[100:] else ""
+        return f"<p>{escape(repr(self))}</p><table><tr>{head}</tr>{body}</table>{left}"
 
     def __repr__(self) -> str:
         low, high = self.interval
@@ -9747,8 +10027,15 @@ class Evaluation:
         return f"<score {self.score:.3f}, 95% {low:.3f} to {high:.3f}, {counts}{cut(shown)}>"
 
 
+_FAILED = ' style="background: #f003"'
+
+
 def _cell(value: Any) -> str:
-    return cut(" ".join(as_text(value).split()), 30)
+    """A cell of a table in HTML; a long text is cut, and whole on a click."""
+    from html import escape
+
+    long = len(as_text(value)) > 60
+    return f"<td>{_folded(_line(value), value) if long else escape(as_text(value))}</td>"
 
 
 def evaluate(
@@ -9771,7 +10058,7 @@ def evaluate(
     Args:
         dataset: examples with at least the inputs of the program.
         metric: (example, prediction) -> 0 to 1, bool, or `Score`; called on the workers.
-        **options: params, failure_score, max_errors and progress; see `scoring`.
+        **options: params, failure_score, max_errors, progress and watch; see `scoring`.
     Returns:
         the evaluation, its rows in the order of the data set.
     Raises:
@@ -9826,7 +10113,7 @@ def evaluating(
     """Return the flow of an evaluation, to be a part of another one; see `evaluate`.
 
     Args:
-        **options: failure_score, max_errors and progress; see `scoring`.
+        **options: failure_score, max_errors, progress and watch; see `scoring`.
 
     >>> flow = evaluating(predict("q -> a"), [{"q": "?"}], exact_match, lm=stub_lm())
     >>> [row for _, row in next(flow).items]
@@ -9852,8 +10139,10 @@ def scoring(
     lm: Any,
     failure_score: float = 0.0,
     max_errors: int | None = None,
-    progress: Callable[..., Iterable[Any]] | None = None,
+    progress: Progress = None,
     silent: list[int] | None = None,
+    desc: str = "evaluate",
+    watch: Watch | None = None,
 ) -> Flow:
     """Return the flow that runs programs, each on its example, and scores them; it returns rows.
 
@@ -9861,13 +10150,16 @@ def scoring(
         silent: holds how many rows in a row the LM could not answer, for who scores in parts.
         failure_score: of a row in which the program failed, 0 to 1.
         max_errors: stop when more rows than this have failed.
+        desc: what progress says is done.
 
     >>> jobs = [(predict("q -> a"), Record(q="?", a="text"))]
     >>> [row.score for row in drive(scoring(jobs, exact_match, lm=stub_lm()), None)]
     [1.0]
     """
     _check_metric(metric)
-    if not (progress is None or callable(progress)):
+    if progress is None and sys.stderr and sys.stderr.isatty():
+        progress = meter
+    if progress and not callable(progress):
         raise DataError("this shows no progress", progress, "a function", "pass tqdm.tqdm")
     rows, failed = list[Row](), 0
     patience, count = _PATIENCE if silent else min(_PATIENCE, len(jobs)), silent or [0]
@@ -9885,13 +10177,51 @@ def scoring(
             what, known = f"{failed} of {len(rows)} rows failed; the last", f"at most {max_errors}"
             raise DataError(what, rows[-1].error, known, "correct the program")
 
-    watch = progress and partial(progress, total=len(jobs), desc="evaluate")
+    shown = partial(progress, total=len(jobs), desc=desc) if progress else None
     try:
-        yield _Many(partial(_row, metric, failure_score), jobs, lm, take, watch)
+        yield _Many(partial(_row, metric, failure_score, watch), jobs, lm, take, shown)
     except LmoptError as error:
         error.rows = tuple(rows)
         raise
     return tuple(rows)
+
+
+Progress = Callable[..., Iterable[Any]] | Literal[False] | None
+"""What shows how far a run of many is: called as tqdm is; None for `meter`, False for nothing."""
+
+
+def meter(results: Iterable[Any], *, total: int = 0, desc: str = "") -> Iterator[Any]:
+    """Pass results on, and show on standard error how many, how fast, and their mean score so far.
+
+    One line, drawn over itself four times a second at most, and wiped out at the end.
+
+    >>> list(meter([1, 2], total=2))
+    [1, 2]
+    """
+    from shutil import get_terminal_size
+
+    began, drawn, scored = time.monotonic(), 0.0, list[Row]()
+    try:
+        for count, result in enumerate(results, start=1):
+            yield result
+            scored += [result] * isinstance(result, Row)
+            now = time.monotonic()
+            if now - drawn > 0.25:
+                rate = f"{count / max(now - began, 1e-9):.3g} a second"
+                line = f"{desc}: {count} of {total}, {rate}{_so_far(scored)}"
+                width = get_terminal_size().columns - 1
+                print(f"\r\x1b[K{cut(line, width)}", end="", file=sys.stderr, flush=True)
+                drawn = now
+    finally:
+        if drawn:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _so_far(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    low, high = (made := Evaluation(tuple(rows))).interval
+    return f", score {made.score:.3f} ({low:.3f} to {high:.3f})"
 
 
 _PATIENCE = 3  # so many rows in a row that the LM could not answer are no accident
@@ -9988,12 +10318,15 @@ def _read_as(types: Fields, example: Record) -> Record:
     return example | changes if changes else example
 
 
-def _row(metric: Any, failure_score: float, job: tuple[Program, Record]) -> Flow:
+def _row(
+    metric: Any, failure_score: float, watch: Watch | None, job: tuple[Program, Record]
+) -> Flow:
     """Run a program on an example and score it; returns the row, or a MetricError to be raised."""
     (program, example), events = job, list[Event]()
     inputs = select_inputs(program, example)
     try:
-        prediction = yield from _interpret(program, inputs, program.root, _beginning(), events)
+        began = _beginning(watch)
+        prediction = yield from _interpret(program, inputs, program.root, began, events)
     except Exception as error:
         if stops(error):
             raise
@@ -10333,11 +10666,6 @@ def dumps(params: Mapping[str, Prompt]) -> str:
     return _dump({"format": _FORMAT, "params": prompts}, indent=2) + "\n"
 
 
-def _compact(prompt: dict[str, Any]) -> dict[str, Any]:
-    blank = jsonable(Prompt())
-    return {n: v for n, v in prompt.items() if v != blank[n] or n == "instructions"}
-
-
 def loads(text: str) -> Params:
     """Return the parameters of a text that `dumps` wrote; ParamsError where it is none.
 
@@ -10480,17 +10808,6 @@ def _counted_off(lines: Iterable[str], counts: Counter[str]) -> Iterator[str]:
         if left[line] > 0:
             left[line] -= 1
             yield line
-
-
-def _prompt_lines(prompt: Prompt | None) -> list[str]:
-    if prompt is None:
-        return []
-    rest = _compact(jsonable(evolve(prompt, instructions="", demos=())))
-    return [
-        *f"instructions: {prompt.instructions}".split("\n"),
-        *(f"demo: {demo.to_json()}" for demo in prompt.demos),
-        *(f"{name}: {_dump(value)}" for name, value in rest.items() if value),
-    ]
 
 
 def read_examples(path: Path_) -> tuple[Record, ...]:
