@@ -152,11 +152,11 @@ __all__ = [
     "embedder", "connect", "PROVIDERS",
     # 11. Middleware
     "Layer", "Middleware", "middleware", "identity", "retry", "throttle", "timeout", "cache",
-    "record", "ReplayLM", "replay_lm", "budget", "route", "fallback", "log",
+    "record", "ReplayLM", "replay_lm", "budget", "budget_left", "route", "fallback", "log",
     # 12. Evaluation
     "Score", "Row", "Evaluation", "Metric", "evaluate", "aevaluate", "evaluating", "scoring",
-    "rows_of", "meter", "Comparison", "compare", "normalize", "exact_match", "f1", "contains",
-    "passage_match", "Judge", "judge", "semantic_f1", "complete_and_grounded",
+    "rows_of", "Progress", "meter", "Comparison", "compare", "normalize", "exact_match", "f1",
+    "contains", "passage_match", "Judge", "judge", "semantic_f1", "complete_and_grounded",
     # 13. Storage
     "save", "load", "write_whole", "dumps", "loads", "diff", "read_examples",
 ]  # fmt: skip
@@ -663,6 +663,19 @@ class Trace(tuple[Event, ...]):
             nodes[start:] = [(event, nodes[start:])]
         return _flat(nodes, 0)
 
+    def to_json(self) -> str:
+        """Return the trace as JSON, without times."""
+        return _dump(jsonable(self, other=repr), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Trace:
+        """Return the trace of a text that `to_json` wrote, fit for `replay`; may be a DataError."""
+        try:
+            return cls(coerce(tuple[Event, ...], jsonlib.loads(text)))
+        except ValueError as error:
+            todo = f"save one with to_json ({error})"
+            raise DataError("this is no trace", text, "a list of events", todo) from error
+
     def __str__(self) -> str:
         rows = [("  " * depth + one.name, *one.told(inside)) for depth, one, inside in self.tree()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -673,8 +686,10 @@ class Trace(tuple[Event, ...]):
         lines = []
         for depth, one, inside in self.tree():
             head = f"{one.name} {' '.join(one.told(inside))}"
-            said = transcript(Trace([one])) if one.request else jsonable(one, other=repr)
-            lines.append(f'<div style="margin-left: {depth}em">{_folded(head, said)}</div>')
+            facts = {"inputs": one.inputs, "outputs": one.outputs, "error": one.error}
+            told = "\n".join(f"{name}: {as_text(value)}" for name, value in facts.items() if value)
+            full = transcript(Trace([one])) if one.request else told
+            lines.append(f'<div style="margin-left: {depth}em">{_folded(head, full)}</div>')
         return "".join(lines)
 
 
@@ -694,12 +709,13 @@ def _pairs(fields: Fields) -> str:
     return ", ".join(f"{name}: {_line(value, 40)}" for name, value in fields.items())
 
 
-def _folded(head: str, full: Any, style: str = "") -> str:
+def _folded(head: str, full: Any) -> str:
     """A line of HTML, and all of it on a click."""
     from html import escape
 
-    text = f'<pre style="white-space: pre-wrap">{escape(as_text(full))}</pre>'
-    return f'<details style="{style}"><summary>{escape(head)}</summary>{text}</details>'
+    look = "white-space: pre-wrap; overflow-wrap: anywhere"
+    text = f'<pre style="{look}">{escape(as_text(full))}</pre>'
+    return f"<details><summary>{escape(head)}</summary>{text}</details>"
 
 
 def usage(trace: Iterable[Event]) -> Usage:
@@ -8944,10 +8960,13 @@ class Middleware(Made):
     holds: Callable[[Layer, Request], bool] = field(default=lambda *call: False, repr=False)
     around: Callable[[Call], Flow] | None = field(default=None, repr=False)
     alike: bool = True  # whether the inner LM is asked the same
+    purse: Any = field(default=None, repr=False)  # of a budget
     made: Any = _made()
 
     def __call__(self, inner: Any) -> Layer:
         """Return the outer LM."""
+        if self.purse is not None:
+            self.purse.check_price(inner)
         return Layer(self, inner, self.identity(inner))
 
 
@@ -9683,7 +9702,8 @@ def budget(
         tokens: read and written, in all, 0 or more.
         usd: US dollars in all, 0 or more; the LM must know its `price`.
     Raises:
-        DataError: nothing is limited, or a limit is negative.
+        DataError: nothing is limited, a limit is negative, or the LM has no price, so that dollars
+            would never be spent: told when it is put around the LM, or by its first answer.
         BudgetExceeded: (when asked) the call would be too much; says what was spent.
     Calls: none of its own. The limit holds for all threads of this process; it does not pickle.
 
@@ -9713,11 +9733,25 @@ def budget(
         response = None
         try:
             response = yield request
+            purse.check_cost(response.usage)
             return response
         finally:
             purse.settle(response)
 
-    return Middleware(flow, made="a budget cannot be sent to another process")
+    return Middleware(flow, made="a budget cannot be sent to another process", purse=purse)
+
+
+def budget_left(lm: Any) -> dict[str, float]:
+    """Return what the budgets around an LM leave, {} where there are none.
+
+    >>> budget_left(retry()(budget(calls=3)(stub_lm())))
+    {'calls': 3}
+    """
+    if not isinstance(lm, Layer):
+        return {}
+    purse = lm.middleware.purse
+    left: dict[str, float] = merge_with(min, budget_left(lm.inner), purse.left() if purse else {})
+    return left
 
 
 def _held(lm: Any, request: Request) -> bool:
@@ -9735,6 +9769,7 @@ class _Purse:
         from concurrent.futures import Future
 
         self.limits, self.under_way, self.lock = limits, 0, threading.Lock()
+        self.priced = False  # whether the LM says what it costs
         self.spent: dict[str, float] = {"calls": 0, "tokens": 0, "usd": 0}
         self.dearest: dict[str, float] = {"calls": 1, "tokens": 0, "usd": 0}
         self.future, self.settled = Future, Future[None]()
@@ -9754,6 +9789,25 @@ class _Purse:
     def _fits(self, name: str) -> bool:
         spent, limit = self.spent[name], self.limits[name]
         return spent < limit and spent + (self.under_way + 1) * self.dearest[name] <= limit
+
+    def left(self) -> dict[str, float]:
+        """What may still be spent."""
+        return {name: limit - self.spent[name] for name, limit in self.limits.items()}
+
+    def check_price(self, lm: Any) -> None:
+        """Refuse to count the dollars of an LM that would know its price, and does not."""
+        if "usd" in self.limits and getattr(lm, "price", 0) is None:
+            raise self._unpriced(lm)
+        self.priced = self.priced or hasattr(lm, "price")
+
+    def check_cost(self, spent: Usage) -> None:
+        """Refuse an answer that does not say what it cost, of an LM that has no price either."""
+        if "usd" in self.limits and not self.priced and spent.output_tokens and not spent.cost:
+            raise self._unpriced(spent)
+
+    def _unpriced(self, lm: Any) -> DataError:
+        todo = "say what a million tokens cost: openai_lm(..., price=(0.15, 0.60))"
+        return DataError("a budget in dollars for an LM without a price", lm, "a price", todo)
 
     def settle(self, response: Response | None) -> None:
         """Book what a call took; a failed one is a call without a known price."""

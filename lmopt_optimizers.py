@@ -35,13 +35,16 @@ Arguments that mean the same everywhere stand in `Options`, and for those that b
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import itertools
+import json
 import math
 import os
 import random
 import re
 import statistics
+import sys
 import warnings
 from collections import Counter
 from collections.abc import (
@@ -56,6 +59,7 @@ from collections.abc import (
 from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from operator import add, mul
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from attrs import astuple, evolve, field, frozen
@@ -93,7 +97,7 @@ __all__ = [
     # 9. Report
     "summary", "report",
     # 10. Command line
-    "lm_options", "lm_of",
+    "lm_options", "lm_of", "main",
 ]  # fmt: skip
 
 # == 1. Contract ===================================================================================
@@ -143,6 +147,11 @@ class Trial:
         shown = self.evaluation
         return None if shown is None else shown.usage.cost / len(shown.rows)
 
+    def _repr_html_(self) -> str:
+        shown = self.evaluation._repr_html_() if self.evaluation else ""
+        score = "" if self.score is None else f"{self.score:.3f}: "
+        return f"<p>{_escape(score + self.note)}</p>{self.params._repr_html_()}{shown}"
+
 
 @frozen
 class Plan:
@@ -150,9 +159,12 @@ class Plan:
 
     Attributes:
         usual: LM calls where each reply can be read at once, and no trial loses early.
+        tokens: of `usual` calls, read and written: an estimate from the rendered prompts, with as
+            many demonstrations as are tried, four characters a token, replies as long as examples.
+        usd: what those tokens cost; None where the LM has no price.
 
     >>> Plan(runs=2, calls=6, metrics=2, usual=2) + Plan(runs=1, calls=3, usual=1)
-    Plan(runs=3, calls=9, metrics=2, usual=3, trainings=0)
+    Plan(runs=3, calls=9, metrics=2, usual=3, trainings=0, tokens=0, usd=None)
     """
 
     runs: int = 0
@@ -160,16 +172,30 @@ class Plan:
     metrics: int = 0
     usual: int = 0
     trainings: int = 0  # of weights
+    tokens: int = 0
+    usd: float | None = None
+
+    def __str__(self) -> str:
+        said = {
+            f"at most {self.runs} runs and {self.calls} LM calls, usually {self.usual}": 1,
+            f"about {self.tokens:,} tokens": self.tokens,
+            f"about ${self.usd or 0.0:.2f}": self.usd,
+            f"{self.trainings} trainings": self.trainings,
+        }
+        return ", ".join(text for text, there in said.items() if there)
 
     def __add__(self, other: Plan) -> Plan:
-        return Plan(*map(add, astuple(self), astuple(other)))
+        costs = [one.usd for one in (self, other) if one.usd is not None]
+        counts = map(add, astuple(self)[:-1], astuple(other)[:-1])
+        return evolve(Plan(*counts), usd=math.fsum(costs) if costs else None)
 
     def within(self, calls: int | None, each: int = 1) -> Plan:
         """Return the plan of what ends after so many calls, of which a run makes `each` or more."""
         if calls is None:
             return self
         runs = calls // each if each else self.runs
-        return Plan(*map(min, astuple(self), (runs, calls, runs, calls, self.trainings)))
+        found = (runs, calls, runs, calls, self.trainings, self.tokens)
+        return evolve(Plan(*map(min, astuple(self)[:-1], found)), usd=self.usd)
 
 
 class Options(TypedDict, total=False):
@@ -184,7 +210,8 @@ class Options(TypedDict, total=False):
             prompt. Searches try fewer too (64, 16, 4); 0 leaves the demonstrations alone.
         max_prompt_tokens: of the prompt of a step with its demonstrations, four characters a token.
         max_tokens_per_run: a trial whose runs take more on average, read and written, is out.
-        progress: called as tqdm is, for the rows of each evaluation.
+        progress: as in `lmopt.evaluate`, for the rows of each evaluation; its `desc` tells the best
+            score so far, calls and dollars spent and left, and what is done now.
     """
 
     valset: lmopt.Dataset | None
@@ -197,7 +224,7 @@ class Options(TypedDict, total=False):
     seed: int  # of all choices, 0 included
     workers: int | None  # threads, as in `lmopt.evaluate`; they do not change the result
     executor: Executor | None  # what to run rows on instead; the outermost optimizer decides both
-    progress: Callable[..., Iterable[Any]] | None
+    progress: lmopt.Progress
     within: str  # the only step, or program with steps, that may change; see `only`
 
 
@@ -221,7 +248,7 @@ class _Options:
     seed: int = 0
     workers: int | None = None
     executor: Executor | None = None
-    progress: Callable[..., Iterable[Any]] | None = None
+    progress: lmopt.Progress = None
     within: tuple[str, ...] = field(default=(), converter=_tops)
     sized: bool = True  # whether the calls decide how many rows to score on
 
@@ -385,7 +412,17 @@ class Optimizer:
 
     def plan(self, program: lmopt.Program, trainset: lmopt.Dataset) -> Plan:
         """Return what a search costs at most; makes no LM call."""
-        return self.bounded(program, len(lmopt.check_dataset(program, trainset)))
+        examples = lmopt.check_dataset(program, trainset)
+        plan = self.bounded(program, len(examples))
+        lengths = _lengths(program, examples)
+        if not lengths:
+            return plan
+        most = self.options.most(program, examples)
+        read = statistics.fmean(empty + (most + 1) * each for empty, each in lengths) / 4
+        made = statistics.fmean(each for _, each in lengths) / 4
+        price = getattr(self.lm, "price", None)
+        usd = plan.usual * (read * price[0] + made * price[1]) / 1e6 if price else None
+        return evolve(plan, tokens=round(plan.usual * (read + made)), usd=usd)
 
     def bounded(self, program: lmopt.Program, size: int) -> Plan:
         """Return what a search with so many examples costs at most."""
@@ -564,6 +601,7 @@ def _searching(
     chosen = optimizer.options
     train, val = chosen.part(examples) if optimizer.parts else (examples, chosen.valset or examples)
     hunt = Hunt(program, train, val, metric, optimizer.lm, chosen)
+    hunt.name = optimizer.name
     if chosen.calls is not None and chosen.sized and optimizer.parts:
         runs = chosen.calls // max(_usual_calls(program), 1)
         hunt.fewer(runs // 10, min(24, runs // 3))
@@ -625,7 +663,9 @@ class Hunt:
         train: rows to learn from.
         val: rows to score on; `whole` where they were more before.
         trials: all so far, in order.
+        name: of the optimizer.
         calls: LM calls so far.
+        usd: what they cost so far, where the LM has a price.
         runs: runs of the program so far.
         most: LM calls that it may make, or None.
         paths: of the steps that may change.
@@ -644,6 +684,7 @@ class Hunt:
         self.options, self.seed, self.paths = options, options.seed, options.paths(program)
         self.trials: list[Trial] = []
         self.calls, self.runs, self.best, self.most = 0, 0, 0, options.calls
+        self.name, self.usd = "search", 0.0
         self.whole = val
         self._seen: dict[str, int] = {}
         self._unused: list[Exception] = []  # proposals since the last trial
@@ -762,7 +803,8 @@ class Hunt:
     ) -> lmopt.Flow:
         """Runs of another program, or with another LM, on any rows; sent: the evaluation."""
         ready = teacher.with_params(params)
-        made = yield from self._run([(ready, row) for row in rows], self.lm if lm is None else lm)
+        jobs = [(ready, row) for row in rows]
+        made = yield from self._run(jobs, self.lm if lm is None else lm, "the teacher runs")
         return lmopt.Evaluation(made)
 
     @_wanted
@@ -863,7 +905,7 @@ class Hunt:
         if given and not pairs:
             raise self._spent()
         made = yield from lmopt.gathered(_sample, pairs, asked)
-        self.calls += sum(lmopt.usage(one.trace).calls for one in made)
+        self._spend(lmopt.usage(one.trace) for one in made)
         for one in made:
             lost = isinstance(one, lmopt.LMError) and one.retryable
             self._silent[0] = self._silent[0] + 1 if lost else 0
@@ -910,7 +952,8 @@ class Hunt:
         jobs = [(ready[one.digest, place % _FOLDS], rows[place]) for one, _, place in wanted]
         made: tuple[lmopt.Row, ...] = ()
         try:
-            made = yield from self._run(jobs, self.lm)
+            doing = "looking at rows to learn from" if half == "train" else "scoring"
+            made = yield from self._run(jobs, self.lm, doing)
         except lmopt.BudgetExceeded as error:
             made = error.rows
             raise
@@ -929,7 +972,9 @@ class Hunt:
                 made[one.digest, fold] = self.program.with_params(shown)
         return made
 
-    def _run(self, jobs: Sequence[tuple[lmopt.Program, lmopt.Record]], lm: Any) -> lmopt.Flow:
+    def _run(
+        self, jobs: Sequence[tuple[lmopt.Program, lmopt.Record]], lm: Any, doing: str
+    ) -> lmopt.Flow:
         """Run and score jobs, in blocks for which the calls that are left are surely enough.
 
         So the calls are never exceeded, and it ends at the same row for any number of workers.
@@ -939,20 +984,37 @@ class Hunt:
             block = jobs[len(rows) :][: self._room(jobs[len(rows)][0])]
             if not block:
                 raise self._spent(rows)
-            shown: Any = self.options.progress
+            shown: Any = {"progress": self.options.progress, "desc": self._told(doing)}
             made: tuple[lmopt.Row, ...] = ()
             try:
                 made = yield from lmopt.scoring(
-                    block, self.metric, lm=lm, progress=shown, silent=self._silent
+                    block, self.metric, lm=lm, silent=self._silent, **shown
                 )
             except lmopt.LmoptError as error:
                 made, error.rows = error.rows, (*rows, *error.rows)
                 raise
             finally:
-                self.calls += sum(row.prediction.usage.calls for row in made)
+                self._spend(row.prediction.usage for row in made)
                 self.runs += len(made)
             rows += made
         return rows
+
+    def _spend(self, costs: Iterable[lmopt.Usage]) -> None:
+        spent = sum(costs, lmopt.Usage())
+        self.calls, self.usd = self.calls + spent.calls, self.usd + spent.cost
+
+    def _told(self, doing: str) -> str:
+        """What progress says: what is done now, the best score so far, what is spent and left."""
+        score = self.top.score if self.trials else None
+        left = lmopt.budget_left(self.lm).get("usd")
+        facts = [
+            f"{self.name}: {doing}",
+            "" if score is None else f"best {score:.3f}",
+            f"{self.calls} calls" if self.most is None else f"{self.calls} of {self.most} calls",
+            f"${self.usd:.2f}" if self.usd else "",
+            "" if left is None else f"${left:.2f} left",
+        ]
+        return ", ".join(filter(None, facts))
 
     def _room(self, program: lmopt.Program) -> int | None:
         """How many runs the calls that are left are enough for; None is any number."""
@@ -1601,16 +1663,23 @@ def fitting_count(program: lmopt.Program, examples: Examples, tokens: int) -> in
     >>> fitting_count(lmopt.predict("q -> a"), rows, 1000)
     24
     """
-    counts = [len(examples)]
+    fit = [int((4 * tokens - empty) / each) for empty, each in _lengths(program, examples) if each]
+    return max(min([len(examples), *fit]), 0)
+
+
+def _lengths(program: lmopt.Program, examples: Examples) -> list[list[float]]:
+    """Characters in the prompt of each step without demonstrations, and in one of them on average.
+
+    That is 0 for a step to which no example fits.
+    """
+    made = []
     for leaf in program.leaves.values():
         empty, *sized = [
             sum(len(one.text) for one in _rendered(leaf, demos))
             for demos in [(), *([one] for one in lmopt.fitting(leaf, examples[:100]))]
         ]
-        if sized:
-            mean = statistics.fmean(sized) - empty
-            counts.append(max(int((4 * tokens - empty) / mean), 0))
-    return min(counts)
+        made.append([empty, statistics.fmean(sized) - empty if sized else 0.0])
+    return made
 
 
 def _rendered(leaf: lmopt.Program, demos: Iterable[lmopt.Record]) -> tuple[lmopt.Message, ...]:
@@ -2994,7 +3063,6 @@ def write_examples(examples: Sequence[lmopt.Fields], folder: lmopt.Path_) -> str
     (True, True)
     """
     import hashlib
-    from pathlib import Path
 
     text = "".join(f"{lmopt.Record(one).to_json()}\n" for one in examples)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -3073,8 +3141,6 @@ class _OpenAITrainer:
         self, examples: Sequence[lmopt.Fields], base_model: str, **settings: Any
     ) -> lmopt.Flow:
         """Return the flow of a training: its effects are requests over HTTP, and waiting."""
-        from pathlib import Path
-
         path = Path(write_examples(examples, self.folder))
         asked = lmopt.canonical([base_model, settings, self.base_url])
         known = path.with_name(f"{path.stem}-{lmopt.seeded(0, asked).getrandbits(40):010x}.job")
@@ -3781,6 +3847,8 @@ def _shown(record: lmopt.Fields, error: str = "") -> str:
 
 
 # == 10. Command line ==============================================================================
+# Thin over the rest: each command is a function of what `argparse` has read, which does its work
+# and returns what to print, as text and as data.
 
 
 def lm_options(parser: Any, *, cassette: str | None = None) -> Any:
@@ -3803,36 +3871,343 @@ def lm_options(parser: Any, *, cassette: str | None = None) -> Any:
     add("--concurrency", type=int, default=16, metavar="N", help="calls at once")
     add("--cassette", default=cassette, metavar="FILE", help="keep calls here, and answer from it")
     add("--budget", type=float, metavar="USD", help="US dollars at most; needs --price")
-    add("--price", type=_price, metavar="IN,OUT", help="US dollars for a million tokens, each way")
+    add("--price", type=_prices, metavar="IN,OUT", help="US dollars for a million tokens, each way")
     return parser
 
 
-def _price(text: str) -> tuple[float, ...]:
+def _prices(text: str) -> tuple[float, ...]:
     return tuple(map(float, text.split(",")))
 
 
 def lm_of(given: Any, offline: lmopt.LM | None = None) -> lmopt.LM:
-    """Make the LM that a command line names, with `retry()`, its cassette and its budget around it.
+    """Make the LM that a command line names, with `retry()`, its budget and its cassette around it.
 
     Args:
         given: what a parser with `lm_options` has read.
         offline: the LM where none is named; by default `toy_lm()`.
     Raises:
-        DataError: an unknown provider, no folder for the cassette, or a budget without a price.
+        DataError: an unknown provider, no folder for the cassette, no key in the variable that is
+            named, or a budget without a price.
     """
     if given.lm in (None, "toy") and not given.base_url:
         return offline if offline and not given.lm else lmopt.toy_lm()
-    name = given.lm or "default"  # many local servers serve one model, by any name
-    served = {"base_url": given.base_url} if given.base_url else {}
-    if given.base_url and name.partition("/")[0] not in ("anthropic", "azure", *lmopt.PROVIDERS):
-        name = f"openai/{name}"
+    name, options = given.lm or "default", {}  # a local server serves one model, by any name
+    if given.base_url:
+        options["base_url"] = given.base_url
+        if name.partition("/")[0] not in ("anthropic", "azure", *lmopt.PROVIDERS):
+            name = f"openai/{name}"
     if given.key_env:
-        served["api_key"] = os.environ[given.key_env]
-    wired = {"timeout": given.timeout, "concurrency": given.concurrency, "price": given.price}
+        if not os.environ.get(given.key_env):
+            raise lmopt.DataError("no key in the environment", given.key_env, "a key", "set it")
+        options["api_key"] = os.environ[given.key_env]
+    options |= {"timeout": given.timeout, "concurrency": given.concurrency, "price": given.price}
     layers = [lmopt.retry()]
     if given.budget is not None:
         layers.append(lmopt.budget(usd=given.budget))
     if given.cassette:
         layers.append(lmopt.record(given.cassette))
-    made: lmopt.LM = pipe(lmopt.connect(name, **served, **wired), *layers)
+    made: lmopt.LM = pipe(lmopt.connect(name, **options), *layers)
     return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line: `lmopt run | eval | optimize | show | diff | report | replay`.
+
+    Returns:
+        the exit code: 0; 1, the work failed; 2, wrong use; 130, interrupted.
+
+    >>> main(["run", "question -> answer: int", "question=2+2?", "--json"])
+    {"answer": 0}
+    0
+    """
+    for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show must not end the work
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    try:
+        parser = _parser()
+        given, inputs = parser.parse_known_args(argv)  # argparse takes no positionals after options
+        if any(one.startswith("-") for one in inputs) or inputs and given.work is not _run:
+            parser.error(f"unrecognized arguments: {' '.join(inputs)}")
+        given.inputs = [*getattr(given, "inputs", ()), *inputs]
+        text, data = given.work(given)
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return 130
+    except (lmopt.LmoptError, OSError) as error:
+        _tell(lmopt.describe(error))
+        return 2 if isinstance(error, _WRONG) and not isinstance(error, lmopt.MetricError) else 1
+    print(lmopt.as_text(data) if given.json else text)
+    return 0
+
+
+_WRONG = (lmopt.DataError, lmopt.SignatureError, lmopt.ParamsError, FileNotFoundError)
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parser() -> Any:
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        "lmopt", description="Run, measure and optimize programs of language models."
+    )
+    parser.add_argument("--version", action="version", version=lmopt.__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, work: Callable[[Any], Any], takes: str) -> Any:
+        made = commands.add_parser(name, help=work.__doc__, description=work.__doc__)
+        made.set_defaults(work=work)
+        for one in takes.split():
+            made.add_argument(one.rstrip("?"), **_ARGUMENTS[one])
+        made.add_argument("--json", action="store_true", help="print data, not text")
+        return made
+
+    task = "--instructions --module --adapter --params"
+    scored, search = f"{task} --metric --rows", "--optimizer --calls --option --seed --test"
+    lm_options(command("run", _run, f"task inputs --data {task} --trace --watch"))
+    lm_options(command("eval", _eval, f"task data {scored} --out"))
+    lm_options(command("optimize", _optimize, f"task data {scored} {search} --out --report"))
+    command("show", _show, "params task? --instructions --module --adapter")
+    command("diff", _diff, "params params2")
+    lm_options(command("report", _report, f"task data {scored} {search} --out"))
+    lm_options(command("replay", _replay, f"task trace {task} --upto"))
+    return parser
+
+
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "task": {"help": 'a signature, as "text -> label: Literal[\'a\', \'b\']", or FILE.py:NAME'},
+    "task?": {"nargs": "?", "help": "as for run; then as the LM is sent them"},
+    "inputs": {"nargs": "*", "metavar": "NAME=VALUE", "help": "inputs of one run"},
+    "data": {"help": "examples: .csv, .json or .jsonl"},
+    "params": {"help": "a file of parameters"},
+    "params2": {"help": "another one"},
+    "trace": {"help": "a file that `run --trace` wrote"},
+    "--data": {"metavar": "FILE", "help": "run on each of these rows; .csv, .json or .jsonl"},
+    "--instructions": {"metavar": "TEXT", "help": "what a signature does not say"},
+    "--module": {"default": "predict", "choices": ["predict", "chain_of_thought"]},
+    "--adapter": {"default": "chat", "choices": ["chat", "json", "xml", "plain"]},
+    "--params": {"metavar": "FILE", "help": "parameters to use or to start from"},
+    "--metric": {"default": "exact_match", "metavar": "NAME", "help": "of lmopt, or FILE.py:NAME"},
+    "--rows": {"type": int, "metavar": "N", "help": "rows to use at most, spread over the outputs"},
+    "--optimizer": {"default": "auto", "metavar": "NAME", "help": "one of ours, or FILE.py:NAME"},
+    "--calls": {"type": int, "metavar": "N", "help": "LM calls that the search may make"},
+    "--option": {
+        "action": "append", "default": [], "metavar": "NAME=VALUE", "help": "of the optimizer",
+    },
+    "--seed": {"type": int, "default": 0, "metavar": "N", "help": "of all random choices"},
+    "--test": {
+        "default": "0.25", "metavar": "FILE|SHARE",
+        "help": "rows to measure on, before and after: a file, or a share of the data (0: none)",
+    },
+    "--out": {"metavar": "FILE", "help": "where the result goes"},
+    "--report": {"metavar": "FILE", "help": "write a page about the search here"},
+    "--trace": {"metavar": "FILE", "help": "write the trace here, for replay"},
+    "--watch": {"action": "store_true", "help": "tell of each step as it ends"},
+    "--upto": {"type": int, "metavar": "K", "help": "replay so many events, then go on live"},
+}  # fmt: skip
+
+
+def _named(name: str, *modules: Any) -> Any:
+    """What a name of the command line means: FILE.py:NAME, or a name in one of our modules."""
+    path, _, own = name.rpartition(":")
+    if not path.endswith(".py"):
+        found = next((getattr(one, name) for one in modules if name in one.__all__), None)
+        if found is None:
+            known = "one of ours, or FILE.py:NAME"
+            raise lmopt.DataError("no such name", name, known, "correct it")
+        return found
+    file = Path(path).resolve()
+    if not file.is_file():
+        raise FileNotFoundError(f"no such file: {file}")
+    if str(file.parent) not in sys.path:  # as if the file were run
+        sys.path.insert(0, str(file.parent))
+    module = importlib.import_module(file.stem)
+    if not hasattr(module, own):
+        raise lmopt.DataError("no such name in the file", name, "FILE.py:NAME", "correct the name")
+    return getattr(module, own)
+
+
+def _program(given: Any) -> lmopt.Program:
+    """The program that a command line names, with its parameters."""
+    task = given.task
+    if re.search(r"\.py:\w+$", task):
+        task = _named(task)
+    if not isinstance(task, lmopt.Program):
+        options = {"instructions": given.instructions, "adapter": getattr(lmopt, given.adapter)}
+        task = getattr(lmopt, given.module)(task, **options)
+    made: lmopt.Program = task
+    return made.with_params(lmopt.load(given.params)) if given.params else made
+
+
+def _lm(given: Any) -> lmopt.LM:
+    if not (given.lm or given.base_url):
+        _tell("no --lm is named: the toy LM answers")
+    return lm_of(given)
+
+
+def _rows(program: lmopt.Program, path: str, most: int | None) -> Examples:
+    rows = lmopt.check_dataset(program, lmopt.read_examples(path))
+    return rows if most is None else spread(rows, most, by=program.outputs)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, mark, value = text.partition("=")
+    if not mark:
+        raise lmopt.DataError("no value is given", text, "NAME=VALUE", "write one")
+    return name, value
+
+
+def _run(given: Any) -> tuple[str, Any]:
+    """Run a program on inputs, or on each row of a file."""
+    program, lm = _program(given), _lm(given)
+    watch = (lambda event: _tell("  ".join((event.name, *event.told())))) if given.watch else None
+    if given.data:
+        rows = [lmopt.select_inputs(program, row) for row in _rows(program, given.data, None)]
+        made = lmopt.run_many(program, lm, rows, watch=watch)
+        return "\n".join(one.to_json() for one in made), made
+    (inputs,) = lmopt.check_dataset(program, [dict(map(_pair, given.inputs))])
+    one = lmopt.run(program, lm, inputs, watch=watch)
+    if given.trace:
+        lmopt.write_whole(one.trace.to_json(), given.trace)
+    return _fields(one), one
+
+
+def _fields(prediction: lmopt.Prediction) -> str:
+    return "\n".join(f"{name}: {lmopt.as_text(value)}" for name, value in prediction.items())
+
+
+def _eval(given: Any) -> tuple[str, Any]:
+    """Measure a program on the rows of a file."""
+    program, lm = _program(given), _lm(given)
+    rows = _rows(program, given.data, given.rows)
+    made = lmopt.evaluate(program, rows, _named(given.metric, lmopt), lm=lm)
+    if given.out:
+        as_csv = given.out.lower().endswith(".csv")
+        lmopt.write_whole(made.to_csv() if as_csv else made.to_json(), given.out)
+    return f"{made.table()}\n\n{made!r}\n{made.usage}", _facts(made)
+
+
+def _facts(made: lmopt.Evaluation) -> dict[str, Any]:
+    facts = {"score": made.score, "interval": made.interval, "rows": len(made.rows)}
+    return {**facts, "errors": len(made.errors), "usage": lmopt.jsonable(made.usage)}
+
+
+def _optimize(given: Any) -> tuple[str, Any]:
+    """Find better parameters for a program, and measure what they gain on other rows."""
+    out = given.out or "params.json"
+    if given.cassette is None and (given.lm or given.base_url):
+        given.cassette = str(Path(out).with_suffix(".calls.jsonl"))
+        _tell(f"calls are kept in {given.cassette}: the same command goes on from there")
+    program, metric, lm = _program(given), _named(given.metric, lmopt), _lm(given)
+    (rows, test), search = _parted(program, given), _optimizer(given, lm)
+    measure = partial(lmopt.evaluate, program, test, metric, lm=lm)
+    before = measure() if test else None
+    _tell(f"before: {before!r}" if test else "no rows to test on")
+    made = list[Trial]()
+    try:
+        for trial in _trials(program, rows, metric, search):
+            made.append(trial)  # kept, however it ends
+    finally:
+        if made:
+            lmopt.save(best(made).params, out)
+            _tell(f"the best so far is in {out}")
+        if made and given.report:
+            lmopt.write_whole(report(made, title=given.task), given.report)
+    found = best(made)
+    facts = {"params": out, "calls": made[-1].calls, "score": found.score}
+    text = lmopt.cut(lmopt.diff(program.params, found.params), 2000) or "nothing changed"
+    if before is None:
+        return text, facts
+    after = measure(params=found.params)
+    gain = lmopt.compare(before, after)
+    facts |= {"before": _facts(before), "after": _facts(after), "gain": lmopt.jsonable(gain)}
+    return f"{text}\n\nbefore: {before!r}\nafter:  {after!r}\n{gain}", facts
+
+
+def _parted(program: lmopt.Program, given: Any) -> tuple[Examples, Examples]:
+    """Rows to learn from, and others to test on."""
+    rows = _rows(program, given.data, given.rows)
+    if Path(given.test).is_file():
+        return rows, _rows(program, given.test, None)
+    try:
+        share = float(given.test)
+    except ValueError as error:
+        what, todo = "no such rows to test on", "write --test test.csv, or --test 0.25"
+        raise lmopt.DataError(what, given.test, "a file or a share", todo) from error
+    return split(rows, share=1 - share, seed=given.seed or 0) if share else (rows, ())
+
+
+def _optimizer(given: Any, lm: lmopt.LM) -> Optimizer:
+    """The optimizer that a command line names."""
+    make = _named(given.optimizer, sys.modules[__name__])
+    options = {name: _value(text) for name, text in map(_pair, given.option)}
+    options |= {n: v for n in ("calls", "seed") if (v := getattr(given, n)) is not None}
+    try:
+        takes_lm = first(inspect.signature(make).parameters) == "lm"
+        return _checked(make(lm, **options) if takes_lm else make(**options))
+    except TypeError as error:
+        what, todo = "no such optimizer", f"correct --optimizer or --option ({error})"
+        raise lmopt.DataError(what, given.optimizer, "one with these options", todo) from error
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _trials(
+    program: lmopt.Program, rows: Examples, metric: Any, search: Optimizer
+) -> Iterator[Trial]:
+    """The trials of a search, each told of as it is there."""
+    _tell(f"{len(rows)} rows to learn from; {search.plan(program, rows)}")
+    for trial in search.trials(program, rows, metric):
+        score = "  -  " if trial.score is None else f"{trial.score:.3f}"
+        _tell(f"{score} {trial.calls:5} {trial.note}")
+        yield trial
+
+
+def _report(given: Any) -> tuple[str, Any]:
+    """Run a search again from its cassette, with the options it had, and write a page about it."""
+    lm = lmopt.replay_lm(given.cassette) if given.cassette else _lm(given)
+    program, metric = _program(given), _named(given.metric, lmopt)
+    made = list(_trials(program, _parted(program, given)[0], metric, _optimizer(given, lm)))
+    out = given.out or "report.html"
+    lmopt.write_whole(report(made, title=given.task), out)
+    return f"{summary(made)}\n\n{out}", {"report": out, "trials": len(made)}
+
+
+def _show(given: Any) -> tuple[str, Any]:
+    """Show parameters; with the task, each prompt exactly as an LM is sent it."""
+    if not given.task:
+        params = lmopt.load(given.params)
+        return str(params), params
+    sent = {path: lmopt.transcript(_sent(leaf)) for path, leaf in _program(given).leaves.items()}
+    return "\n".join(f"===== {path} =====\n{text}" for path, text in sent.items()), sent
+
+
+def _sent(leaf: lmopt.Program) -> tuple[lmopt.Message, ...]:
+    """What a step asks, with its inputs' names in place of texts."""
+    made = {f.name: f"{{{f.name}}}" if f.type is str else lmopt.sample(f.type) for f in leaf.inputs}
+    return lmopt.preview(leaf, **made)
+
+
+def _diff(given: Any) -> tuple[str, Any]:
+    """Show what changed from one file of parameters to another."""
+    changed = lmopt.diff(lmopt.load(given.params), lmopt.load(given.params2))
+    return changed or "no difference", changed.splitlines()
+
+
+def _replay(given: Any) -> tuple[str, Any]:
+    """Run a program again from the trace of a run, without an LM; see what it did."""
+    program = _program(given)
+    trace = lmopt.Trace.from_json(Path(given.trace).read_text(encoding="utf-8"))
+    live = None if given.upto is None else _lm(given)
+    made = lmopt.replay(program, trace, live, upto=given.upto)
+    return f"{made.trace}\n\n{_fields(made)}", made
+
+
+if __name__ == "__main__":  # as the module that others import, so that its classes are the same
+    sys.exit(importlib.import_module(__spec__.name).main())
