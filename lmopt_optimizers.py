@@ -3925,10 +3925,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parser = _parser()
         given, inputs = parser.parse_known_args(argv)  # argparse takes no positionals after options
-        if any(one.startswith("-") for one in inputs) or inputs and given.work is not _run:
+        if any(one.startswith("-") for one in inputs) or (inputs and given.work is not _run):
             parser.error(f"unrecognized arguments: {' '.join(inputs)}")
         given.inputs = [*getattr(given, "inputs", ()), *inputs]
-        text, data = given.work(given)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = lambda message, *_, **__: _tell(f"warning: {message}")
+            text, data = given.work(given)
     except KeyboardInterrupt:
         _tell("interrupted")
         return 130
@@ -4023,6 +4026,9 @@ def _named(name: str, *modules: Any) -> Any:
     if str(file.parent) not in sys.path:  # as if the file were run
         sys.path.insert(0, str(file.parent))
     module = importlib.import_module(file.stem)
+    if Path(module.__file__ or "").resolve() != file:
+        what = f"another module is called {file.stem!r}"
+        raise lmopt.DataError(what, module.__file__, str(file), "rename the file")
     if not hasattr(module, own):
         raise lmopt.DataError("no such name in the file", name, "FILE.py:NAME", "correct the name")
     return getattr(module, own)

@@ -8,7 +8,7 @@ Offline, from the cassette beside this file, whose replies were written by hand:
 
     python examples/agent.py
 
-With a language model, on any question about the rivers below; `--record FILE` keeps its calls:
+With a language model, on any question about the rivers below:
 
     python examples/agent.py --lm openai/gpt-4o-mini "How far is it to walk along the Rhine?"
 """
@@ -22,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run from a clone, without installing
 
 import lmopt
+from lmopt_optimizers import lm_of, lm_options
 
 QUESTION = "Which river is longer, the Danube or the Rhine, and by how many percent?"
 TAPE = Path(__file__).parent / "agent.jsonl"
@@ -81,10 +82,7 @@ def main(lm: lmopt.LM, question: str) -> lmopt.Prediction:
 
 
 if __name__ == "__main__":
-    options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    options.add_argument("question", nargs="?", default=QUESTION)
-    options.add_argument("--lm", help="such as openai/gpt-4o-mini; by default the cassette")
-    options.add_argument("--record", help="a file to keep the calls in")
-    given = options.parse_args()
-    chosen = lmopt.retry()(lmopt.connect(given.lm)) if given.lm else lmopt.replay_lm(TAPE)
-    main(lmopt.record(given.record)(chosen) if given.record else chosen, given.question)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("question", nargs="?", default=QUESTION)
+    given = lm_options(parser, cassette="agent.calls.jsonl").parse_args()
+    main(lm_of(given, lmopt.replay_lm(TAPE)), given.question)

@@ -5,6 +5,9 @@ and LM it does your own job:
 
     python examples/quickstart.py --data questions.jsonl --signature "text -> intent" \
         --lm openai/gpt-4o-mini --out params.json
+
+The calls of a real LM are kept in quickstart.calls.jsonl: after a failure, the same command goes on
+from there.
 """
 
 import argparse
@@ -13,7 +16,16 @@ from pathlib import Path
 
 import lmopt
 from lmopt import evaluate, exact_match
-from lmopt_optimizers import Trial, best, bootstrap_few_shot, random_search, split, spread
+from lmopt_optimizers import (
+    Trial,
+    best,
+    bootstrap_few_shot,
+    lm_of,
+    lm_options,
+    random_search,
+    split,
+    spread,
+)
 
 TICKETS = Path(__file__).with_name("tickets.jsonl")
 TASK = """ticket -> team: Literal['billing', 'refunds', 'shipping', 'returns', 'account',
@@ -28,12 +40,11 @@ def options(args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", default=TICKETS, help="examples: .csv, .json or .jsonl")
     parser.add_argument("--signature", default=TASK, help="what goes in -> what comes out")
     parser.add_argument("--instructions", help="what the program is to do, in a sentence or two")
-    parser.add_argument("--lm", default="toy", help="openai/MODEL, ollama/MODEL or toy")
     parser.add_argument("--demos", type=int, default=48, help="demonstrations at most")
     parser.add_argument("--rows", type=int, default=800, help="examples to use at most")
     parser.add_argument("--candidates", type=int, default=8, help="sets of them to try")
     parser.add_argument("--out", default="params.json", help="where the parameters go")
-    return parser.parse_args(args)
+    return lm_options(parser, cassette="quickstart.calls.jsonl").parse_args(args)
 
 
 def main(given: argparse.Namespace, lm: lmopt.LM) -> lmopt.Comparison:
@@ -93,7 +104,7 @@ def main(given: argparse.Namespace, lm: lmopt.LM) -> lmopt.Comparison:
 if __name__ == "__main__":
     arguments = options()
     try:
-        main(arguments, lmopt.connect(arguments.lm))
+        main(arguments, lm_of(arguments))
     except (lmopt.LmoptError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
