@@ -5063,6 +5063,9 @@ def emit(flow: Flow, kind: type[T], lm: Any, **options: Any) -> Iterator[T]:
             else:
                 outcome = _attempt(here.perform, effect)
             going, effect = _resume(flow, *outcome)
+    except Exception as error:
+        _without_ours(error)
+        raise
     finally:
         flow.close()
         here.close()
@@ -5080,6 +5083,9 @@ async def aemit(flow: Flow, kind: type[T], lm: Any, **options: Any) -> AsyncIter
             else:
                 outcome = await there.attempt(effect)
             going, effect = _resume(flow, *outcome)
+    except Exception as error:
+        _without_ours(error)
+        raise
     finally:
         flow.close()
 
@@ -5205,6 +5211,9 @@ def _streamed(flow: Flow, lm: LM) -> Generator[Chunk | Prediction, None, None]:
         while (item := arrived.get()) is not done:
             yield item
         yield done.result()
+    except Exception as error:
+        _without_ours(error)
+        raise
     finally:
         gone.set()
 
@@ -5246,6 +5255,9 @@ async def _astreamed(flow: Flow, lm: Any) -> AsyncGenerator[Chunk | Prediction, 
         while (item := await arrived.get()) is not done:
             yield item
         yield done.result()
+    except Exception as error:
+        _without_ours(error)
+        raise
     finally:
         done.cancel()
         await asyncio.gather(done, return_exceptions=True)

@@ -417,7 +417,7 @@ class Optimizer:
         lengths = _lengths(program, examples)
         if not lengths:
             return plan
-        most = self.options.most(program, examples)
+        most = min(self.options.most(program, examples), self._halves(len(examples))[0])
         read = statistics.fmean(empty + (most + 1) * each for empty, each in lengths) / 4
         made = statistics.fmean(each for _, each in lengths) / 4
         price = getattr(self.lm, "price", None)
@@ -426,14 +426,18 @@ class Optimizer:
 
     def bounded(self, program: lmopt.Program, size: int) -> Plan:
         """Return what a search with so many examples costs at most."""
-        given = self.options.valset
-        train = (size + 1) // 2 if self.parts and given is None else size
         steps = len(self.options.paths(program))
-        plan = self.bound(Size(program, steps, train, len(given or ()) or train, self.options))
+        plan = self.bound(Size(program, steps, *self._halves(size), self.options))
         if not isinstance(plan, Plan):
             todo = "return size.plan(...)"
             raise TypeError(lmopt.explain("this bound returned no plan", plan, "a Plan", todo))
         return plan.within(self.options.calls, min(program.max_calls, 1))
+
+    def _halves(self, size: int) -> tuple[int, int]:
+        """How many of so many examples to learn from, and to score on."""
+        given = self.options.valset
+        train = (size + 1) // 2 if self.parts and given is None else size
+        return train, len(given or ()) or train
 
 
 def optimizer(

@@ -1225,3 +1225,55 @@ def test_what_is_no_leaf_effect_is_named_by_who_drives():
 
     with pytest.raises(lmopt.SignatureError, match="no effect was yielded"):  # it left no trace
         run(hidden, loud, {"a": "ab"})
+
+
+def test_each_event_is_told_of_as_it_ends():
+    def seen_by(drive_):
+        seen = []
+        made = drive_(seen.append)
+        ids = {event.id: event for event in seen}
+        assert sorted(ids) == sorted(event.id for event in made.trace) and len(ids) == len(seen)
+        assert all(ids[one.id] == one for one in made.trace)
+        assert seen[-1] == made.trace[-1]
+        return seen
+
+    given = (both, lm, {"a": "hi"})
+    in_turn = seen_by(lambda watch: run(*given, watch=watch))
+    assert in_turn == list(run(*given).trace)
+    seen_by(lambda watch: run(*given, watch=watch, workers=4))
+    seen_by(lambda watch: asyncio.run(arun(*given, watch=watch)))
+    seen_by(lambda watch: list(stream(*given, watch=watch))[-1])
+    seen_by(lambda watch: run_many(both, lm, [{"a": "hi"}], watch=watch)[0])
+
+    async def streamed(watch):
+        return [one async for one in astream(*given, watch=watch)][-1]
+
+    seen_by(lambda watch: asyncio.run(streamed(watch)))
+    rows = []
+    lmopt.evaluate(both, [{"a": "hi", "n": 2}] * 3, lmopt.exact_match, lm=lm, watch=rows.append)
+    assert len(rows) == 3 * len(in_turn)
+
+
+def test_failed_events_are_told_of_and_those_that_were_left_are_not():
+    seen = []
+    with pytest.raises(lmopt.ParseError):
+        run(
+            predict("a -> n: int", retries=0),
+            lambda _: Response("x"),
+            {"a": "?"},
+            watch=seen.append,
+        )
+    assert [(one.kind, bool(one.error)) for one in seen] == [("lm", False), ("step", True)]
+    seen.clear()
+    flow = lmopt.running(both, lmopt.Record(a="hi"), seen.append)
+    next(flow)
+    flow.close()
+    assert seen == []
+
+
+def test_who_watches_and_fails_ends_the_run():
+    def watch(event):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(predict("a -> b"), stub_lm(), {"a": "?"}, watch=watch)

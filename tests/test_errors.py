@@ -1,5 +1,6 @@
 """The error tree: whose fault it is, what the message says, and that errors travel."""
 
+import asyncio
 import pickle
 import subprocess
 import sys
@@ -207,3 +208,23 @@ def test_in_development_mode_the_traceback_is_whole():
         )
         sizes.append(made.stderr.count('lmopt.py"'))
     assert sizes[0] == 0 and sizes[1] > 5
+
+
+def test_a_traceback_is_as_short_from_a_stream_and_from_a_search():
+    def broken_lm(request):
+        raise lmopt.RateLimited("too many")
+
+    async def later():
+        return [one async for one in lmopt.astream(rescuing, broken_lm, {"q": "x"})]
+
+    search = opt.copro(broken_lm).trials(rescuing, [{"q": n, "b": n} for n in "ab"], lambda *_: 1)
+    for run in (
+        lambda: list(lmopt.stream(rescuing, broken_lm, {"q": "x"})),
+        lambda: asyncio.run(later()),
+        lambda: list(search),
+    ):
+        with pytest.raises(lmopt.RateLimited) as caught:
+            run()
+        found = places(caught.value)
+        assert found[-1] == Path(__file__).name
+        assert sum(name.startswith("lmopt") for name in found) <= 3

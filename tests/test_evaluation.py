@@ -915,3 +915,58 @@ def test_only_the_inputs_and_outputs_of_a_program_are_read_as_its_types():
 
 def _through(steps, text):
     return (yield steps.two(text=text))
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_on_a_terminal_progress_shows_how_far_how_fast_and_how_good(monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(lmopt.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("sys.stderr", Terminal())
+    monkeypatch.setenv("COLUMNS", "200")
+    made = evaluate(qa, DATA, exact_match, lm=knows_half)
+    drawn = lmopt.sys.stderr.getvalue().split("\r\x1b[K")
+    assert drawn[1].startswith("evaluate: 1 of 20, ") and drawn[-1] == ""  # it is wiped out
+    low, high = made.interval
+    assert drawn[-2].endswith(f", score 0.500 ({low:.3f} to {high:.3f})")
+    monkeypatch.setattr("sys.stderr", Terminal())
+    monkeypatch.setenv("COLUMNS", "20")
+    assert evaluate(qa, DATA, exact_match, lm=knows_half) == made
+    assert max(map(len, lmopt.sys.stderr.getvalue().split("\r\x1b[K"))) == 19
+    monkeypatch.setattr("sys.stderr", Terminal())
+    assert evaluate(qa, DATA, exact_match, lm=knows_half, progress=False) == made
+    assert lmopt.sys.stderr.getvalue() == ""
+
+
+def test_progress_is_silent_elsewhere_and_wiped_out_when_it_ends_early(monkeypatch, capsys):
+    evaluate(qa, DATA, exact_match, lm=knows_half)
+    assert capsys.readouterr() == ("", "")
+    clock = iter(range(1000))
+    monkeypatch.setattr(lmopt.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("sys.stderr", Terminal())
+    bar = lmopt.meter(iter("abc"), total=3, desc="x")
+    assert [next(bar), next(bar)] == ["a", "b"]
+    bar.close()
+    assert lmopt.sys.stderr.getvalue().endswith("\r\x1b[K")
+    monkeypatch.setattr("sys.stderr", None)  # as under pythonw
+    assert evaluate(qa, DATA, exact_match, lm=knows_half).score == 0.5
+
+
+def test_in_a_notebook_failed_rows_are_marked_and_long_texts_open_on_a_click():
+    lm = mock_lm(lambda inputs: "1" in inputs.question and {"answer": "x" * 300})
+    page = evaluate(qa, DATA[:2], exact_match, lm=lm)._repr_html_()
+    assert (
+        page.count('<tr style="background') == 1 and "ParseError" in page
+    ) or "DataError" in page
+    assert "<details>" in page and "x" * 300 in page
+    many = Evaluation(tuple(Row(Record(n=n), Prediction(), 1.0) for n in range(103)))
+    assert "and 3 more rows" in many._repr_html_()
+
+
+def test_an_empty_cell_stays_empty_and_is_no_value_of_another_type():
+    task = predict("text, size: int | None -> when: date, n: int", types={"date": lmopt.date})
+    row = {"text": "", "size": "", "when": "", "n": ""}
+    assert lmopt.check_dataset(task, [row]) == (Record(row),)

@@ -1,6 +1,7 @@
 """Requests and responses: what is part of the key, and what is not."""
 
 import functools
+import json
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -453,3 +454,87 @@ def test_a_history_may_be_none_or_messages_or_a_list():
     assert len(lmopt.preview(task, question="?", past=lmopt.History(said))) == 4
     with pytest.raises(DataError, match="a turn of the history has no known field: .*text='Hi'"):
         lmopt.preview(task, question="?", past=[{"text": "Hi"}])
+
+
+def test_the_transcript_of_a_run_is_its_last_call_or_all_with_the_replies():
+    task, lm = predict("q -> n: int"), lmopt.scripted_lm(["no", {"n": 2}])
+    made = task(lm, q="?")
+    first, last = made.trace[0].request, made.trace[1].request
+    end = "--- assistant ---\n[[ ## n ## ]]\n2\n\n[[ ## completed ## ]]"
+    assert transcript(made) == transcript(made.trace) == f"{transcript(last.messages)}\n{end}"
+    both = transcript(made, every=True)
+    assert both.startswith(f"===== 1. predict =====\n{transcript(first.messages)}\n--- assistant")
+    assert "--- assistant ---\nno\n===== 2. predict =====\n" in both and both.endswith(end)
+    with pytest.raises(lmopt.Unauthorized) as failed:
+        task(lmopt.scripted_lm([lmopt.Unauthorized("dead key")]), q="?")
+    assert transcript(failed.value.trace).endswith("--- failed ---\nUnauthorized: dead key")
+    assert transcript(lmopt.Trace([])) == transcript(lmopt.Trace([]), every=True) == ""
+    call = Message("assistant", "", [ToolCall("1", "add", {"a": 1})])
+    assert transcript([call]) == '--- assistant ---\nadd({"a": 1})'
+
+
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+def test_spans_are_those_of_opentelemetry():
+    act = {"thought": "add", "tool": "add", "arguments": {"a": 1, "b": 2}}
+    agent = lmopt.react("q -> n: int", [add], max_steps=1, temperature=0.5)
+    lm = lmopt.scripted_lm([act, {"reasoning": "so", "n": 3}])
+    trace = agent(lm, q="1 + 2?").trace
+    made = lmopt.spans(trace)
+    assert [one.name for one in made] == [
+        "chat",
+        "invoke_agent act",
+        "execute_tool add",
+        "chat",
+        "invoke_agent answer",
+        "invoke_agent",
+    ]
+    root, known = made[-1], {one.span_id: one for one in made}
+    assert root.parent_id == "" and len({one.trace_id for one in made}) == 1
+    assert all(len(one.trace_id) == 32 and len(one.span_id) == 16 for one in made)
+    for one in made[:-1]:
+        above = known[one.parent_id]
+        assert above.start <= one.start <= one.end <= above.end + 1_000_000  # clocks are coarse
+    chat_, tool = made[0].attributes, made[2].attributes
+    assert chat_["gen_ai.operation.name"] == "chat" and made[0].kind == "CLIENT"
+    assert chat_["gen_ai.request.temperature"] == 0.5
+    assert chat_["gen_ai.response.finish_reasons"] == ["stop"]
+    said = json.loads(chat_["gen_ai.input.messages"])
+    assert [one["role"] for one in said] == ["system", "user"]
+    assert said[0]["parts"][0]["type"] == "text"
+    assert json.loads(tool["gen_ai.tool.call.result"]) == 3 and made[2].kind == "INTERNAL"
+    assert lmopt.spans(trace) == made
+
+
+def test_spans_of_a_failure_say_so_and_a_trace_without_times_has_none():
+    with pytest.raises(lmopt.Unauthorized) as failed:
+        predict("q -> a")(lmopt.scripted_lm([lmopt.Unauthorized("dead key")]), q="?")
+    asked, step = lmopt.spans(failed.value.trace)
+    assert asked.error == step.error == "Unauthorized: dead key"
+    assert asked.attributes["error.type"] == "Unauthorized"
+    assert "gen_ai.output.messages" not in asked.attributes
+    again = lmopt.Trace.from_json(failed.value.trace.to_json())
+    with pytest.raises(DataError, match="a trace without times.*prediction.trace"):
+        lmopt.spans(again)
+
+
+def test_spans_tell_of_tool_calls_and_their_results():
+    asked = Request(
+        [
+            Message("user", "?"),
+            Message("assistant", "", [ToolCall("1", "add", {"a": 1, "b": 2})]),
+            Message("tool", "3", tool_call_id="1"),
+        ]
+    )
+    (made,) = lmopt.spans([lmopt.Event("x", "lm", request=asked, response=Response("3"), id=1)])
+    parts = [one["parts"] for one in json.loads(made.attributes["gen_ai.input.messages"])]
+    assert parts[1][1] == {
+        "type": "tool_call",
+        "id": "1",
+        "name": "add",
+        "arguments": {"a": 1, "b": 2},
+    }
+    assert parts[2] == [{"type": "tool_call_response", "id": "1", "response": "3"}]

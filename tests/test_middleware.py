@@ -1102,3 +1102,30 @@ def test_the_log_tells_of_tools_and_of_what_was_cancelled_but_not_of_our_own_cal
     with pytest.raises(LMTimeout):
         asyncio.run(timeout(0.01)(log(seen.append)(slow)).acall(ask()))
     assert seen[-1].error
+
+
+def test_a_budget_in_dollars_needs_a_price():
+    with pytest.raises(DataError, match=r"without a price: .*<LM m at .*say what a million tokens"):
+        budget(usd=1)(retry()(openai_lm("m", base_url="http://localhost:1/v1")))
+    free = openai_lm("m", base_url="http://localhost:1/v1", price=(0, 0))
+    assert lmopt.budget_left(budget(usd=1, calls=5)(free)) == {"calls": 5, "usd": 1}
+    asked = []
+
+    def silent(request):
+        asked.append(request)
+        return Response("a", usage=Usage(1, 3, 2))
+
+    lm = budget(usd=1)(silent)
+    with pytest.raises(DataError, match="a budget in dollars for an LM without a price"):
+        lm(ask())
+    assert len(asked) == 1
+    paid = budget(usd=1)(lambda request: Response("a", usage=Usage(1, 3, 2, 0, 0.25)))
+    paid(ask())
+    assert lmopt.budget_left(retry()(paid)) == {"usd": 0.75}
+
+
+def test_of_several_budgets_the_least_is_left():
+    lm = budget(calls=2)(retry()(budget(calls=9, tokens=50)(stub_lm())))
+    assert lmopt.budget_left(lm) == {"calls": 2, "tokens": 50} and lmopt.budget_left(echo) == {}
+    lm(ask())
+    assert lmopt.budget_left(lm)["calls"] == 1

@@ -6,12 +6,14 @@ import itertools
 import multiprocessing
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
+from attrs import evolve
 from conftest import ROOT
 
 import lmopt
@@ -519,3 +521,39 @@ def test_no_row_is_answered_with_itself_among_the_demonstrations():
     trials = list(opt.copro(lm, breadth=1, depth=1, prompt_lm=toy).trials(shown, ROWS, exact_match))
     assert trials[0].score == 1.0 and {count for _, count in seen} <= {3, 4, 5, 6, 10, 11}
     assert task.with_params(params).params == params
+
+
+def test_a_plan_tells_tokens_and_dollars_where_the_lm_has_a_price():
+    task, rows = predict("text -> label"), [{"text": "x" * 400, "label": str(n)} for n in range(40)]
+    free = random_search(lmopt.toy_lm(), calls=100).plan(task, rows)
+    assert free.usd is None and 100 * 20 * 100 < free.tokens < 100 * 21 * 150
+    lm = lmopt.openai_lm("m", base_url="http://localhost:1/v1", price=(1.0, 2.0))
+    priced = random_search(lmopt.retry()(lm), calls=100).plan(task, rows)
+    assert priced.tokens == free.tokens and free.tokens < priced.usd * 1e6 < 2 * free.tokens
+    few = random_search(lm, calls=100, max_labeled=0).plan(task, rows)
+    assert few.usd < priced.usd / 5 and (few + priced).usd == few.usd + priced.usd
+    assert str(priced) == (
+        f"at most 100 runs and 100 LM calls, usually 100, about {priced.tokens:,} tokens, "
+        f"about ${priced.usd:.2f}"
+    )
+
+
+def test_progress_tells_what_is_done_the_best_score_and_what_is_spent_and_left():
+    told = []
+
+    def progress(items, total, desc):
+        told.append(desc)
+        return items
+
+    def lm(request):
+        made = lmopt.toy_lm()(request)
+        return evolve(made, usage=evolve(made.usage, cost=0.01))
+
+    rows = [{"text": f"a {w} {n}", "kind": w} for n in range(9) for w in ("dog", "oak")]
+    around = lmopt.budget(usd=5)(lm)
+    copro(around, breadth=1, depth=1, calls=60, progress=progress)(
+        predict("text -> kind"), rows, exact_match
+    )
+    assert told[0] == "copro: scoring, 0 of 60 calls, $5.00 left"
+    found = r"rows to learn from, best 1\.000, \d+ of 60 calls, \$0"
+    assert any(re.search(found, one) for one in told)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lmopt
-from lmopt import DataError, Event, Params, Prediction, Prompt, Record, Response, Usage
+from lmopt import DataError, Event, Params, Prediction, Prompt, Record, Response, Trace, Usage
 
 json_data = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -153,3 +153,64 @@ def test_seeded_generators_depend_on_seed_and_purpose_only():
     draw = lmopt.seeded(0, "a", 1).random()
     assert draw == lmopt.seeded(0, "a", 1).random()
     assert len({draw, lmopt.seeded(1, "a", 1).random(), lmopt.seeded(0, "a", 2).random()}) == 3
+
+
+def search(query):
+    return [f"about {query}"]
+
+
+@lmopt.program(hop=lmopt.predict("question -> query"), answer=lmopt.predict("notes -> answer"))
+def research(steps, question):
+    hops = yield (steps.hop(question=question), steps.hop(question=question + "!"))
+    notes = yield lmopt.invoke(search, hops[0].query)
+    return (yield steps.answer(notes=str(notes)))
+
+
+REPLIES = [{"query": "x"}, {"query": "y"}, "no", {"answer": "long " * 40}]
+
+
+def test_a_trace_prints_as_the_tree_of_its_steps(golden):
+    made = research(lmopt.scripted_lm(REPLIES), question="Why?")
+    stable = Trace.from_json(made.trace.to_json())  # without times
+    golden("trace.txt", f"{stable}\n")
+    assert stable == made.trace and "0.0" in str(made.trace) and " s " in str(made.trace)
+    assert [depth for depth, _, _ in made.trace.tree()] == [0, 1, 2, 1, 2, 1, 1, 2, 2]
+
+
+def test_a_failed_run_prints_what_failed_where():
+    with pytest.raises(lmopt.ParseError) as failed:
+        lmopt.predict("q -> n: int", retries=0)(lmopt.scripted_lm(["a"]), q="?")
+    assert isinstance(failed.value.trace, Trace)
+    assert "predict" in str(failed.value.trace) and "failed: ParseError: " in str(
+        failed.value.trace
+    )
+    assert str(Trace([])) == "" and str(Trace([Event("a.b", "call")])) == "b()  null"
+
+
+def test_a_trace_pickles_and_is_a_tuple():
+    trace = research(lmopt.scripted_lm(REPLIES), question="Why?").trace
+    again = pickle.loads(pickle.dumps(trace))
+    assert type(again) is Trace and again == trace == tuple(trace)
+    for text in ("{", "{}", "[1]"):
+        with pytest.raises(lmopt.DataError, match="this is no trace.*save one with to_json"):
+            Trace.from_json(text)
+
+
+def test_parameters_print_readably(golden):
+    demos = [{"ticket": "x" * 99, "team": f"t{n}"} for n in range(7)]
+    made = Prompt("Sort\nit.", demos=demos, settings={"temperature": 0.1}, model="small")
+    golden("params.txt", f"{Params({'sort': made, 'rag.hop': Prompt('Ask.')})}\n")
+
+
+def test_notebooks_show_predictions_parameters_and_traces_with_full_texts_on_a_click():
+    made = research(lmopt.scripted_lm(REPLIES), question="<b>Why?")
+    page = made._repr_html_()
+    assert "&lt;b&gt;Why?" in page and "<b>" not in page
+    assert "long " * 40 in page and page.count("<details>") == 1 + len(made.trace)
+    shown = Params({"sort": Prompt("<i>", demos=[{"t": "long " * 40}])})._repr_html_()
+    assert "&lt;i&gt;" in shown and "long " * 40 in shown and "<i>" not in shown
+
+
+def test_usage_prints_what_there_is():
+    assert str(Usage()) == "" and str(Usage(calls=1, cost=0.12345)) == "1 call, $0.1235"
+    assert str(Usage(2, 10, 5)) == "2 calls, 10+5 tokens"
