@@ -321,15 +321,14 @@ def jsonable(value: Any, *, other: _Turn = None, media: _Turn = None) -> Any:
     >>> jsonable(Record(tags={"b", "a"}, who=Usage(calls=1)))["tags"]
     ['a', 'b']
     """
-    kind = type(value)
+    kind: Any = type(value)
     if kind in (str, int, float, bool, type(None)):
         return value
     turn = partial(jsonable, other=other, media=media)
     if isinstance(value, Media) and media:
         return media(value)
-    for fits, simpler in () if kind in (dict, list, tuple) else _SIMPLER:
-        if fits(kind):
-            return turn(simpler(value))
+    if simpler := _simpler(kind):
+        return turn(simpler(value))
     if isinstance(value, (str, int, float)):
         return value
     if isinstance(value, Mapping):
@@ -382,6 +381,12 @@ _SIMPLER: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
     (_has("_asdict"), lambda value: value._asdict()),
     (lambda kind: _is_text_like(kind), str),
 )
+
+
+@lru_cache(maxsize=1000)
+def _simpler(kind: Any) -> Callable[[Any], Any] | None:
+    """What makes the simpler value of one of a class, or None where there is none."""
+    return next((simpler for fits, simpler in _SIMPLER if fits(kind)), None)
 
 
 def canonical(value: Any, *, other: _Turn = None) -> str:
@@ -3831,7 +3836,8 @@ class Params(_Frozen[Prompt]):
     'Answer in one word.'
     """
 
-    __slots__ = ()
+    __slots__ = ("_digest",)
+    _digest: str
 
     def replace(self, path: str, **changes: Any) -> Params:
         """Return the parameters with changes to the prompt of one step.
@@ -3845,7 +3851,9 @@ class Params(_Frozen[Prompt]):
     @property
     def digest(self) -> str:
         """The SHA-256 of their canonical JSON: equal for equal parameters, on every machine."""
-        return _sha256(canonical(self))
+        if not hasattr(self, "_digest"):
+            object.__setattr__(self, "_digest", _sha256(canonical(self)))
+        return self._digest
 
     def to_json(self) -> str:
         """Return the parameters as the text that `save` writes."""

@@ -193,9 +193,17 @@ class Plan:
         """Return the plan of what ends after so many calls, of which a run makes `each` or more."""
         if calls is None:
             return self
-        runs = calls // each if each else self.runs
-        found = (runs, calls, runs, calls, self.trainings, self.tokens)
-        return evolve(Plan(*map(min, astuple(self)[:-1], found)), usd=self.usd)
+        runs, usual = calls // each if each else self.runs, min(calls, self.usual)
+        share = usual / self.usual if self.usual else 1.0
+        return Plan(
+            runs=min(self.runs, runs),
+            calls=min(self.calls, calls),
+            metrics=min(self.metrics, runs),
+            usual=usual,
+            trainings=self.trainings,
+            tokens=round(share * self.tokens),
+            usd=None if self.usd is None else share * self.usd,
+        )
 
 
 class Options(TypedDict, total=False):
@@ -286,8 +294,12 @@ class _Options:
 
     def most(self, program: lmopt.Program, examples: Examples) -> int:
         """How many labelled demonstrations a step has at most."""
+        return self.fit(_lengths(program, examples), len(examples))
+
+    def fit(self, lengths: Sequence[Sequence[float]], count: int) -> int:
+        """Do the same of so many examples, of such lengths."""
         room = min(self.max_prompt_tokens, int(self.max_tokens_per_run or self.max_prompt_tokens))
-        fit = fitting_count(program, examples, room)
+        fit = _fit(lengths, count, room)
         return fit if self.max_labeled is None else min(self.max_labeled, fit)
 
 
@@ -309,6 +321,8 @@ class Size:
     train: int
     val: int
     options: _Options
+    lengths: Sequence[Sequence[float]] = ()  # see `_lengths`
+    price: Any = None  # of the LM
 
     @property
     def rungs(self) -> int:
@@ -321,7 +335,19 @@ class Size:
         writer = self.options.propose or proposer()
         each = writer.max_calls if isinstance(writer, lmopt.Program) else 0
         usual = runs * _usual_calls(self.program) + texts * bool(each)
-        return Plan(runs, runs * self.program.max_calls + texts * each, runs, usual)
+        plan = Plan(runs, runs * self.program.max_calls + texts * each, runs, usual)
+        return self.priced(plan)
+
+    def priced(self, plan: Plan) -> Plan:
+        """Return a plan with the tokens of its usual calls, and what they cost."""
+        if not self.lengths:
+            return plan
+        most = self.options.fit(self.lengths, self.train)
+        read = statistics.fmean(empty + (most + 1) * each for empty, each in self.lengths) / 4
+        made = statistics.fmean(each for _, each in self.lengths) / 4
+        price = self.price and (read * self.price[0] + made * self.price[1]) / 1e6
+        usd = plan.usual * price if self.price else None
+        return evolve(plan, tokens=round(plan.usual * (read + made)), usd=usd)
 
 
 def _usual_calls(program: lmopt.Program) -> int:
@@ -413,31 +439,21 @@ class Optimizer:
     def plan(self, program: lmopt.Program, trainset: lmopt.Dataset) -> Plan:
         """Return what a search costs at most; makes no LM call."""
         examples = lmopt.check_dataset(program, trainset)
-        plan = self.bounded(program, len(examples))
-        lengths = _lengths(program, examples)
-        if not lengths:
-            return plan
-        most = min(self.options.most(program, examples), self._halves(len(examples))[0])
-        read = statistics.fmean(empty + (most + 1) * each for empty, each in lengths) / 4
-        made = statistics.fmean(each for _, each in lengths) / 4
-        price = getattr(self.lm, "price", None)
-        usd = plan.usual * (read * price[0] + made * price[1]) / 1e6 if price else None
-        return evolve(plan, tokens=round(plan.usual * (read + made)), usd=usd)
+        return self.bounded(program, len(examples), _lengths(program, examples))
 
-    def bounded(self, program: lmopt.Program, size: int) -> Plan:
-        """Return what a search with so many examples costs at most."""
-        steps = len(self.options.paths(program))
-        plan = self.bound(Size(program, steps, *self._halves(size), self.options))
+    def bounded(
+        self, program: lmopt.Program, size: int, lengths: Sequence[Sequence[float]] = ()
+    ) -> Plan:
+        """Return what a search with so many examples, of such lengths, costs at most."""
+        given, steps = self.options.valset, len(self.options.paths(program))
+        train = (size + 1) // 2 if self.parts and given is None else size
+        sizes = (steps, train, len(given or ()) or train)
+        price = getattr(self.lm, "price", None)
+        plan = self.bound(Size(program, *sizes, self.options, lengths, price))
         if not isinstance(plan, Plan):
             todo = "return size.plan(...)"
             raise TypeError(lmopt.explain("this bound returned no plan", plan, "a Plan", todo))
         return plan.within(self.options.calls, min(program.max_calls, 1))
-
-    def _halves(self, size: int) -> tuple[int, int]:
-        """How many of so many examples to learn from, and to score on."""
-        given = self.options.valset
-        train = (size + 1) // 2 if self.parts and given is None else size
-        return train, len(given or ()) or train
 
 
 def optimizer(
@@ -1667,8 +1683,12 @@ def fitting_count(program: lmopt.Program, examples: Examples, tokens: int) -> in
     >>> fitting_count(lmopt.predict("q -> a"), rows, 1000)
     24
     """
-    fit = [int((4 * tokens - empty) / each) for empty, each in _lengths(program, examples) if each]
-    return max(min([len(examples), *fit]), 0)
+    return _fit(_lengths(program, examples), len(examples), tokens)
+
+
+def _fit(lengths: Sequence[Sequence[float]], count: int, tokens: int) -> int:
+    fit = [int((4 * tokens - empty) / each) for empty, each in lengths if each]
+    return max(min([count, *fit]), 0)
 
 
 def _lengths(program: lmopt.Program, examples: Examples) -> list[list[float]]:
@@ -2649,7 +2669,7 @@ def auto(  # type: ignore[misc]
 
     def bound(size: Size) -> Plan:
         runs = calls if size.program.max_calls else calls * (size.val + size.train)
-        return Plan(runs, calls, runs, calls)
+        return size.priced(Plan(runs, calls, runs, calls))
 
     return optimizer("auto", lm, search, bound, **{**rest, "calls": calls})
 
@@ -3255,7 +3275,8 @@ def _inner(
 def _bounds(size: Size, optimizers: Iterable[Optimizer], *more: str) -> Plan:
     """What optimizers inside another one cost at most."""
     inner = [_inside(size.options, one, *more) for one in optimizers]
-    return sum((one.bounded(size.program, size.train) for one in inner), Plan())
+    plans = (one.bounded(size.program, size.train, size.lengths) for one in inner)
+    return sum(plans, Plan())
 
 
 def _checked(optimizer: Any) -> Optimizer:
@@ -3921,7 +3942,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         the exit code: 0; 1, the work failed; 2, wrong use; 130, interrupted.
 
     >>> main(["run", "question -> answer: int", "question=2+2?", "--json"])
-    {"answer": 0}
+    {"answer": 2}
     0
     """
     for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show must not end the work
