@@ -625,13 +625,14 @@ class Event:
     began: float = field(default=0.0, eq=False)  # when, in seconds since 1970
     id: int = field(default=0, eq=False)  # of all events of a run, from 1
     parent_id: int = field(default=0, eq=False)  # of the step in which it happened, or 0
+    program: str = field(default="", eq=False)  # the name of the program that a step ran
 
     @property
     def name(self) -> str:
         """What to call it in a list of events."""
         if self.kind == "lm":
             return f"lm {self.response.model}".rstrip() if self.response else "lm"
-        return self.path.rpartition(".")[2] + "()" * (self.kind == "call") or "run"
+        return self.path.rpartition(".")[2] + "()" * (self.kind == "call") or self.program or "run"
 
     def told(self, inside: Iterable[Event] = ()) -> tuple[str, str, str]:
         """Return how long it took, what it cost with what was inside, and what came of it."""
@@ -707,7 +708,8 @@ def _flat(nodes: list[tuple[Event, list[Any]]], depth: int) -> Iterator[Any]:
 
 def _line(value: Any, limit: int = 60) -> str:
     """A value on one line, cut."""
-    return cut(" ".join(as_text(value).split()), limit)
+    shown = round(value, 4) if isinstance(value, float) else value
+    return cut(" ".join(as_text(shown).split()), limit)
 
 
 def _pairs(fields: Fields) -> str:
@@ -723,13 +725,16 @@ def _folded(head: str, full: Any) -> str:
     return f"<details><summary>{escape(head)}</summary>{text}</details>"
 
 
+_UNASKED = ("BudgetExceeded", "ReplayMiss")  # errors of requests that no LM was sent
+
+
 def usage(trace: Iterable[Event]) -> Usage:
     """Sum what the LM requests of a trace cost.
 
     >>> usage([Event("predict", "lm", response=Response("hi", usage=Usage(input_tokens=3)))])
     Usage(calls=1, input_tokens=3, output_tokens=0, cached_tokens=0, cost=0.0)
     """
-    asked = [event for event in trace if event.kind == "lm"]
+    asked = [one for one in trace if one.kind == "lm" and not one.error.startswith(_UNASKED)]
     spent = sum((one.response.usage for one in asked if one.response is not None), Usage())
     return evolve(spent, calls=len(asked))
 
@@ -2333,17 +2338,24 @@ def _inspect_function(function: Callable[..., Any], types: Fields) -> Signature:
         todo = f"write a function that returns it, or 'text -> found: {name}' with types="
         raise SignatureError("a class is no task", name, "a text or a function", todo)
     about, texts = _documented(inspect.getdoc(function) or "")
-    try:
-        hints = typing.get_type_hints(function, localns=dict(types), include_extras=True)
-        inputs = _parameters(function, hints, texts=texts)
-    except (NameError, TypeError) as error:
-        todo = f"pass types= for names it cannot see ({error})"
-        raise SignatureError("a wrong annotation", name, "types", todo) from error
+    hints = _hints(function, types)
+    inputs = _parameters(function, hints, texts=texts)
     result = hints.get("return", str)
     parts = None if isinstance(result, EnumMeta) else _attributes(result)
     if parts is None:
         return Signature(inputs, [_field(name, result)], about)
     return Signature(inputs, [Field(a.name, a.type, a.desc) for a in parts], about, made=result)
+
+
+def _hints(
+    function: Callable[..., Any], types: Fields = pytypes.MappingProxyType({})
+) -> dict[str, Any]:
+    """The types of a function's parameters, and of what it returns."""
+    try:
+        return typing.get_type_hints(function, localns=dict(types), include_extras=True)
+    except (NameError, TypeError) as error:
+        todo = f"pass types= for names it cannot see ({error})"
+        raise SignatureError("a wrong annotation", _name_of(function), "types", todo) from error
 
 
 def _field(name: str, tp: Any, desc: str = "", default: Any = attrs.NOTHING) -> Field:
@@ -2900,25 +2912,30 @@ def spans(trace: Iterable[Event]) -> list[Record]:
     """Return a trace as the spans of OpenTelemetry, plain data for any exporter.
 
     Names and attributes are those of its conventions for generative AI: a request is `chat`, a call
-    `execute_tool`, a step `invoke_agent`. Prompts, replies, arguments and results are in them.
+    `execute_tool`, a step `invoke_agent`. Prompts, replies, arguments and results are in them. The
+    name of the provider, which the conventions want, is yours to add.
 
     Returns:
-        a record for each event: name, kind ("CLIENT" or "INTERNAL"), trace_id, span_id, parent_id
-        ("" for the run itself), start and end (nanoseconds since 1970), attributes (texts, numbers
-        and lists of texts), and error ("" where it went well).
+        a record for each event: name, kind ("CLIENT" or "INTERNAL"), trace_id, span_id (in order, a
+        step before what it did), parent_id ("" for the run itself), start and end (nanoseconds
+        since 1970), attributes (texts, numbers and lists of texts), and error ("" where it went
+        well).
     Raises:
-        DataError: a trace that was read from a file has no times.
-    Reference: opentelemetry.io/docs/specs/semconv/gen-ai, version 1.41.
+        DataError: a trace that was read from a file has no times; or events of several runs.
+    Reference: github.com/open-telemetry/semantic-conventions-genai.
 
     >>> one, two = spans(predict("q -> a")(stub_lm(), q="?").trace)
     >>> one.name, two.name, one.parent_id == two.span_id
     ('chat', 'invoke_agent predict', True)
     """
     events = tuple(trace)
-    if not all(event.id for event in events):
+    ids = {event.id for event in events}
+    if 0 in ids or len(ids) < len(events):
+        what = "a trace without times" if 0 in ids else "events of several runs"
         todo = "take that of a prediction: prediction.trace"
-        raise DataError("a trace without times", events[:1], "the trace of a run", todo)
-    run_id = _sha256(canonical([[one.began, one.id, one.path] for one in events]))[:32]
+        raise DataError(what, events[:1], "the trace of a run", todo)
+    facts = [[one.began, one.id, one.path, one.inputs, one.outputs] for one in events]
+    run_id = _sha256(canonical(facts, other=repr))[:32]
     return [_span(event, run_id) for event in events]
 
 
@@ -2944,43 +2961,54 @@ def _span(event: Event, run_id: str) -> Record:
 
 def _genai(event: Event) -> tuple[str, str, dict[str, Any]]:
     """The operation of an event, what it was done with, and its attributes."""
-    given, made = (canonical(one, other=repr) for one in (event.inputs, event.outputs))
-    if event.request is None:
-        named = event.path.rpartition(".")[2]
-        if event.kind == "call":
-            told = {"tool.name": named, "tool.call.arguments": given, "tool.call.result": made}
-            return "execute_tool", named, told
-        return (
-            "invoke_agent",
-            named,
-            {"agent.name": named, "agent.input": given, "agent.output": made},
-        )
-    asked, answer = event.request, event.response
+    if event.request is not None:
+        named = event.request.model or (event.response.model if event.response else "")
+        return "chat", named, _genai_chat(event.request, event.response)
+    named, made = event.name.removesuffix("()"), canonical(event.outputs, other=repr)
+    given = canonical(event.inputs, other=repr)
+    if event.kind == "call":
+        args, kwargs = event.inputs["args"], event.inputs["kwargs"]
+        given = canonical({"args": args, **kwargs} if args else kwargs, other=repr)
+        facts = {"tool.name": named, "tool.call.arguments": given}
+        return "execute_tool", named, facts if event.error else {**facts, "tool.call.result": made}
+    facts = {"agent.name": named, "input.messages": _genai_said([Message("user", given)])}
+    if not event.error:
+        facts["output.messages"] = _genai_said([Message("assistant", made)], "stop")
+    return "invoke_agent", named, facts
+
+
+def _genai_chat(asked: Request, answer: Response | None) -> dict[str, Any]:
     sampling = ("model", "temperature", "max_tokens", "top_p")
     facts: dict[str, Any] = {
         **{f"request.{name}": getattr(asked, name) for name in sampling},
         "request.stop_sequences": list(asked.stop),
-        "input.messages": canonical([_genai_message(one) for one in asked.messages]),
+        "input.messages": _genai_said(asked.messages),
     }
     if answer is None:
-        return "chat", asked.model or "", facts
+        return facts
     reply = Message("assistant", answer.text, answer.tool_calls)
-    facts |= {
+    return facts | {
         "response.model": answer.model,
         "response.finish_reasons": [answer.finish_reason],
         "usage.input_tokens": answer.usage.input_tokens,
         "usage.output_tokens": answer.usage.output_tokens,
-        "output.messages": canonical([_genai_message(reply)]),
+        "usage.cache_read.input_tokens": answer.usage.cached_tokens or None,
+        "output.messages": _genai_said([reply], answer.finish_reason),
     }
-    return "chat", asked.model or answer.model, facts
 
 
-def _genai_message(message: Message) -> dict[str, Any]:
+def _genai_said(messages: Iterable[Message], finish_reason: str = "") -> str:
+    """Messages as JSON; a reply has the reason for which it ended."""
+    ended = {"finish_reason": finish_reason} if finish_reason else {}
+    return canonical([{"role": one.role, "parts": _genai_parts(one), **ended} for one in messages])
+
+
+def _genai_parts(message: Message) -> list[dict[str, Any]]:
     if message.tool_call_id is not None:
-        kind, said = "tool_call_response", {"id": message.tool_call_id, "response": message.text}
-        return {"role": "tool", "parts": [{"type": kind, **said}]}
+        said = {"id": message.tool_call_id, "response": message.text}
+        return [{"type": "tool_call_response", **said}]
     calls = [{"type": "tool_call", **jsonable(one)} for one in message.tool_calls]
-    return {"role": message.role, "parts": [{"type": "text", "content": message.text}, *calls]}
+    return [{"type": "text", "content": message.text}, *calls]
 
 
 # == 6. Adapters ===================================================================================
@@ -4201,7 +4229,7 @@ def program(
         if not inspect.isgeneratorfunction(body):
             todo = "yield what it wants done: answer = yield steps.answer(question=question)"
             raise SignatureError("a body that never yields", called, "a generator", todo)
-        takes = _parameters(body, {}, skip=1) if inputs is None else inputs
+        takes = _parameters(body, _hints(body), skip=1) if inputs is None else inputs
         made: Any = (_by_name, (body.__module__, body.__qualname__), {})
         return Program(
             called, takes, body, Record(known), most, outputs, signature, prompt, made=made
@@ -4250,13 +4278,13 @@ def preview(program: Program, /, **inputs: Any) -> tuple[Message, ...]:
 # around the flow makes it stream, replay, or pass through middleware. How each effect is performed
 # stands in one table, `_HOW`.
 
-Outcome = tuple[Any, Exception | None]
+Outcome = tuple[Any, BaseException | None]
 """How an effect ended: with a value, or with an error."""
 
 _GENERATOR = pytypes.GeneratorType
 
 
-def _resume(flow: Flow, value: Any = None, error: Exception | None = None) -> tuple[bool, Any]:
+def _resume(flow: Flow, value: Any = None, error: BaseException | None = None) -> tuple[bool, Any]:
     """Resume a flow with an outcome: (True, its next effect), or (False, what it returns)."""
     try:
         return True, flow.send(value) if error is None else flow.throw(error)
@@ -4302,8 +4330,9 @@ def running(program: Program, inputs: Record, watch: Watch | None = None) -> Flo
     events: list[Event] = []
     try:
         return (yield from _interpret(program, inputs, program.root, _beginning(watch), events))
-    except LmoptError as error:
-        error.trace = Trace(events)
+    except Exception as error:
+        with suppress(AttributeError):
+            error.trace = Trace(events)  # type: ignore[attr-defined]
         raise
 
 
@@ -4325,7 +4354,7 @@ def _interpret(
     """Run a program: yield leaf effects, append what happened to `events`, return a prediction."""
     start, place = len(events), (path, next(parent[2]), *parent[2:])
     body = _advance(program, inputs, place, events)
-    outputs = yield from _logged(body, events, place, "step", parent, inputs)
+    outputs = yield from _logged(body, events, place, "step", parent, inputs, name=program.name)
     made = _owned(outputs._data, Prediction)
     object.__setattr__(made, "trace", Trace(events[start:]))
     return made
@@ -4378,6 +4407,7 @@ def _logged(
     parent: _Place,
     inputs: Any = None,
     request: Request | None = None,
+    name: str = "",
 ) -> Flow:
     """Have an effect, or a flow, performed, and append the event of it, however it ends."""
     since, began, outcome, failure = time.time(), time.perf_counter(), None, ""
@@ -4398,9 +4428,20 @@ def _logged(
         times = time.perf_counter() - began, since
         made, answer = (None, outcome) if request else (outcome, None)
         facts = inputs, made, request, answer, failure, parent[0]
-        events.append(Event(place[0], kind, *facts, *times, place[1], parent[1]))
+        events.append(Event(place[0], kind, *facts, *times, place[1], parent[1], name))
         if watch is not None:
-            watch(events[-1])
+            _tell(watch, events[-1])
+
+
+def _tell(watch: Watch, event: Event) -> None:
+    try:
+        watch(event)
+    except Exception as error:
+        raise _WatchFailed(error) from None
+
+
+class _WatchFailed(BaseException):
+    """Who watches a run has failed, and nothing in the run: no program catches this."""
 
 
 def _together(place: _Place, events: list[Event], effects: Sequence[Any]) -> Flow:
@@ -4531,17 +4572,20 @@ class _Here:
     What must be awaited is: each thread has an event loop for it, which it closes at its end.
     """
 
-    __slots__ = ("executor", "full", "lm", "loops", "workers")
+    __slots__ = ("executor", "full", "lm", "loops", "sent", "workers")
 
     def __init__(self, lm: Any, workers: int | None = 1, executor: Executor | None = None) -> None:
         self.full, self.workers, self.executor = lm, workers, executor
         self.lm = _innermost(lm) if hasattr(lm, "inner") else lm
         self.loops: dict[int, Any] = {}  # by thread
+        self.sent: dict[int, _Sent] = {}
 
     def drive(self, flow: Flow) -> Any:
         """Run a flow to its end, and close what it was awaited on."""
         try:
             return self.finish(flow if self.lm is self.full else _layered(flow, self.full))
+        except _WatchFailed as failed:
+            raise failed.args[0] from None
         finally:
             if self.loops:
                 self.close()
@@ -4611,7 +4655,7 @@ def _tuple_here(effect: tuple[Flow, ...], here: _Here) -> tuple[Any, ...]:
 def _many_here(effect: _Many, here: _Here) -> None:
     """Drive the flows on an executor, in lock-step, on threads or in this one."""
     inside, workers = _Here(effect.lm), workers_for(effect.lm, here.workers)
-    work: Callable[[Any], Any] = partial(_alone_there, effect.flow, effect.lm)
+    work: Callable[[Any], Any] = partial(_alone_there, effect.flow, _sent(here, effect.lm))
     if here.executor is None:
         work = lambda item: inside.finish(_layered(effect.flow(item), effect.lm))  # noqa: E731
     if here.executor is None and hasattr(inside.lm, "batch"):
@@ -4629,9 +4673,44 @@ def _many_here(effect: _Many, here: _Here) -> None:
             raise
 
 
-def _alone_there(flow: Callable[[T], Flow], lm: Any, item: T) -> Any:
+def _alone_there(flow: Callable[[T], Flow], sent: _Sent, item: T) -> Any:
     """Drive one flow wherever an executor runs it."""
-    return _Here(lm).drive(flow(item))
+    return _Here(sent.lm).drive(flow(item))
+
+
+@frozen(eq=False)
+class _Sent:
+    """An LM as it goes to an executor: another process keeps the first copy that it gets.
+
+    So its connections, and limits such as those of `throttle`, hold for all rows there.
+    """
+
+    lm: Any
+    token: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (self.lm, self.token)
+
+
+def _received(lm: Any, token: str) -> _Sent:
+    held = _held_here(token)
+    held.append(_Sent(lm, token))
+    return held[0]
+
+
+@lru_cache(maxsize=32)
+def _held_here(token: str) -> deque[_Sent]:
+    return deque()
+
+
+def _sent(driver: Any, lm: Any) -> _Sent:
+    """What is sent of an LM; the same for all that one driver does, and then no more."""
+    from uuid import uuid4
+
+    if id(lm) not in driver.sent:
+        driver.sent[id(lm)] = _Sent(lm, uuid4().hex)
+    made: _Sent = driver.sent[id(lm)]
+    return made
 
 
 # -- in an event loop --
@@ -4648,6 +4727,7 @@ class _There:
         self.full, self.lm, self.workers, self.executor = lm, _innermost(lm), workers, executor
         self.limit = asyncio.Semaphore(workers_for(lm, workers))
         self.known: dict[int, _There] = {}  # one for each LM, so that limits hold
+        self.sent: dict[int, _Sent] = {}
 
     def asking(self, lm: Any) -> _There:
         """What performs effects with another LM."""
@@ -4657,7 +4737,10 @@ class _There:
 
     async def drive(self, flow: Flow) -> Any:
         """Run a flow to its end."""
-        return await self.finish(_layered(flow, self.full))
+        try:
+            return await self.finish(_layered(flow, self.full))
+        except _WatchFailed as failed:
+            raise failed.args[0] from None
 
     async def finish(self, flow: Flow) -> Any:
         """Do what `_Here.finish` does, where performing is awaited."""
@@ -4673,7 +4756,7 @@ class _There:
         """Run a flow to its end, however it ends."""
         try:
             return await self.finish(flow), None
-        except Exception as error:
+        except (Exception, _WatchFailed) as error:
             return None, error
 
     async def attempt(self, effect: Any) -> Outcome:
@@ -4765,7 +4848,7 @@ async def _many_there(effect: _Many, there: _There) -> None:
             if there.executor is None:
                 waiting.append(asyncio.ensure_future(driven(item)))
             else:
-                work = partial(_alone_there, effect.flow, effect.lm)
+                work = partial(_alone_there, effect.flow, _sent(there, effect.lm))
                 waiting.append(asyncio.wrap_future(there.executor.submit(work, item)))
             await take(_AHEAD * max(workers, 16))
         await take(0)
@@ -5017,7 +5100,9 @@ def _without_ours(error: Exception) -> None:
     Where Python runs in development mode (`-X dev`) all of them are kept.
     """
     seen: BaseException | None = None if sys.flags.dev_mode else error
-    while seen is not None:
+    known: list[BaseException] = []
+    while seen is not None and seen not in known:  # errors may be each other's cause
+        known.append(seen)
         frames, place = [], seen.__traceback__
         while place is not None:
             frames.append(place)
@@ -5614,7 +5699,7 @@ def predict(
     texts = {f"tool.{one.name}": one.desc for one in known}
 
     def body(step: Step, /, **inputs: Any) -> Flow:
-        request = first_request = _request(step, made, adapter, known, inputs)
+        request = asked = _request(step, made, adapter, known, inputs)
         for left in range(retries, -1, -1):
             response = _unrefused((yield request))
             try:
@@ -5624,9 +5709,9 @@ def predict(
                 error.request = request
                 if not left:
                     raise
-                request = _told(first_request, error)
-            if left == 1 and request.adapter is not json:
-                request = _request(step, made, json, known, inputs, as_given=True)
+                if left == 1 and asked.adapter is not json:
+                    asked = _request(step, made, json, known, inputs, as_given=True)
+                request = _told(asked, error)
 
     prompt = Prompt(made.instructions, texts=texts, settings=settings)
     calls = (retries + 1) * adapter.calls
@@ -5788,6 +5873,14 @@ def pipeline(**steps: Program) -> Program:
 
 def _name(one: Field) -> str:
     return one.name
+
+
+def _alone_in(program: Any) -> dict[str, Program]:
+    """The steps of a module that runs one other program."""
+    if not isinstance(program, Program):
+        todo = "make one: predict('question -> answer')"
+        raise SignatureError("this is no program", program, "a program", todo)
+    return {program.name: program}
 
 
 def _around(body: Callable[..., Flow], steps: Mapping[str, Program], **changes: Any) -> Program:
@@ -5974,6 +6067,8 @@ def _acting(task: Signature, tools: Record, options: Fields) -> Program:
 
 def _meant_call(tools: Record, name: str, arguments: Fields) -> ToolCall:
     """The call that a model means where it writes `look()`, functions.look or look(city="Lyon")."""
+    if {*arguments} == {"tool", "arguments"} and isinstance(arguments["arguments"], Mapping):
+        name, arguments = str(arguments["tool"]), arguments["arguments"]
     plain = re.match(r"\W*(?:functions?\.|tools?\.)?([\w-]+)\W*(?:\((.*)\))?\W*\Z", name, re.DOTALL)
     if plain is None or name in tools or plain[1] not in (*tools, "finish"):
         return ToolCall("", name, arguments)
@@ -6784,7 +6879,7 @@ def best_of_n(
     def body(steps: Steps, /, **inputs: Any) -> Flow:
         return (yield from _attempts(steps, program.name, inputs, n, reward, threshold))
 
-    steps = {program.name: program}
+    steps = _alone_in(program)
     return _around(body, steps, max_calls=n * program.max_calls, name=name)
 
 
@@ -6889,7 +6984,7 @@ def refine(
 
     return _around(
         body,
-        {program.name: program, "advise": adviser},
+        {**_alone_in(program), "advise": adviser},
         inputs=program.inputs,
         outputs=program.outputs,
         max_calls=n * program.max_calls + (n - 1) * adviser.max_calls,
@@ -6980,7 +7075,7 @@ def majority(
         made = yield from surviving([Run(one, inputs, program.name) for one in samples])
         return vote(made, field=field)
 
-    return _around(body, {program.name: program}, max_calls=n * program.max_calls, name=name)
+    return _around(body, _alone_in(program), max_calls=n * program.max_calls, name=name)
 
 
 def surviving(runs: Iterable[Run]) -> Flow:
@@ -7161,7 +7256,7 @@ def each(program: Program, field: str, *, most: int = 100, name: str = "each") -
 
     return _around(
         body,
-        {program.name: program},
+        _alone_in(program),
         inputs=[evolve(f, type=many[f.type]) if f.name == field else f for f in program.inputs],
         max_calls=most * program.max_calls,
         name=name,
@@ -7285,7 +7380,7 @@ def _knn_demos(
         }
         return (yield Run(step.with_params(changed), inputs, program.name))
 
-    return _around(body, {program.name: program}, name=name)
+    return _around(body, _alone_in(program), name=name)
 
 
 def _asked_text(program: Program, example: Fields) -> str:
@@ -9087,7 +9182,8 @@ def _who(value: Any, depth: int = 3) -> str:
         mine = {name: getattr(value, name) for name in slots if hasattr(value, name)}
         mine |= getattr(value, "__dict__", {})  # what begins with "_" is its state
         named, held = type(value), {n: v for n, v in mine.items() if not n.startswith("_")}
-    return f"{named.__module__}.{named.__qualname__}{_holding(held, depth)}"
+    module = str(named.__module__).replace("__mp_main__", "__main__")  # as workers call it
+    return f"{module}.{named.__qualname__}{_holding(held, depth)}"
 
 
 def _holding(held: Mapping[Any, Any], depth: int) -> str:
@@ -9803,7 +9899,7 @@ class _Purse:
                 return None
             if self.under_way:
                 return self.settled
-            shown = {name: self.spent[name] for name in self.limits}
+            shown = {name: round(self.spent[name], 6) for name in self.limits}
             raise BudgetExceeded("the budget is spent", shown, f"at most {self.limits}", "raise it")
 
     def _fits(self, name: str) -> bool:
@@ -9826,7 +9922,7 @@ class _Purse:
             raise self._unpriced(spent)
 
     def _unpriced(self, lm: Any) -> DataError:
-        todo = "say what a million tokens cost: openai_lm(..., price=(0.15, 0.60))"
+        lm, todo = _innermost(lm), "say what a million tokens cost: price=(0.15, 0.60)"
         return DataError("a budget in dollars for an LM without a price", lm, "a price", todo)
 
     def settle(self, response: Response | None) -> None:
@@ -10374,7 +10470,7 @@ def _known_types(program: Program) -> dict[str, Any]:
             found.setdefault(one.name, []).append(one.type)
     same = {name: types[0] for name, types in found.items() if len(set(map(words, types))) == 1}
     own = {one.name for one in program.inputs} | set(program.outputs or same)
-    return {n: tp for n, tp in same.items() if n in own and tp not in (str, Any, History)}
+    return {n: tp for n, tp in same.items() if n in own and tp not in (str, Any)}
 
 
 def _read_as(types: Fields, example: Record) -> Record:
@@ -10385,7 +10481,7 @@ def _read_as(types: Fields, example: Record) -> Record:
             continue
         try:
             data = first([*_loaded(value), value]) if isinstance(value, str) else value
-            changes[name] = coerce(tp, data)
+            changes[name] = _history(data) if tp is History else coerce(tp, data)
         except ValueError as error:
             what = f"the field {name!r} cannot be read ({error})"
             raise DataError(what, value, words(tp), "correct the data") from error
@@ -10440,29 +10536,54 @@ class Comparison:
     worse: int  # number of rows in which it scores lower
     rows: int  # number of rows
 
+    def __str__(self) -> str:
+        low, high = self.interval
+        found = f"{self.difference:+.3f} (95% {low:+.3f} to {high:+.3f}, p = {self.p_value:.2g})"
+        return f"{found}: of {self.rows} rows {self.better} better, {self.worse} worse"
+
 
 def compare(a: Evaluation, b: Evaluation) -> Comparison:
     """Compare two evaluations of the same examples: what going from `a` to `b` gains.
 
-    The test is that of random signs (Fisher 1935) in its normal approximation, which for scores of
-    0 and 1 is McNemar's; the interval is the one that excludes 0 exactly where p < 0.05. Other
-    examples are a DataError.
+    The test is that of random signs (Fisher 1935), exact where few rows differ or all that do by as
+    much, as with scores of 0 and 1 (McNemar's), else in its normal approximation; the interval
+    excludes 0 exactly where p < 0.05. Other examples are a DataError.
 
     >>> rows = [Row(Record(n=n), Prediction(), 0.0) for n in range(9)]
     >>> c = compare(Evaluation(tuple(rows)), Evaluation(tuple(evolve(r, score=1.0) for r in rows)))
     >>> c.difference, round(c.p_value, 4)
-    (1.0, 0.0027)
+    (1.0, 0.0039)
     """
+    from statistics import NormalDist
+
     if [row.example for row in a.rows] != [row.example for row in b.rows]:
         sizes, todo = (len(a.rows), len(b.rows)), "evaluate both on one data set"
         raise DataError("different examples", sizes, "the same, in the same order", todo)
     gains = [after.score - before.score for before, after in zip(a.rows, b.rows, strict=True)]
     n, mean = len(gains), math.fsum(gains) / len(gains)
     error = math.sqrt(math.fsum(gain * gain for gain in gains)) / n
-    p = math.erfc(abs(mean) / error / math.sqrt(2)) if error else 1.0
+    p = _chance([gain for gain in gains if gain])
+    if 0.0 < p < 1.0:
+        error = abs(mean) / -NormalDist().inv_cdf(p / 2)
     interval = (max(-1.0, mean - _Z95 * error), min(1.0, mean + _Z95 * error))
     better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
     return Comparison(mean, interval, p, better, worse, n)
+
+
+def _chance(gains: Sequence[float]) -> float:
+    """How probable a sum as far from 0 is where each gain could as well be a loss."""
+    count, total = len(gains), abs(math.fsum(gains))
+    sizes = [abs(one) for one in gains]
+    if count <= 1000 and max(sizes, default=0.0) - min(sizes, default=0.0) < 1e-9:
+        lost = round((count - total / (sizes[0] if sizes else 1.0)) / 2)  # the fewer of both
+        ways = sum(math.comb(count, number) for number in range(lost + 1))
+        return float(min(1.0, 2 * ways / 2**count))
+    if count <= 12:
+        signs = itertools.product((1, -1), repeat=count)
+        sums = [math.fsum(map(operator.mul, one, sizes)) for one in signs]
+        return sum(abs(one) >= total - 1e-9 for one in sums) / len(sums)
+    error = math.sqrt(math.fsum(one * one for one in sizes))
+    return math.erfc(total / error / math.sqrt(2))
 
 
 # -- metrics: each compares one field, `field=`, or all that example and prediction share --

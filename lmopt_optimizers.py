@@ -178,7 +178,7 @@ class Plan:
     def __str__(self) -> str:
         said = {
             f"at most {self.runs} runs and {self.calls} LM calls, usually {self.usual}": 1,
-            f"about {self.tokens:,} tokens": self.tokens,
+            f"about {_roughly(self.tokens):,} tokens": self.tokens,
             f"about ${self.usd or 0.0:.2f}": self.usd,
             f"{self.trainings} trainings": self.trainings,
         }
@@ -204,6 +204,11 @@ class Plan:
             tokens=round(share * self.tokens),
             usd=None if self.usd is None else share * self.usd,
         )
+
+
+def _roughly(count: int) -> int:
+    """A number to two digits."""
+    return round(count, 2 - len(str(count)))
 
 
 class Options(TypedDict, total=False):
@@ -539,7 +544,7 @@ def _ended(error: BaseException, kept: str) -> str:
     return f"the search was ended by {lmopt.describe(error)}; {kept}"
 
 
-def best(trials: Iterable[Trial], *, level: float = 0.5) -> Trial:
+def best(trials: Iterable[Trial], *, level: float = 0.7) -> Trial:
     """Return the best trial of a search: of those that are as good, the one that costs least a run.
 
     As good are those that no paired test tells from the highest score, and that do no worse than
@@ -710,6 +715,7 @@ class Hunt:
         self._unused: list[Exception] = []  # proposals since the last trial
         self._silent = [0]  # how many requests in a row the LM could not answer
         self._done: dict[tuple[str, str], dict[int, lmopt.Row]] = {}
+        self._taught: dict[str, dict[lmopt.Record, lmopt.Row]] = {}
 
     @property
     def top(self) -> Trial:
@@ -821,11 +827,12 @@ class Hunt:
     def teach(
         self, teacher: lmopt.Program, rows: Examples, params: lmopt.Params, lm: Any = None
     ) -> lmopt.Flow:
-        """Runs of another program, or with another LM, on any rows; sent: the evaluation."""
-        ready = teacher.with_params(params)
-        jobs = [(ready, row) for row in rows]
+        """Runs of the teacher, with the same LM always, on any rows; sent: the evaluation."""
+        ready, known = teacher.with_params(params), self._taught.setdefault(params.digest, {})
+        jobs = [(ready, row) for row in rows if row not in known]
         made = yield from self._run(jobs, self.lm if lm is None else lm, "the teacher runs")
-        return lmopt.Evaluation(made)
+        known |= {row.example: row for row in made}
+        return lmopt.Evaluation(tuple(known[row] for row in rows))
 
     @_wanted
     def cases(
@@ -880,8 +887,12 @@ class Hunt:
         if wrong:
             raise lmopt.DataError("propose wrote no text", wrong[0], "a text", "return a str")
         texts = list(map(cleaned, made))
-        self._unused += [ValueError("an empty text") for one in texts if not one]
-        return [text for text in unique(texts) if text]
+        writer = self.options.propose or proposer()
+        own = getattr(writer, "params", None) or {}
+        echoes = {"", *(prompt.instructions for prompt in own.values())}
+        what = "an empty text, or what the writer itself was told"
+        self._unused += [ValueError(what) for one in texts if one in echoes]
+        return [text for text in unique(texts) if text not in echoes]
 
     def _written(self, asked: Sequence[lmopt.Record], images: Sequence[Any]) -> lmopt.Flow:
         """What the writer writes for what it is told; the default one is shown images too."""
@@ -2704,7 +2715,8 @@ def _redrawn(hunt: Hunt, given: _Teaching, turn: int) -> lmopt.Flow:
     outputs = {one.name for leaf in hunt.program.leaves.values() if leaf.signature
                for one in leaf.signature.outputs}  # fmt: skip
     if given.max_bootstrapped and outputs - order[0].keys():  # runs show more than labels do
-        lesson = _Lesson(order, given, count, rng.getrandbits(32))
+        own = given if given.teacher is not None else evolve(given, teacher=base)
+        lesson = _Lesson(order, own, count, rng.getrandbits(32))
         params, note = yield from _lessons(hunt, lesson)
         made.append((_with_demos(base, params), note))
     yield hunt.contest(made)
@@ -2740,7 +2752,7 @@ def _last_word(
     hunt: Hunt, start: Trial, kept: Examples, level: float, refit: Examples
 ) -> lmopt.Flow:
     """The best, if a paired test finds it better than the start, else the start."""
-    top = best(hunt.trials, level=1.0 if refit else 0.5)  # what is refitted will cost more anyway
+    top = best(hunt.trials, level=1.0 if refit else 0.7)  # what is refitted will cost more anyway
     tested = list[tuple[lmopt.Row, ...]]()
     for params in (start.params, top.params) if kept else ():
         try:
@@ -3494,7 +3506,7 @@ def if_better(
     >>> sure = if_better(labeled_few_shot(k=4), lm=lmopt.toy_lm())
     >>> [trial.note for trial in sure.trials(lmopt.predict("animal -> sound"), rows,
     ...     lmopt.exact_match)]
-    ['start', 'labeled_few_shot is better: p = 7.74e-06']
+    ['start', 'labeled_few_shot is better: p = 1.91e-06']
     """
 
     def search(hunt: Hunt) -> lmopt.Flow:
@@ -3881,12 +3893,11 @@ def lm_options(parser: Any, *, cassette: str | None = None) -> Any:
 
     Args:
         parser: an `argparse.ArgumentParser`.
-        cassette: where calls are kept unless `--cassette` says otherwise; by default nowhere.
+        cassette: where calls of a real LM are kept unless `--cassette` says otherwise.
 
     >>> import argparse
-    >>> given = lm_options(argparse.ArgumentParser()).parse_args(["--lm", "ollama/llama3.2"])
-    >>> lm_of(given).url
-    'http://localhost:11434/v1/chat/completions'
+    >>> lm_options(argparse.ArgumentParser()).parse_args(["--lm", "ollama/llama3.2"]).lm
+    'ollama/llama3.2'
     """
     add = parser.add_argument_group("language model").add_argument
     add("--lm", metavar="NAME", help="PROVIDER/MODEL, as openai/gpt-4o-mini or ollama/llama3.2")
@@ -3894,7 +3905,9 @@ def lm_options(parser: Any, *, cassette: str | None = None) -> Any:
     add("--key-env", metavar="NAME", help="the environment variable with that server's key")
     add("--timeout", type=float, default=120.0, metavar="SECONDS", help="to wait for an answer")
     add("--concurrency", type=int, default=16, metavar="N", help="calls at once")
-    add("--cassette", default=cassette, metavar="FILE", help="keep calls here, and answer from it")
+    kept = f" (of a real LM, by default: {cassette})" if cassette else ""
+    add("--cassette", metavar="FILE", help=f"keep calls here, and answer from it{kept}")
+    parser.set_defaults(calls_kept=cassette)
     add("--budget", type=float, metavar="USD", help="US dollars at most; needs --price")
     add("--price", type=_prices, metavar="IN,OUT", help="US dollars for a million tokens, each way")
     return parser
@@ -3913,9 +3926,26 @@ def lm_of(given: Any, offline: lmopt.LM | None = None) -> lmopt.LM:
     Raises:
         DataError: an unknown provider, no folder for the cassette, no key in the variable that is
             named, or a budget without a price.
+
+    >>> import argparse
+    >>> options = lm_options(argparse.ArgumentParser())
+    >>> lm_of(options.parse_args(["--base-url", "http://localhost:8080/v1"])).url
+    'http://localhost:8080/v1/chat/completions'
     """
-    if given.lm in (None, "toy") and not given.base_url:
-        return offline if offline and not given.lm else lmopt.toy_lm()
+    named = given.base_url or given.lm not in (None, "toy")
+    lm = _wired(given) if named else offline if offline and not given.lm else lmopt.toy_lm()
+    tape = given.calls_kept if named and given.cassette is None else given.cassette
+    layers = [lmopt.retry()] * bool(named)
+    if given.budget is not None:
+        layers.append(lmopt.budget(usd=given.budget))
+    if tape:
+        layers.append(lmopt.record(tape))
+    made: lmopt.LM = pipe(lm, *layers)
+    return made
+
+
+def _wired(given: Any) -> lmopt.LM:
+    """The LM behind a URL that a command line names."""
     name, options = given.lm or "default", {}  # a local server serves one model, by any name
     if given.base_url:
         options["base_url"] = given.base_url
@@ -3924,15 +3954,13 @@ def lm_of(given: Any, offline: lmopt.LM | None = None) -> lmopt.LM:
     if given.key_env:
         if not os.environ.get(given.key_env):
             raise lmopt.DataError("no key in the environment", given.key_env, "a key", "set it")
-        options["api_key"] = os.environ[given.key_env]
+        options["api_key"] = partial(_of_environment, given.key_env)  # travels, unlike a key
     options |= {"timeout": given.timeout, "concurrency": given.concurrency, "price": given.price}
-    layers = [lmopt.retry()]
-    if given.budget is not None:
-        layers.append(lmopt.budget(usd=given.budget))
-    if given.cassette:
-        layers.append(lmopt.record(given.cassette))
-    made: lmopt.LM = pipe(lmopt.connect(name, **options), *layers)
-    return made
+    return lmopt.connect(name, **options)
+
+
+def _of_environment(name: str) -> str:
+    return os.environ.get(name, "")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -4128,8 +4156,8 @@ def _optimize(given: Any) -> tuple[str, Any]:
     """Find better parameters for a program, and measure what they gain on other rows."""
     out = given.out or "params.json"
     if given.cassette is None and (given.lm or given.base_url):
-        given.cassette = str(Path(out).with_suffix(".calls.jsonl"))
-        _tell(f"calls are kept in {given.cassette}: the same command goes on from there")
+        given.calls_kept = str(Path(out).with_suffix(".calls.jsonl"))
+        _tell(f"calls are kept in {given.calls_kept}: the same command goes on from there")
     program, metric, lm = _program(given), _named(given.metric, lmopt), _lm(given)
     (rows, test), search = _parted(program, given), _optimizer(given, lm)
     measure = partial(lmopt.evaluate, program, test, metric, lm=lm)

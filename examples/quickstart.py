@@ -84,11 +84,7 @@ def main(given: argparse.Namespace, lm: lmopt.LM) -> lmopt.Comparison:
     after = evaluate(program, held_out, exact_match, lm=lm, params=found)
     print(f"random_search:      {after}")
     gain = lmopt.compare(before, after)
-    low, high = gain.interval
-    print(
-        f"Gain, row by row:   {gain.difference:+.3f} (95% {low:+.3f} to {high:+.3f}, "
-        f"p = {gain.p_value:.2g}): {gain.better} rows better, {gain.worse} worse\n"
-    )
+    print(f"Gain, row by row:   {gain}\n")
 
     print("What changed:\n")
     changes = lmopt.diff(program.params, found).splitlines()

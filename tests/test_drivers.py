@@ -1273,7 +1273,34 @@ def test_failed_events_are_told_of_and_those_that_were_left_are_not():
 
 def test_who_watches_and_fails_ends_the_run():
     def watch(event):
-        raise ZeroDivisionError
+        if event.kind == "call":
+            raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
-        run(predict("a -> b"), stub_lm(), {"a": "?"}, watch=watch)
+    def look(a: int) -> int:
+        """Look."""
+        return a
+
+    act = {"thought": "x", "tool": "look", "arguments": {"a": 1}}
+    agent, given = lmopt.react("q -> a", [look]), {"q": "?"}
+    lm = lmopt.scripted_lm([act] * 9)
+    for drive_ in (
+        lambda: run(agent, lm, given, watch=watch),
+        lambda: asyncio.run(arun(agent, lm, given, watch=watch)),
+        lambda: list(stream(agent, lm, given, watch=watch)),
+        lambda: run_many(agent, lm, [given] * 2, watch=watch, workers=2),
+        lambda: lmopt.evaluate(agent, [given], lmopt.exact_match, lm=lm, watch=watch),
+    ):
+        with pytest.raises(ZeroDivisionError):  # it is no failure of the tool
+            drive_()
+
+
+def test_an_error_of_a_programs_own_code_has_the_trace_too():
+    @program(x=predict("a -> b"))
+    def wrong(steps, a):
+        made = yield steps.x(a=a)
+        return {"b": made["c"]}
+
+    with pytest.raises(KeyError) as failed:
+        wrong(stub_lm(), a="?")
+    assert [one.path for one in failed.value.trace] == ["x", "x", ""]
+    assert failed.value.trace[-1].name == "wrong"

@@ -567,11 +567,21 @@ marks = st.integers(0, 20).map(lambda n: n / 20)
 
 
 def test_compare_is_mcnemars_test_for_right_and_wrong():
-    """10 rows got better and 2 worse: chi-squared = (10 - 2)**2 / 12 = 5.333, p = 0.0209."""
+    """10 rows got better and 2 worse: p = 2 * (C(12, 0) + C(12, 1) + C(12, 2)) / 2**12."""
     before, after = graded([0] * 10 + [1] * 2 + [1] * 8), graded([1] * 10 + [0] * 2 + [1] * 8)
     made = compare(before, after)
     assert (made.difference, made.better, made.worse, made.rows) == (0.4, 10, 2, 20)
-    assert made.p_value == pytest.approx(0.0209, abs=1e-4)
+    assert made.p_value == 2 * (1 + 12 + 66) / 2**12
+
+
+def test_a_few_rows_are_no_proof_and_many_have_the_normal_approximation():
+    def p_of(*gains):
+        return compare(graded([0.5] * len(gains)), graded([0.5 + one for one in gains])).p_value
+
+    assert (p_of(0.5), p_of(0.5, 0.5, 0, 0), p_of(*[0.5] * 4)) == (1.0, 0.5, 0.125)
+    assert p_of(0.0) == 1.0
+    assert p_of(0.1, 0.2, 0.4) == 0.25 and p_of(0.4, -0.1, 0.2) == 0.5
+    assert p_of(*[0.5] * 300) < 1e-60 and p_of(*[0.1, 0.2] * 10) == pytest.approx(2e-5, rel=0.5)
 
 
 @given(st.lists(st.tuples(marks, marks), min_size=1, max_size=40))

@@ -490,7 +490,7 @@ def test_spans_are_those_of_opentelemetry():
         "execute_tool add",
         "chat",
         "invoke_agent answer",
-        "invoke_agent",
+        "invoke_agent react",
     ]
     root, known = made[-1], {one.span_id: one for one in made}
     assert root.parent_id == "" and len({one.trace_id for one in made}) == 1
@@ -506,6 +506,9 @@ def test_spans_are_those_of_opentelemetry():
     assert [one["role"] for one in said] == ["system", "user"]
     assert said[0]["parts"][0]["type"] == "text"
     assert json.loads(tool["gen_ai.tool.call.result"]) == 3 and made[2].kind == "INTERNAL"
+    assert json.loads(tool["gen_ai.tool.call.arguments"]) == {"a": 1, "b": 2}
+    (said,) = json.loads(root.attributes["gen_ai.output.messages"])
+    assert json.loads(said["parts"][0]["content"])["n"] == 3 and said["finish_reason"] == "stop"
     assert lmopt.spans(trace) == made
 
 
@@ -515,7 +518,9 @@ def test_spans_of_a_failure_say_so_and_a_trace_without_times_has_none():
     asked, step = lmopt.spans(failed.value.trace)
     assert asked.error == step.error == "Unauthorized: dead key"
     assert asked.attributes["error.type"] == "Unauthorized"
-    assert "gen_ai.output.messages" not in asked.attributes
+    assert "gen_ai.output.messages" not in {**asked.attributes, **step.attributes}
+    with pytest.raises(DataError, match="events of several runs"):
+        lmopt.spans([*failed.value.trace, *failed.value.trace])
     again = lmopt.Trace.from_json(failed.value.trace.to_json())
     with pytest.raises(DataError, match="a trace without times.*prediction.trace"):
         lmopt.spans(again)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from conftest import ROOT
 
 import lmopt
 import lmopt_optimizers
-from lmopt import Prompt, mock_lm, toy_lm
+from lmopt import Prompt, toy_lm
 from lmopt_optimizers import lm_of, lm_options, main
 
 TASK = "ticket -> team"
@@ -222,6 +223,9 @@ def test_it_is_a_script_and_a_module():
     assert (ran.returncode, ran.stdout) == (0, "a: ä\n")
 
 
+ASKED = lmopt.Request([lmopt.Message("user", "?")])
+
+
 def given(*arguments):
     import argparse
 
@@ -230,11 +234,11 @@ def given(*arguments):
 
 def test_the_lm_of_a_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    offline = mock_lm(lambda inputs: {"a": "!"})
+    offline = lmopt.scripted_lm(["!"])
     assert (
         lm_of(given(), offline) is offline and lm_of(given("--lm", "toy"), offline) is not offline
     )
-    assert lm_of(given())(lmopt.Request([lmopt.Message("user", "?")])).model == "toy"
+    assert lm_of(given())(ASKED).model == "toy"
     lm = lm_of(given("--lm", "ollama/x", "--concurrency", "3", "--timeout", "7"))
     assert (lm.concurrency, lm.end.timeout, lm.model) == (3, 7.0, "x")
     served = lm_of(given("--lm", "Qwen/Qwen3-8B", "--base-url", "http://localhost:1/v1"))
@@ -247,4 +251,11 @@ def test_the_lm_of_a_command_line(tmp_path, monkeypatch):
     assert priced.price == (0.15, 0.6) and lmopt.budget_left(priced) == {"usd": 2.0}
     monkeypatch.setenv("MINE", "secret")
     keyed = lm_of(given("--lm", "vllm/x", "--key-env", "MINE"))
-    assert "secret" not in repr(keyed) and keyed.end.key == "secret"
+    assert keyed.end.key() == "secret"
+    assert b"secret" not in pickle.dumps(keyed) and pickle.loads(pickle.dumps(keyed)).end.key
+    assert (tmp_path / "calls.jsonl").exists() is False
+    lm_of(given("--cassette", "mine.jsonl"), offline)(ASKED)
+    lm_of(given("--cassette", "", "--lm", "ollama/x"))
+    assert (tmp_path / "mine.jsonl").exists() and not (tmp_path / "calls.jsonl").exists()
+    with pytest.raises(lmopt.DataError, match="without a price"):
+        lm_of(given("--budget", "1"), lmopt.toy_lm())(ASKED)
