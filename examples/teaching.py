@@ -277,8 +277,8 @@ print(sum(count <= 1 or count >= 11 for count in heads) / 10_000)
 # -> 0.0067
 
 # %% [markdown]
-# That is what `p` is, worked out without coins. Where it is below 0.05, people believe that the change
-# did something; above that we say *noise*. So the rule and the demonstrations have both helped.
+# That is what `p` is, worked out without coins. Where it is below 0.05, people believe that the
+# change did something; above that we say *noise*. So the rule and the demonstrations have helped.
 
 # %% [markdown]
 # ## 8. The simplest optimizer
