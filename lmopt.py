@@ -7555,12 +7555,17 @@ def _toy(seed: int, request: Request) -> Response:
         value = _toy_sample(seed, request, votes) if votes else _toy_guess(kind, question)
         if name == "instructions":
             value = _toy_write(seed, request, sections(turns[last]))
-        reply.append((Field(name), value))
-    fields, values = [one for one, _ in reply], {one.name: value for one, value in reply}
-    text = _CHAT.reply(_CHAT, Signature((), fields), values) if reply else question
+        reply.append((name, value))
+    names = tuple(name for name, _ in reply)
+    text = _CHAT.reply(_CHAT, _toy_task(names), dict(reply)) if reply else question
     read = sum(one.text.count(" ") + 1 for one in request.messages)
     spent = Usage(calls=1, input_tokens=read, output_tokens=text.count(" ") + 1)
     return Response(text, usage=spent, model="toy")
+
+
+@lru_cache(maxsize=256)
+def _toy_task(names: tuple[str, ...]) -> Signature:
+    return Signature((), list(map(Field, names)))
 
 
 def _toy_question(turn: str) -> str:
@@ -7584,24 +7589,32 @@ def _toy_words(*texts: str) -> frozenset[str]:
 
 def _toy_alike(asked: frozenset[str], known: Sequence[frozenset[str]]) -> list[float]:
     """Weigh how alike each demonstration is: shared words, rare and long ones more, in a cosine."""
+    rare, sizes = _toy_rare(tuple(known))
+    shared = [sum([rare[word] for word in asked & one]) for one in known]
+    return [(common / size) ** 1.5 for common, size in zip(shared, sizes, strict=True)]
+
+
+@lru_cache(maxsize=256)
+def _toy_rare(known: tuple[frozenset[str], ...]) -> tuple[dict[str, float], list[float]]:
+    """What each word of the demonstrations weighs, and each of them."""
     times = Counter(concat(known))
     rare = {
         word: math.log((len(known) + 1) / (n + 0.5)) * max(len(word) - 2, 0.2)
         for word, n in times.items()
     }
-    sizes = [math.sqrt(sum([rare[word] for word in one]) or 1) for one in known]
-    shared = [sum([rare[word] for word in asked & one]) for one in known]
-    return [(common / size) ** 1.5 for common, size in zip(shared, sizes, strict=True)]
+    return rare, [math.sqrt(sum([rare[word] for word in one]) or 1) for one in known]
 
 
 def _toy_rules(instructions: str, asked: frozenset[str]) -> list[tuple[str, float]]:
     """Find the rules that hold here: a line whose last quoted text is the answer to the others."""
+    found = _toy_signs(instructions)
+    return [(answer, 4.0) for signs, answer in found if any(one <= asked for one in signs)]
+
+
+@lru_cache(maxsize=256)
+def _toy_signs(instructions: str) -> list[tuple[list[frozenset[str]], str]]:
     quoted = [re.findall(r'"([^"]+)"', line) for line in instructions.splitlines()]
-    return [
-        (answer, 4.0)
-        for *signs, answer in filter(None, quoted)
-        if any(_toy_words(sign) <= asked for sign in signs)
-    ]
+    return [(list(map(_toy_words, signs)), answer) for *signs, answer in filter(None, quoted)]
 
 
 def _toy_prior(kind: str, asked: frozenset[str]) -> dict[str, float]:

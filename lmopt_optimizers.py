@@ -555,7 +555,7 @@ def best(trials: Iterable[Trial], *, level: float = 0.7) -> Trial:
     Args:
         level: the p-value from which two trials are as good, 0 to 1; 0.05 is the usual test, and
             with 1 only equal scores are.
-    Reference: Breiman et al. 1984, the rule of the standard error, of which this is two thirds.
+    Reference: Breiman et al. 1984, the rule of the standard error, of which this is two fifths.
 
     >>> params = lmopt.predict("q -> a").params
     >>> best([Trial(params, 0.5), Trial(params, 0.7, "good"), Trial(params, 0.7, "late")]).note
@@ -590,8 +590,10 @@ def _as_good(trial: Trial, top: Trial, least: float, level: float) -> bool:
         return False
     pair = trial.evaluation, top.evaluation
     same = [[row.example for row in one.rows] for one in pair]
-    good = trial.score is not None and trial.score >= least and same[0] == same[1]
-    return good and lmopt.compare(*pair).p_value >= (level if len(same[0]) >= 50 else 1.0)
+    if trial.score is None or trial.score < least or same[0] != same[1]:
+        return False
+    tested = level < 1.0 and len(same[0]) >= 50 and lmopt.compare(*pair).p_value >= level
+    return tested or trial.score == top.score
 
 
 # -- how a search says what it wants --
@@ -716,6 +718,7 @@ class Hunt:
         self._silent = [0]  # how many requests in a row the LM could not answer
         self._done: dict[tuple[str, str], dict[int, lmopt.Row]] = {}
         self._taught: dict[str, dict[lmopt.Record, lmopt.Row]] = {}
+        self._ready: dict[tuple[str, int], dict[tuple[str, int], lmopt.Program]] = {}
 
     @property
     def top(self) -> Trial:
@@ -996,11 +999,12 @@ class Hunt:
         self, half: str, several: Iterable[lmopt.Params]
     ) -> dict[tuple[str, int], lmopt.Program]:
         """The program with each parameters for each fold of the rows, which gives none away."""
-        made, rows = {}, self._half(half)
+        made, rows = self._ready.setdefault((half, len(self._half(half))), {}), self._half(half)
         for one in several:
             for fold in range(_FOLDS):
-                shown = unspoilt(self.program, one, rows[fold::_FOLDS])
-                made[one.digest, fold] = self.program.with_params(shown)
+                if (one.digest, fold) not in made:
+                    shown = unspoilt(self.program, one, rows[fold::_FOLDS])
+                    made[one.digest, fold] = self.program.with_params(shown)
         return made
 
     def _run(

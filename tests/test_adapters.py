@@ -480,6 +480,7 @@ def test_of_an_object_that_is_cut_off_what_is_before_the_cut_is_taken():
         assert lmopt.json.parse(sig("-> m: int"), response) == {"m": 7}
 
 
+@pytest.mark.slow
 @adapters
 def test_a_long_reply_of_anything_is_read_at_once(adapter):
     task = sig("-> n: int, text, tags: list[str]")
@@ -715,6 +716,7 @@ def test_what_is_streamed(adapter, reply, fields):
         assert streamed(adapter, sig("q -> a, b"), pieces)[0] == fields
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [lmopt.chat, lmopt.json, lmopt.xml, lmopt.plain])
 @pytest.mark.parametrize("depth", [500, 100_000])
 def test_what_is_nested_too_deep_to_be_used_is_not_read(adapter, depth):

@@ -476,6 +476,7 @@ def held():
     return threading.active_count(), len(list(Path("/proc/self/fd").iterdir())), len(loops)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="nothing tells of open files here")
 def test_ten_thousand_calls_of_an_async_lm_leak_nothing():
     asked = []

@@ -667,6 +667,7 @@ def test_many_may_open_a_new_cache_at_the_same_moment(tmp_path):
             assert all(one.result().get("x") is None for one in opened)
 
 
+@pytest.mark.slow
 def test_eight_processes_lose_and_tear_nothing(tmp_path):
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(8, mp_context=context) as pool:
@@ -712,6 +713,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no SIGKILL and no fork here")
 def test_killed_at_random_and_started_again_it_pays_nothing_twice(tmp_path):
     kill_after = None
@@ -775,6 +777,7 @@ def shown(error):
     return "".join([*texts, *traceback.format_exception(error), repr(pickle.dumps(error))])
 
 
+@pytest.mark.slow
 def test_a_key_is_nowhere_to_be_found(tmp_path, caplog):
     caplog.set_level(logging.DEBUG)
     echoed = json.dumps({"error": {"message": f"wrong key {KEY} and {KEY}-header"}}).encode()

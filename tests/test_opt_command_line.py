@@ -64,7 +64,7 @@ def test_a_session_from_data_to_a_reported_result(folder, capsys):
     assert code == 0 and "<score 0.000" in out and "predicted team" in out
     search = ("optimize", TASK, "tickets.csv", "--calls", "60", "--report", "report.html")
     code, out, told = run(capsys, *search)
-    assert code == 0 and "+demo: " in out and "after:  <score 1.000" in out and "p_value=" in out
+    assert code == 0 and "+demo: " in out and "after:  <score 1.000" in out and "p = 0.0039" in out
     assert "27 rows to learn from; at most 60 runs and 60 LM calls" in told
     assert " start\n" in told and "the toy LM answers" in told
     assert "<svg" in (folder / "report.html").read_text(encoding="utf-8")

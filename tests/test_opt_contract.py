@@ -141,6 +141,7 @@ def test_who_writes_no_instructions_changes_none(name, task):
     ]
 
 
+@pytest.mark.slow
 @spent
 @table
 def test_the_same_bytes_whatever_the_delays(make):
@@ -186,6 +187,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @table
 def test_the_same_bytes_whoever_performs_the_effects(make, way):
@@ -193,6 +195,7 @@ def test_the_same_bytes_whoever_performs_the_effects(make, way):
     assert lmopt.dumps(WAYS[way](make, *given)) == in_one_thread(make)[0]
 
 
+@pytest.mark.slow
 def test_the_same_bytes_on_an_executor_of_other_processes():
     given = PROGRAMS["one step"], ROWS, exact_match
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -253,6 +256,7 @@ def test_trials_are_in_order(make):
     assert all(trial.evaluation.score == trial.score for trial in scored)
 
 
+@pytest.mark.slow
 @spent
 def test_the_same_bytes_in_every_process():
     code = """
@@ -489,8 +493,9 @@ def test_of_trials_that_no_test_tells_apart_the_cheapest_is_best():
     found = opt.best([start, cheap, worse])
     assert found is cheap
     like = trial([1] * 59 + [0] * 41, 50, "like")
-    found = opt.best([start, dear, like, worse])
-    assert found.params == dear.params  # one row apart, with nothing against it: p = 0.32
+    less = trial([1] * 57 + [0] * 43, 50, "less")
+    found = opt.best([start, dear, less, worse])
+    assert found.params == dear.params  # three rows apart, with nothing against it: p = 0.25
     assert opt.best([start, dear, like], level=0.05).note == (
         "like; no test tells it from the best (dear: 0.600), which costs 500 tokens a run, not 50"
     )
@@ -533,8 +538,8 @@ def test_a_plan_tells_tokens_and_dollars_where_the_lm_has_a_price():
     few = random_search(lm, calls=100, max_labeled=0).plan(task, rows)
     assert few.usd < priced.usd / 5 and (few + priced).usd == few.usd + priced.usd
     assert str(priced) == (
-        f"at most 100 runs and 100 LM calls, usually 100, about {priced.tokens:,} tokens, "
-        f"about ${priced.usd:.2f}"
+        f"at most 100 runs and 100 LM calls, usually 100, about {round(priced.tokens, -4):,} "
+        f"tokens, about ${priced.usd:.2f}"
     )
 
 

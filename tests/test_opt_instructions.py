@@ -73,6 +73,7 @@ def at_random(history, sizes, rng):
     return tuple(rng.randrange(size) for size in sizes)
 
 
+@pytest.mark.slow
 def test_tpe_finds_more_than_random_search():
     ours = [best_found(tpe, seed) for seed in range(20)]
     random_ = [best_found(at_random, seed) for seed in range(20)]
@@ -470,6 +471,7 @@ def noted(optimizer):
     return [(t.score, t.note, t.parent, t.calls) for t in optimizer.trials(TASK, ROWS, exact_match)]
 
 
+@pytest.mark.slow
 def test_chain_is_associative_and_has_an_identity():
     a, b, c = (
         labeled_few_shot(k=3),

@@ -119,6 +119,7 @@ unsteady.identity = "unsteady"
 SAMPLING = TASK.with_params({"predict": Prompt("Say it.", settings={"temperature": 0.7})})
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the search was ended", "ignore:gepa ended")
 @pytest.mark.parametrize("name", SEARCHES)
 def test_the_laws_hold_with_an_lm_that_samples_and_fails(name):

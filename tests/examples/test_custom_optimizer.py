@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT, load_example
 
 import lmopt
@@ -50,6 +51,7 @@ def test_stepped_by_hand_it_goes_on_from_what_is_as_good_and_back_from_what_is_w
     assert tried == ["two\nthree", "three", "two"]
 
 
+@pytest.mark.slow
 def test_a_grown_prompt_gets_shorter_and_better_on_rows_it_was_not_pruned_on(capsys):
     gain = custom.main(lmopt.toy_lm())
     assert gain.rows == 80 and gain.better > gain.worse == 0
@@ -61,6 +63,7 @@ def test_a_grown_prompt_gets_shorter_and_better_on_rows_it_was_not_pruned_on(cap
     assert after < 0.7 * before
 
 
+@pytest.mark.slow
 def test_it_runs_as_a_script_on_fewer_rows():
     script = [sys.executable, str(ROOT / "examples" / "custom_optimizer.py"), "--rows", "32"]
     ran = subprocess.run(script, capture_output=True, text=True, timeout=60, check=True)

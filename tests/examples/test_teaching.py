@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 LESSON = ROOT / "examples" / "teaching.py"
@@ -74,6 +75,7 @@ def test_it_is_a_notebook_of_fifteen_steps_in_small_cells():
         assert len(lines) <= (12 if cell["cell_type"] == "code" else 7), cell["source"]
 
 
+@pytest.mark.slow
 def test_the_script_prints_the_same(tmp_path):
     ran = subprocess.run(
         [sys.executable, str(LESSON)],
