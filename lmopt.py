@@ -7240,6 +7240,7 @@ def each(program: Program, field: str, *, most: int = 100, name: str = "each") -
     >>> labels(mock_lm(lambda i: {"label": i.text.upper()}), text=["a", "b"]).label
     ('A', 'B')
     """
+    alone = _alone_in(program)
     if field not in [one.name for one in program.inputs]:
         known = f"one of {', '.join(one.name for one in program.inputs)}"
         raise SignatureError("no such input", field, known, "correct the name")
@@ -7256,7 +7257,7 @@ def each(program: Program, field: str, *, most: int = 100, name: str = "each") -
 
     return _around(
         body,
-        _alone_in(program),
+        alone,
         inputs=[evolve(f, type=many[f.type]) if f.name == field else f for f in program.inputs],
         max_calls=most * program.max_calls,
         name=name,
@@ -10482,8 +10483,10 @@ def _known_types(program: Program) -> dict[str, Any]:
         for one in (*leaf.inputs, *(leaf.signature.outputs if leaf.signature else ())):
             found.setdefault(one.name, []).append(one.type)
     same = {name: types[0] for name, types in found.items() if len(set(map(words, types))) == 1}
-    own = {one.name for one in program.inputs} | set(program.outputs or same)
-    return {n: tp for n, tp in same.items() if n in own and tp not in (str, Any)}
+    own = {one.name: one.type for one in program.inputs}
+    names = {*own, *(program.outputs or same)}
+    typed = {**same, **valfilter(lambda tp: tp is not str, own)}  # what a body says of its inputs
+    return {n: tp for n, tp in typed.items() if n in names and tp not in (str, Any)}
 
 
 def _read_as(types: Fields, example: Record) -> Record:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import programs
 import pytest
+import wire
 from programs import PROGRAMS, Crowd, answer, together
 
 import lmopt
@@ -1305,3 +1306,32 @@ def test_an_error_of_a_programs_own_code_has_the_trace_too():
         wrong(stub_lm(), a="?")
     assert [one.path for one in failed.value.trace] == ["x", "x", ""]
     assert failed.value.trace[-1].name == "wrong"
+
+
+def test_another_process_keeps_the_first_copy_of_an_lm_for_all_that_one_driver_does():
+    import pickle
+
+    asked = lmopt.throttle(per_minute=60)(lmopt.stub_lm())
+    driver, other = lmopt._Here(asked), lmopt._Here(asked)
+    texts = [pickle.dumps(lmopt._sent(one, asked)) for one in (driver, driver, other)]
+    first, again, elsewhere = [pickle.loads(text).lm for text in texts]
+    assert first is again and first is not elsewhere and first is not asked
+
+
+@pytest.mark.slow
+def test_a_limit_and_a_connection_hold_for_all_rows_of_a_process():
+    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    with wire.server(wire.served_by(lmopt.toy_lm())) as served, pool:
+        lm = lmopt.openai_lm("m", base_url=served.base_url)
+        run_many(predict("a -> b"), lm, [{"a": str(n)} for n in range(9)], executor=pool)
+        assert served.has(1) and len(served.seen) == 9
+
+
+def test_an_lm_of_the_main_script_has_one_identity_in_all_processes():
+    def ask(request):
+        return Response("")
+
+    ask.__module__, here = "__main__", lmopt.identity
+    name = here(ask)
+    ask.__module__ = "__mp_main__"
+    assert here(ask) == name

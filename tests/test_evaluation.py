@@ -980,3 +980,12 @@ def test_an_empty_cell_stays_empty_and_is_no_value_of_another_type():
     task = predict("text, size: int | None -> when: date, n: int", types={"date": lmopt.date})
     row = {"text": "", "size": "", "when": "", "n": ""}
     assert lmopt.check_dataset(task, [row]) == (Record(row),)
+
+
+def test_a_history_in_a_row_is_one_wherever_it_is_seen():
+    seen = []
+    task = predict("message, history: History -> answer")
+    lm = mock_lm(lambda inputs: seen.append(inputs.history) or {"answer": "x"})
+    turns = [{"message": "a", "answer": "b"}]
+    evaluate(task, [{"message": "c", "history": turns, "answer": "x"}], exact_match, lm=lm)
+    assert seen == [lmopt.History(turns)] and seen[0].turns[0].answer == "b"

@@ -1127,3 +1127,20 @@ def test_code_may_use_the_network_where_that_is_allowed(wall):
         code = f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 5)\nprint('in')"
         assert lmopt.subprocess_python(network=True)(code, None).output == "in\n"
         assert "Error" in lmopt.subprocess_python()(code, None).error
+
+
+def test_a_call_that_stands_inside_of_its_own_arguments_is_meant():
+    inside = {"tool": "lookup", "arguments": {"word": "tea"}}
+    acts = [
+        {"thought": "", "tool": name, "arguments": inside} for name in ("lookup", "the tool", "")
+    ]
+    end = {"reasoning": "", "a": "x"}
+    made = lmopt.react("q -> a", [lookup], max_steps=3)(scripted_lm([*acts, end]), q="?")
+    assert [turn.tool for turn in made.trajectory] == ["lookup"] * 3
+    assert made.trajectory[0].observation == lookup("tea")
+
+
+def test_a_call_that_the_budget_refused_was_none():
+    with pytest.raises(lmopt.BudgetExceeded) as refused:
+        lmopt.majority(predict("q -> a"), 3)(lmopt.budget(calls=2)(lmopt.stub_lm()), q="?")
+    assert lmopt.Prediction(trace=refused.value.trace).usage.calls == 2

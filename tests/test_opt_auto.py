@@ -31,6 +31,7 @@ from lmopt_optimizers import (
     infer_rules,
     labeled_few_shot,
     limit,
+    proposer,
     random_search,
     simba,
     tune,
@@ -548,3 +549,36 @@ def test_images_reach_the_proposer_as_images_or_where_it_takes_none_by_name():
         assert all("AAAA" not in one.text for request in sent for one in request.messages)
         seen = sent[-1].messages[-1].content[1:] if asked is lm else ()
         assert len(seen) == (3 if asked is lm else 0)
+
+
+@program(think=predict("q -> thought"), say=predict("thought -> a"))
+def two_hops(steps, q):
+    made = yield steps.think(q=q)
+    return (yield steps.say(thought=made.thought))
+
+
+def test_lessons_are_those_of_the_best_so_far():
+    def lm(request):  # right only where the prompt says "aloud"
+        name, given = request.signature.outputs[0].name, request.inputs
+        if request.step == "propose":
+            text = "Think aloud." if given.step == "think" else "Say."
+        else:
+            aloud = "aloud" in request.messages[0].text
+            text = given.thought if name == "a" else given.q if aloud else "?"
+        return lmopt.mock_lm(lambda _: {name: text})(request)
+
+    rows = [{"q": str(n), "a": str(n) if n % 5 else "never"} for n in range(40)]
+    trials = list(auto(lm, calls=300).trials(two_hops, rows, exact_match))
+    notes = [trial.note for trial in trials]
+    assert any(note.startswith("4 of ") for note in notes)
+    assert not any(note.startswith("0 of ") for note in notes)
+
+
+def test_what_the_writer_was_told_is_no_proposal():
+    told = proposer().params["propose"].instructions
+    lm = mock_lm(lambda given: {"instructions": told} if "cases" in given else {"kind": "?"})
+    rows = [{"text": f"{n}", "kind": "a"} for n in range(12)]
+    task = predict("text -> kind")
+    made = list(copro(lm, breadth=2, depth=1).trials(task, rows, exact_match))
+    assert {trial.params["predict"].instructions for trial in made} == {task.prompt.instructions}
+    assert "what the writer itself was told" in made[-1].note

@@ -328,3 +328,37 @@ def test_a_program_whose_name_stands_for_another_says_so_in_words():
 def test_a_program_that_was_evolved_says_that_it_cannot_be_sent(changes):
     with pytest.raises(DataError, match="cannot be sent elsewhere: .*by with_params only"):
         pickle.dumps(evolve(predict("q -> a"), **changes))
+
+
+def test_the_annotations_of_a_body_are_the_types_of_its_inputs():
+    @program(outputs=["n"])
+    def double(steps, count: int, note="") -> lmopt.Flow:
+        yield lmopt.Sleep(0)
+        return {"n": 2 * count}
+
+    assert [(one.name, one.type) for one in double.inputs] == [("count", int), ("note", str)]
+    rows = [{"count": "3", "n": 6}]
+    assert lmopt.evaluate(double, rows, lmopt.exact_match, lm=lmopt.stub_lm()).score == 1.0
+    with pytest.raises(
+        lmopt.SignatureError, match="a wrong annotation: 'wrong'; expected types; pass"
+    ):
+
+        @program()
+        def wrong(steps, a: "Nowhere"):  # noqa: F821
+            yield lmopt.Sleep(0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda one: lmopt.majority(one, 3),
+        lambda one: lmopt.best_of_n(one, 2, lambda *_: 1),
+        lambda one: lmopt.refine(one, 2, lambda *_: 1),
+        lambda one: lmopt.each(one, "q"),
+    ],
+)
+def test_a_module_around_a_program_refuses_what_is_none(make):
+    with pytest.raises(
+        lmopt.SignatureError, match="this is no program: 'q -> a'; .*; make one: predict"
+    ):
+        make("q -> a")
