@@ -4694,7 +4694,8 @@ class _Sent:
 
 def _received(lm: Any, token: str) -> _Sent:
     held = _held_here(token)
-    held.append(_Sent(lm, token))
+    if not held:
+        held.append(_Sent(lm, token))
     return held[0]
 
 
