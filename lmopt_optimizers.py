@@ -717,8 +717,8 @@ class Hunt:
         self._unused: list[Exception] = []  # proposals since the last trial
         self._silent = [0]  # how many requests in a row the LM could not answer
         self._done: dict[tuple[str, str], dict[int, lmopt.Row]] = {}
-        self._taught: dict[str, dict[lmopt.Record, lmopt.Row]] = {}
-        self._ready: dict[tuple[str, int], dict[tuple[str, int], lmopt.Program]] = {}
+        self._taught: dict[tuple[int, int, str], dict[lmopt.Record, lmopt.Row]] = {}
+        self._ready: dict[str, tuple[Examples, dict[tuple[str, int], lmopt.Program]]] = {}
 
     @property
     def top(self) -> Trial:
@@ -830,8 +830,9 @@ class Hunt:
     def teach(
         self, teacher: lmopt.Program, rows: Examples, params: lmopt.Params, lm: Any = None
     ) -> lmopt.Flow:
-        """Runs of the teacher, with the same LM always, on any rows; sent: the evaluation."""
-        ready, known = teacher.with_params(params), self._taught.setdefault(params.digest, {})
+        """Runs of another program, or with another LM, on any rows; sent: the evaluation."""
+        ready = teacher.with_params(params)
+        known = self._taught.setdefault((id(teacher.body), id(lm), params.digest), {})
         jobs = [(ready, row) for row in rows if row not in known]
         made = yield from self._run(jobs, self.lm if lm is None else lm, "the teacher runs")
         known |= {row.example: row for row in made}
@@ -999,7 +1000,10 @@ class Hunt:
         self, half: str, several: Iterable[lmopt.Params]
     ) -> dict[tuple[str, int], lmopt.Program]:
         """The program with each parameters for each fold of the rows, which gives none away."""
-        made, rows = self._ready.setdefault((half, len(self._half(half))), {}), self._half(half)
+        rows = self._half(half)
+        if half not in self._ready or self._ready[half][0] is not rows:  # other rows since
+            self._ready[half] = rows, {}
+        made = self._ready[half][1]
         for one in several:
             for fold in range(_FOLDS):
                 if (one.digest, fold) not in made:
