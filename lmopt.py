@@ -659,6 +659,10 @@ class Trace(tuple[Event, ...]):
 
     __slots__ = ()
 
+    def __getitem__(self, place: Any) -> Any:
+        found = super().__getitem__(place)
+        return Trace(found) if isinstance(place, slice) else found
+
     def tree(self) -> Iterator[tuple[int, Event, list[Event]]]:
         """Yield how deep each event is, the event, and those inside of it; a step comes first."""
         nodes: list[tuple[Event, list[Any]]] = []
@@ -678,7 +682,7 @@ class Trace(tuple[Event, ...]):
         """Return the trace of a text that `to_json` wrote, fit for `replay`; may be a DataError."""
         try:
             return cls(coerce(tuple[Event, ...], jsonlib.loads(text)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             todo = f"save one with to_json ({error})"
             raise DataError("this is no trace", text, "a list of events", todo) from error
 
@@ -708,8 +712,9 @@ def _flat(nodes: list[tuple[Event, list[Any]]], depth: int) -> Iterator[Any]:
 
 def _line(value: Any, limit: int = 60) -> str:
     """A value on one line, cut."""
-    shown = round(value, 4) if isinstance(value, float) else value
-    return cut(" ".join(as_text(shown).split()), limit)
+    text = as_text(round(value, 4) if isinstance(value, float) else value)
+    plain = "".join(one if one.isprintable() else " " for one in text[: 4 * limit])
+    return cut(" ".join(plain.split()) + "…" * (len(text) > 4 * limit), limit)
 
 
 def _pairs(fields: Fields) -> str:
@@ -1042,6 +1047,8 @@ def sample(tp: Any, inside: tuple[Any, ...] = ()) -> Any:
     ['a']
     """
     kind, parts = shape(tp)
+    if tp is History:
+        return []
     if kind == "scalar":
         return parts[3]
     if kind == "choice":
@@ -2916,8 +2923,8 @@ def spans(trace: Iterable[Event]) -> list[Record]:
     name of the provider, which the conventions want, is yours to add.
 
     Returns:
-        a record for each event: name, kind ("CLIENT" or "INTERNAL"), trace_id, span_id (in order, a
-        step before what it did), parent_id ("" for the run itself), start and end (nanoseconds
+        a record for each event: name, kind ("CLIENT" or "INTERNAL"), trace_id, span_id (of a step,
+        before those of what it did), parent_id ("" for the run itself), start and end (nanoseconds
         since 1970), attributes (texts, numbers and lists of texts), and error ("" where it went
         well).
     Raises:
@@ -2968,7 +2975,7 @@ def _genai(event: Event) -> tuple[str, str, dict[str, Any]]:
     given = canonical(event.inputs, other=repr)
     if event.kind == "call":
         args, kwargs = event.inputs["args"], event.inputs["kwargs"]
-        given = canonical({"args": args, **kwargs} if args else kwargs, other=repr)
+        given = canonical({"args": args, "kwargs": kwargs} if args else kwargs, other=repr)
         facts = {"tool.name": named, "tool.call.arguments": given}
         return "execute_tool", named, facts if event.error else {**facts, "tool.call.result": made}
     facts = {"agent.name": named, "input.messages": _genai_said([Message("user", given)])}
@@ -4229,7 +4236,10 @@ def program(
         if not inspect.isgeneratorfunction(body):
             todo = "yield what it wants done: answer = yield steps.answer(question=question)"
             raise SignatureError("a body that never yields", called, "a generator", todo)
-        takes = _parameters(body, _hints(body), skip=1) if inputs is None else inputs
+        hints: Fields = {}
+        with suppress(SignatureError):  # of names that are there for a type checker only
+            hints = _hints(body)
+        takes = _parameters(body, hints, skip=1) if inputs is None else inputs
         made: Any = (_by_name, (body.__module__, body.__qualname__), {})
         return Program(
             called, takes, body, Record(known), most, outputs, signature, prompt, made=made
@@ -4514,7 +4524,12 @@ def gathered(flow: Callable[[Any], Flow], items: Iterable[Any], lm: Any) -> Flow
     ['text', 'text']
     """
     results: list[Any] = []
-    yield _Many(flow, items, lm, results.append)
+    try:
+        yield _Many(flow, items, lm, results.append)
+    except Exception as error:
+        with suppress(AttributeError):
+            error.results = tuple(results)  # type: ignore[attr-defined]
+        raise
     return results
 
 
@@ -5538,18 +5553,28 @@ def run_many(
     driven in lock-step: all runs advance together, and what they ask goes out as one batch.
 
     Raises:
-        Exception: that of the first run, in order, that failed; no further one is begun then.
-            Ctrl-C waits for nothing; what was recorded or cached until then is kept.
+        Exception: that of the first run, in order, that failed; no further one is begun then. Its
+            `results` are those before. Ctrl-C waits for nothing; what was recorded is kept.
+        DataError: `watch` together with `executor`, whose processes cannot call it.
     Calls: `program.max_calls` at most for each of the inputs.
 
     >>> done = run_many(predict("question -> answer"), stub_lm(), [{"question": "a"}] * 2)
     >>> [prediction.answer for prediction in done]
     ['text', 'text']
     """
+    _check_watch(watch, executor)
     checked = [check_inputs(program, inputs) for inputs in inputs_list]
     flow = gathered(partial(running, program, watch=watch), checked, lm)
     made: list[Prediction] = drive(flow, lm, workers=workers, executor=executor)
     return made
+
+
+def _check_watch(watch: Any, executor: Any) -> None:
+    if watch is not None and not callable(watch):
+        raise DataError("this watches nothing", watch, "a function", "pass one of an Event")
+    if watch is not None and executor is not None:
+        todo = "leave one out, or read prediction.trace"
+        raise DataError("other processes cannot call this", watch, "no executor", todo)
 
 
 def workers_for(lm: Any, workers: int | None) -> int:
@@ -6068,8 +6093,10 @@ def _acting(task: Signature, tools: Record, options: Fields) -> Program:
 
 def _meant_call(tools: Record, name: str, arguments: Fields) -> ToolCall:
     """The call that a model means where it writes `look()`, functions.look or look(city="Lyon")."""
-    if {*arguments} == {"tool", "arguments"} and isinstance(arguments["arguments"], Mapping):
-        name, arguments = str(arguments["tool"]), arguments["arguments"]
+    inner = arguments.get("tool"), arguments.get("arguments")
+    taken = [one.name for one in tools[name].fields] if name in tools else []
+    if inner[0] in tools and isinstance(inner[1], Mapping) and "arguments" not in taken:
+        name, arguments = str(inner[0]), inner[1]
     plain = re.match(r"\W*(?:functions?\.|tools?\.)?([\w-]+)\W*(?:\((.*)\))?\W*\Z", name, re.DOTALL)
     if plain is None or name in tools or plain[1] not in (*tools, "finish"):
         return ToolCall("", name, arguments)
@@ -7592,7 +7619,7 @@ def _toy_words(*texts: str) -> frozenset[str]:
 def _toy_alike(asked: frozenset[str], known: Sequence[frozenset[str]]) -> list[float]:
     """Weigh how alike each demonstration is: shared words, rare and long ones more, in a cosine."""
     rare, sizes = _toy_rare(tuple(known))
-    shared = [sum([rare[word] for word in asked & one]) for one in known]
+    shared = [math.fsum([rare[word] for word in asked & one]) for one in known]
     return [(common / size) ** 1.5 for common, size in zip(shared, sizes, strict=True)]
 
 
@@ -7604,7 +7631,7 @@ def _toy_rare(known: tuple[frozenset[str], ...]) -> tuple[dict[str, float], list
         word: math.log((len(known) + 1) / (n + 0.5)) * max(len(word) - 2, 0.2)
         for word, n in times.items()
     }
-    return rare, [math.sqrt(sum([rare[word] for word in one]) or 1) for one in known]
+    return rare, [math.sqrt(math.fsum([rare[word] for word in one]) or 1) for one in known]
 
 
 def _toy_rules(instructions: str, asked: frozenset[str]) -> list[tuple[str, float]]:
@@ -9848,7 +9875,7 @@ def budget(
     """
     limits = {"calls": calls, "tokens": tokens, "usd": usd}
     known = {name: limit for name, limit in limits.items() if limit is not None}
-    if not known or any(limit < 0 for limit in known.values()):
+    if not known or not all(limit >= 0 for limit in known.values()):
         todo = "pass calls=, tokens= or usd="
         raise DataError("no limit to keep", limits, "0 or more", todo)
     purse = _Purse(known)
@@ -9864,7 +9891,7 @@ def budget(
         response = None
         try:
             response = yield request
-            purse.check_cost(response.usage)
+            purse.check_cost(response)
             return response
         finally:
             purse.settle(response)
@@ -9900,7 +9927,7 @@ class _Purse:
         from concurrent.futures import Future
 
         self.limits, self.under_way, self.lock = limits, 0, threading.Lock()
-        self.priced = False  # whether the LM says what it costs
+        self.free = False  # whether the LM's price is nothing
         self.spent: dict[str, float] = {"calls": 0, "tokens": 0, "usd": 0}
         self.dearest: dict[str, float] = {"calls": 1, "tokens": 0, "usd": 0}
         self.future, self.settled = Future, Future[None]()
@@ -9929,12 +9956,14 @@ class _Purse:
         """Refuse to count the dollars of an LM that would know its price, and does not."""
         if "usd" in self.limits and getattr(lm, "price", 0) is None:
             raise self._unpriced(lm)
-        self.priced = self.priced or hasattr(lm, "price")
+        price = getattr(lm, "price", None)
+        self.free = price is not None and not any(price)
 
-    def check_cost(self, spent: Usage) -> None:
-        """Refuse an answer that does not say what it cost, of an LM that has no price either."""
-        if "usd" in self.limits and not self.priced and spent.output_tokens and not spent.cost:
-            raise self._unpriced(spent)
+    def check_cost(self, response: Response) -> None:
+        """Refuse an answer that does not say what it cost."""
+        unknown = not (response.usage.cost or response.cached or self.free)
+        if unknown and "usd" in self.limits:
+            raise self._unpriced(response.usage)
 
     def _unpriced(self, lm: Any) -> DataError:
         lm, todo = _innermost(lm), "say what a million tokens cost: price=(0.15, 0.60)"
@@ -10199,8 +10228,8 @@ class Evaluation:
         rows = self.records()[:100]
         head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
         body = "".join(
-            f"<tr{_FAILED * bool(row.get('error'))}>{''.join(map(_cell, row.values()))}</tr>"
-            for row in rows
+            f"<tr{_FAILED * bool(row.error)}>{''.join(map(_cell, flat.values()))}</tr>"
+            for row, flat in zip(self.rows, rows, strict=False)
         )
         left = f"<p>and {len(self.rows) - 100} more rows</p>" if self.rows[100:] else ""
         return f"<p>{escape(repr(self))}</p><table><tr>{head}</tr>{body}</table>{left}"
@@ -10259,6 +10288,7 @@ def evaluate(
     >>> evaluate(qa, data, exact_match, lm=lm).score
     0.5
     """
+    _check_watch(options.get("watch"), executor)
     flow = evaluating(program, dataset, metric, lm=lm, **options)
     made: Evaluation = drive(flow, lm, workers=workers, executor=executor)
     return made if options.get("max_errors") else _not_all_alike(made)
@@ -10281,6 +10311,7 @@ async def aevaluate(
     >>> asyncio.run(task).score
     1.0
     """
+    _check_watch(options.get("watch"), executor)
     flow = evaluating(program, dataset, metric, lm=lm, **options)
     made: Evaluation = await adrive(flow, lm, workers=workers, executor=executor)
     return made if options.get("max_errors") else _not_all_alike(made)
@@ -10342,7 +10373,7 @@ def scoring(
     [1.0]
     """
     _check_metric(metric)
-    if progress is None and sys.stderr and sys.stderr.isatty():
+    if progress is None and _on_a_terminal():
         progress = meter
     if progress and not callable(progress):
         raise DataError("this shows no progress", progress, "a function", "pass tqdm.tqdm")
@@ -10400,6 +10431,12 @@ def meter(results: Iterable[Any], *, total: int = 0, desc: str = "") -> Iterator
     finally:
         if drawn:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _on_a_terminal() -> bool:
+    with suppress(ValueError):  # it is closed
+        return bool(getattr(sys.stderr, "isatty", bool)())
+    return False
 
 
 def _so_far(rows: Sequence[Row]) -> str:
@@ -10559,6 +10596,9 @@ class Comparison:
         return f"{found}: of {self.rows} rows {self.better} better, {self.worse} worse"
 
 
+_SAME = 1e-9  # scores that differ by less are equal
+
+
 def compare(a: Evaluation, b: Evaluation) -> Comparison:
     """Compare two evaluations of the same examples: what going from `a` to `b` gains.
 
@@ -10576,7 +10616,10 @@ def compare(a: Evaluation, b: Evaluation) -> Comparison:
     if [row.example for row in a.rows] != [row.example for row in b.rows]:
         sizes, todo = (len(a.rows), len(b.rows)), "evaluate both on one data set"
         raise DataError("different examples", sizes, "the same, in the same order", todo)
+    if not a.rows:
+        raise DataError("no rows to compare", 0, "one or more", "evaluate more examples")
     gains = [after.score - before.score for before, after in zip(a.rows, b.rows, strict=True)]
+    gains = [gain if abs(gain) > _SAME else 0.0 for gain in gains]  # scores are rounded sums
     n, mean = len(gains), math.fsum(gains) / len(gains)
     error = math.sqrt(math.fsum(gain * gain for gain in gains)) / n
     p = _chance([gain for gain in gains if gain])
@@ -10591,14 +10634,14 @@ def _chance(gains: Sequence[float]) -> float:
     """How probable a sum as far from 0 is where each gain could as well be a loss."""
     count, total = len(gains), abs(math.fsum(gains))
     sizes = [abs(one) for one in gains]
-    if count <= 1000 and max(sizes, default=0.0) - min(sizes, default=0.0) < 1e-9:
-        lost = round((count - total / (sizes[0] if sizes else 1.0)) / 2)  # the fewer of both
+    if count <= 1000 and max(sizes, default=0.0) - min(sizes, default=0.0) < _SAME:
+        lost = min(sum(one > 0 for one in gains), sum(one < 0 for one in gains))
         ways = sum(math.comb(count, number) for number in range(lost + 1))
         return float(min(1.0, 2 * ways / 2**count))
     if count <= 12:
         signs = itertools.product((1, -1), repeat=count)
         sums = [math.fsum(map(operator.mul, one, sizes)) for one in signs]
-        return sum(abs(one) >= total - 1e-9 for one in sums) / len(sums)
+        return sum(abs(one) >= total - _SAME for one in sums) / len(sums)
     error = math.sqrt(math.fsum(one * one for one in sizes))
     return math.erfc(total / error / math.sqrt(2))
 

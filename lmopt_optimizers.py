@@ -185,9 +185,10 @@ class Plan:
         return ", ".join(text for text, there in said.items() if there)
 
     def __add__(self, other: Plan) -> Plan:
-        costs = [one.usd for one in (self, other) if one.usd is not None]
         counts = map(add, astuple(self)[:-1], astuple(other)[:-1])
-        return evolve(Plan(*counts), usd=math.fsum(costs) if costs else None)
+        paid = [one for one in (self, other) if one.usual]  # what asks nothing costs nothing
+        known = paid and all(one.usd is not None for one in paid)
+        return evolve(Plan(*counts), usd=sum(one.usd or 0.0 for one in paid) if known else None)
 
     def within(self, calls: int | None, each: int = 1) -> Plan:
         """Return the plan of what ends after so many calls, of which a run makes `each` or more."""
@@ -339,9 +340,14 @@ class Size:
         """Return the plan of so many runs of the program and so many texts to be proposed."""
         writer = self.options.propose or proposer()
         each = writer.max_calls if isinstance(writer, lmopt.Program) else 0
-        usual = runs * _usual_calls(self.program) + texts * bool(each)
-        plan = Plan(runs, runs * self.program.max_calls + texts * each, runs, usual)
-        return self.priced(plan)
+        asked = Plan(runs, runs * self.program.max_calls, runs, runs * _usual_calls(self.program))
+        writer_lm = self.options.prompt_lm
+        paid = self if writer_lm is None else self.answered_by(writer_lm)
+        return self.priced(asked) + paid.priced(Plan(calls=texts * each, usual=texts * bool(each)))
+
+    def answered_by(self, lm: Any) -> Size:
+        """Return the same where another LM answers, if there is one."""
+        return self if lm is None else evolve(self, price=getattr(lm, "price", None))
 
     def priced(self, plan: Plan) -> Plan:
         """Return a plan with the tokens of its usual calls, and what they cost."""
@@ -391,9 +397,10 @@ class Optimizer:
             LMError: the LM could not be asked.
             MetricError: the metric raised, or returned no score.
         """
+        trials = self._emitted(program, trainset, metric)
         made = [Trial(program.params, note="the start")]
         with _keeping(made):
-            for trial in self._emitted(program, trainset, metric):
+            for trial in trials:
                 made.append(trial)  # noqa: PERF402  # kept, however it ends
         return best(made).params
 
@@ -401,9 +408,10 @@ class Optimizer:
         self, program: lmopt.Program, trainset: lmopt.Dataset, metric: Any
     ) -> lmopt.Params:
         """Do the same in the running event loop."""
+        trials = self._aemitted(program, trainset, metric)
         made = [Trial(program.params, note="the start")]
         with _keeping(made):
-            async for trial in self._aemitted(program, trainset, metric):
+            async for trial in trials:
                 made.append(trial)  # noqa: PERF401  # kept, however it ends
         return best(made).params
 
@@ -1688,7 +1696,7 @@ class _Teaching:
         return self.teacher
 
     def plan(self, size: Size) -> Plan:
-        taught = evolve(size, program=self.guide(size.program))
+        taught = evolve(size, program=self.guide(size.program)).answered_by(self.teacher_lm)
         return taught.plan(self.rounds * size.train if self.max_bootstrapped else 0)
 
 
@@ -3917,12 +3925,15 @@ def lm_options(parser: Any, *, cassette: str | None = None) -> Any:
     add("--cassette", metavar="FILE", help=f"keep calls here, and answer from it{kept}")
     parser.set_defaults(calls_kept=cassette)
     add("--budget", type=float, metavar="USD", help="US dollars at most; needs --price")
-    add("--price", type=_prices, metavar="IN,OUT", help="US dollars for a million tokens, each way")
+    add("--price", type=_price, metavar="IN,OUT", help="US dollars for a million tokens, each way")
     return parser
 
 
-def _prices(text: str) -> tuple[float, ...]:
-    return tuple(map(float, text.split(",")))
+def _price(text: str) -> tuple[float, ...]:
+    made = tuple(map(float, text.split(",")))
+    if len(made) not in (2, 3) or not all(one >= 0 for one in made):
+        raise ValueError(text)  # argparse says it
+    return made
 
 
 def lm_of(given: Any, offline: lmopt.LM | None = None) -> lmopt.LM:
@@ -3982,25 +3993,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     0
     """
     for stream in (sys.stdout, sys.stderr):  # what a terminal cannot show must not end the work
-        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+        coding = {} if stream is None or stream.isatty() else {"encoding": "utf-8"}
+        getattr(stream, "reconfigure", dict)(errors="backslashreplace", **coding)
     try:
         parser = _parser()
         given, inputs = parser.parse_known_args(argv)  # argparse takes no positionals after options
         if any(one.startswith("-") for one in inputs) or (inputs and given.work is not _run):
             parser.error(f"unrecognized arguments: {' '.join(inputs)}")
         given.inputs = [*getattr(given, "inputs", ()), *inputs]
+        for name in ("out", "report", "trace"):
+            _check_target(getattr(given, name, None))
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.showwarning = lambda message, *_, **__: _tell(f"warning: {message}")
             text, data = given.work(given)
+        print(lmopt.as_text(data) if given.json else text, flush=True)
+    except BrokenPipeError:  # who reads has seen enough, as in `lmopt show ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         _tell("interrupted")
         return 130
     except (lmopt.LmoptError, OSError) as error:
         _tell(lmopt.describe(error))
         return 2 if isinstance(error, _WRONG) and not isinstance(error, lmopt.MetricError) else 1
-    print(lmopt.as_text(data) if given.json else text)
     return 0
+
+
+def _check_target(path: str | None) -> None:
+    """See now, and not after the calls are paid for, that a file can be written."""
+    if path and (Path(path).is_dir() or not os.access(Path(path).resolve().parent, os.W_OK)):
+        raise lmopt.DataError("no file can be written there", path, "a file in a folder", "make it")
 
 
 _WRONG = (lmopt.DataError, lmopt.SignatureError, lmopt.ParamsError, FileNotFoundError)
@@ -4014,13 +4036,16 @@ def _parser() -> Any:
     import argparse
 
     parser = argparse.ArgumentParser(
-        "lmopt", description="Run, measure and optimize programs of language models."
+        "lmopt",
+        description="Run, measure and optimize programs of language models.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=lmopt.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, work: Callable[[Any], Any], takes: str) -> Any:
-        made = commands.add_parser(name, help=work.__doc__, description=work.__doc__)
+        about = work.__doc__
+        made = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         made.set_defaults(work=work)
         for one in takes.split():
             made.add_argument(one.rstrip("?"), **_ARGUMENTS[one])
@@ -4039,6 +4064,12 @@ def _parser() -> Any:
     return parser
 
 
+def _count(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise ValueError(text)  # argparse says it
+    return number
+
+
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "task": {"help": 'a signature, as "text -> label: Literal[\'a\', \'b\']", or FILE.py:NAME'},
     "task?": {"nargs": "?", "help": "as for run; then as the LM is sent them"},
@@ -4053,22 +4084,23 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--adapter": {"default": "chat", "choices": ["chat", "json", "xml", "plain"]},
     "--params": {"metavar": "FILE", "help": "parameters to use or to start from"},
     "--metric": {"default": "exact_match", "metavar": "NAME", "help": "of lmopt, or FILE.py:NAME"},
-    "--rows": {"type": int, "metavar": "N", "help": "rows to use at most, spread over the outputs"},
+    "--rows": {"type": _count, "metavar": "N", "help": "rows at most, spread over the outputs"},
     "--optimizer": {"default": "auto", "metavar": "NAME", "help": "one of ours, or FILE.py:NAME"},
-    "--calls": {"type": int, "metavar": "N", "help": "LM calls that the search may make"},
+    "--calls": {"type": _count, "metavar": "N", "help": "LM calls that the search may make"},
     "--option": {
         "action": "append", "default": [], "metavar": "NAME=VALUE", "help": "of the optimizer",
     },
     "--seed": {"type": int, "default": 0, "metavar": "N", "help": "of all random choices"},
     "--test": {
         "default": "0.25", "metavar": "FILE|SHARE",
-        "help": "rows to measure on, before and after: a file, or a share of the data (0: none)",
+        "help": "rows to measure on, before and after: a file, or a share of the data, by default "
+        "a quarter (0: none)",
     },
-    "--out": {"metavar": "FILE", "help": "where the result goes"},
+    "--out": {"metavar": "FILE", "help": "where the result goes; of optimize: params.json"},
     "--report": {"metavar": "FILE", "help": "write a page about the search here"},
     "--trace": {"metavar": "FILE", "help": "write the trace here, for replay"},
     "--watch": {"action": "store_true", "help": "tell of each step as it ends"},
-    "--upto": {"type": int, "metavar": "K", "help": "replay so many events, then go on live"},
+    "--upto": {"type": _count, "metavar": "K", "help": "replay so many events, then go on live"},
 }  # fmt: skip
 
 
@@ -4100,6 +4132,8 @@ def _program(given: Any) -> lmopt.Program:
     task = given.task
     if re.search(r"\.py:\w+$", task):
         task = _named(task)
+    elif task.endswith(".py"):
+        raise lmopt.DataError("no name in the file", task, "FILE.py:NAME", f"write {task}:NAME")
     if not isinstance(task, lmopt.Program):
         options = {"instructions": given.instructions, "adapter": getattr(lmopt, given.adapter)}
         task = getattr(lmopt, given.module)(task, **options)
@@ -4110,12 +4144,24 @@ def _program(given: Any) -> lmopt.Program:
 def _lm(given: Any) -> lmopt.LM:
     if not (given.lm or given.base_url):
         _tell("no --lm is named: the toy LM answers")
+        if given.budget is not None:
+            what, todo = "the toy LM costs nothing", "name an LM, or leave out --budget"
+            raise lmopt.DataError(what, given.budget, "no budget", todo)
     return lm_of(given)
 
 
 def _rows(program: lmopt.Program, path: str, most: int | None) -> Examples:
     rows = lmopt.check_dataset(program, lmopt.read_examples(path))
     return rows if most is None else spread(rows, most, by=program.outputs)
+
+
+def _labelled(program: lmopt.Program, given: Any, path: str, most: int | None) -> Examples:
+    """Rows that a metric of ours can score: they have an output of the program."""
+    rows, ours = _rows(program, path, most), ".py:" not in given.metric
+    if ours and program.outputs and not any(name in rows[0] for name in program.outputs):
+        what, expected = f"{path} has no column of an output", " or ".join(program.outputs)
+        raise lmopt.DataError(what, list(rows[0]), expected, "name it in the task, or label it")
+    return rows
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -4131,12 +4177,23 @@ def _run(given: Any) -> tuple[str, Any]:
     watch = (lambda event: _tell("  ".join((event.name, *event.told())))) if given.watch else None
     if given.data:
         rows = [lmopt.select_inputs(program, row) for row in _rows(program, given.data, None)]
-        made = lmopt.run_many(program, lm, rows, watch=watch)
+        try:
+            made = lmopt.run_many(program, lm, rows, watch=watch)
+        except Exception as error:
+            print(*(one.to_json() for one in getattr(error, "results", ())), sep="\n", flush=True)
+            raise
         return "\n".join(one.to_json() for one in made), made
     (inputs,) = lmopt.check_dataset(program, [dict(map(_pair, given.inputs))])
-    one = lmopt.run(program, lm, inputs, watch=watch)
-    if given.trace:
-        lmopt.write_whole(one.trace.to_json(), given.trace)
+    trace = lmopt.Trace()
+    try:
+        one = lmopt.run(program, lm, inputs, watch=watch)
+        trace = one.trace
+    except Exception as error:
+        trace = getattr(error, "trace", trace)
+        raise
+    finally:
+        if given.trace:
+            lmopt.write_whole(trace.to_json(), given.trace)
     return _fields(one), one
 
 
@@ -4147,7 +4204,7 @@ def _fields(prediction: lmopt.Prediction) -> str:
 def _eval(given: Any) -> tuple[str, Any]:
     """Measure a program on the rows of a file."""
     program, lm = _program(given), _lm(given)
-    rows = _rows(program, given.data, given.rows)
+    rows = _labelled(program, given, given.data, given.rows)
     made = lmopt.evaluate(program, rows, _named(given.metric, lmopt), lm=lm)
     if given.out:
         as_csv = given.out.lower().endswith(".csv")
@@ -4171,14 +4228,15 @@ def _optimize(given: Any) -> tuple[str, Any]:
     measure = partial(lmopt.evaluate, program, test, metric, lm=lm)
     before = measure() if test else None
     _tell(f"before: {before!r}" if test else "no rows to test on")
-    made = list[Trial]()
+    made, whole = list[Trial](), False
     try:
         for trial in _trials(program, rows, metric, search):
             made.append(trial)  # kept, however it ends
+        whole = True
     finally:
-        if made:
+        if made and (whole or best(made).params != program.params):  # an older file may be better
             lmopt.save(best(made).params, out)
-            _tell(f"the best so far is in {out}")
+            _tell(f"saved {out}" if whole else f"the best so far is in {out}")
         if made and given.report:
             lmopt.write_whole(report(made, title=given.task), given.report)
     found = best(made)
@@ -4194,14 +4252,16 @@ def _optimize(given: Any) -> tuple[str, Any]:
 
 def _parted(program: lmopt.Program, given: Any) -> tuple[Examples, Examples]:
     """Rows to learn from, and others to test on."""
-    rows = _rows(program, given.data, given.rows)
+    rows = _labelled(program, given, given.data, given.rows)
     if Path(given.test).is_file():
-        return rows, _rows(program, given.test, None)
+        return rows, _labelled(program, given, given.test, None)
     try:
         share = float(given.test)
     except ValueError as error:
         what, todo = "no such rows to test on", "write --test test.csv, or --test 0.25"
         raise lmopt.DataError(what, given.test, "a file or a share", todo) from error
+    if not 0 <= share < 1:
+        raise lmopt.DataError("no share", share, "a number from 0 to 1", "write --test 0.25")
     return split(rows, share=1 - share, seed=given.seed or 0) if share else (rows, ())
 
 
@@ -4214,7 +4274,7 @@ def _optimizer(given: Any, lm: lmopt.LM) -> Optimizer:
         takes_lm = first(inspect.signature(make).parameters) == "lm"
         return _checked(make(lm, **options) if takes_lm else make(**options))
     except TypeError as error:
-        what, todo = "no such optimizer", f"correct --optimizer or --option ({error})"
+        what, todo = "no such optimizer can be made", f"correct it, or an option ({error})"
         raise lmopt.DataError(what, given.optimizer, "one with these options", todo) from error
 
 
@@ -4240,7 +4300,14 @@ def _report(given: Any) -> tuple[str, Any]:
     """Run a search again from its cassette, with the options it had, and write a page about it."""
     lm = lmopt.replay_lm(given.cassette) if given.cassette else _lm(given)
     program, metric = _program(given), _named(given.metric, lmopt)
-    made = list(_trials(program, _parted(program, given)[0], metric, _optimizer(given, lm)))
+    rows, made = _parted(program, given)[0], list[Trial]()
+    try:
+        for trial in _trials(program, rows, metric, _optimizer(given, lm)):
+            made.append(trial)  # kept, however it ends
+    except lmopt.ReplayMiss as error:
+        if not made:
+            raise
+        _tell(f"the cassette ends here, as the search did: {lmopt.cut(str(error))}")
     out = given.out or "report.html"
     lmopt.write_whole(report(made, title=given.task), out)
     return f"{summary(made)}\n\n{out}", {"report": out, "trials": len(made)}

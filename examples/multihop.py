@@ -110,6 +110,7 @@ def advice(given: lmopt.Record) -> str:
 
 def main(lm: lmopt.LM, calls: int = 600, rows: int = 30) -> list[lmopt.Evaluation]:
     """Print the recall on held-out claims; return how the start did there, and each optimizer."""
+    index()  # so that a missing package is found before any call
     train, val, held_out = (DATA[part][:rows] for part in ("train", "val", "held_out"))
     both = {"calls": calls, "valset": val}  # of other chains: names known by heart win nothing
     made = [lmopt.evaluate(verify, held_out, recall, lm=lm)]

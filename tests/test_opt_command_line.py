@@ -149,12 +149,12 @@ def test_a_search_over_http_goes_on_from_its_cassette_and_is_reported_from_it(fo
 
     def answer(payload):
         asked.append(payload)
-        return wire.failure(401) if len(asked) == 25 else wire.served_by(toy_lm())(payload)
+        return wire.failure(401) if len(asked) == 40 else wire.served_by(toy_lm())(payload)
 
     with wire.server(answer) as served:
         search = ("optimize", TASK, "tickets.csv", "--calls", "60", "--base-url", served.base_url)
         code, _, told = run(capsys, *search, "--concurrency", "1")
-        assert code == 1 and "Unauthorized" in told and "the best so far is in" in told
+        assert code == 1 and "Unauthorized" in told and "saved" not in told
         first = len(asked)
         code, out, _ = run(capsys, *search, "--concurrency", "1")
         assert code == 0 and "after:  <score 1.000" in out
@@ -185,6 +185,11 @@ def test_a_search_over_http_goes_on_from_its_cassette_and_is_reported_from_it(fo
         (("optimize", TASK, "tickets.csv", "--option", "refti=1"), 2, "did you mean refit"),
         (("optimize", TASK, "tickets.csv", "--test", "none.csv"), 2, "no such rows to test on"),
         (("replay", TASK, "tickets.csv"), 2, "this is no trace"),
+        (("eval", TASK, "tickets.csv", "--budget", "1"), 2, "the toy LM costs nothing"),
+        (("eval", "ticket -> dept", "tickets.csv"), 2, "no column of an output: .*name it in the"),
+        (("eval", TASK, "tickets.csv", "--out", "no/rows.csv"), 2, "no file can be written there"),
+        (("optimize", TASK, "tickets.csv", "--test", "1"), 2, "no share: 1.0"),
+        (("run", "mine.py", "ticket=a"), 2, "no name in the file: 'mine.py'.*write mine.py:NAME"),
         (("show", "tickets.csv"), 2, "these are no parameters"),
     ],
 )
@@ -196,7 +201,17 @@ def test_mistakes_are_one_clear_line(folder, capsys, monkeypatch, arguments, cod
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("dance",), ("run",), ("run", TASK, "--foo"), ("eval", TASK, "a", "b=c")]
+    "arguments",
+    [
+        (),
+        ("dance",),
+        ("run",),
+        ("run", TASK, "--foo"),
+        ("run", TASK, "--param", "p.json"),
+        ("run", TASK, "--price", "1"),
+        ("eval", TASK, "tickets.csv", "--rows", "-3"),
+        ("eval", TASK, "a", "b=c"),
+    ],
 )
 def test_wrong_use_shows_what_is_right(folder, capsys, arguments):
     with pytest.raises(SystemExit) as ended:
@@ -259,3 +274,60 @@ def test_the_lm_of_a_command_line(tmp_path, monkeypatch):
     assert (tmp_path / "mine.jsonl").exists() and not (tmp_path / "calls.jsonl").exists()
     with pytest.raises(lmopt.DataError, match="without a price"):
         lm_of(given("--budget", "1"), lmopt.toy_lm())(ASKED)
+
+
+def test_a_failed_search_does_not_take_the_place_of_an_older_file(folder, capsys):
+    lmopt.save({"predict": Prompt("Good.")}, "params.json")
+    asked = []
+
+    def answer(payload):
+        asked.append(payload)
+        return wire.failure(401) if len(asked) > 20 else wire.served_by(toy_lm())(payload)
+
+    with wire.server(answer) as served:
+        search = ("optimize", TASK, "tickets.csv", "--test", "0", "--base-url", served.base_url)
+        code, _, told = run(capsys, *search, "--concurrency", "1", "--cassette", "")
+    assert code == 1 and "Unauthorized" in told and "params.json" not in told.split("kept in")[0]
+    assert lmopt.load("params.json")["predict"].instructions == "Good."
+
+
+def test_a_cut_off_search_is_reported_as_far_as_it_came(folder, capsys):
+    asked = []
+
+    def answer(payload):
+        asked.append(payload)
+        return wire.failure(401) if len(asked) > 25 else wire.served_by(toy_lm())(payload)
+
+    task = (TASK, "tickets.csv", "--calls", "60", "--test", "0")
+    with wire.server(answer) as served:
+        run(capsys, "optimize", *task, "--base-url", served.base_url, "--concurrency", "1")
+    code, out, told = run(capsys, "report", *task, "--cassette", "params.calls.jsonl")
+    assert code == 0 and "the cassette ends here" in told and " start" in out
+
+
+def test_what_was_done_before_a_row_failed_is_printed(folder, capsys):
+    (folder / "rows.csv").write_text("ticket\na\nb\n", encoding="utf-8")
+    replies = iter(["[[ ## team ## ]]\nx\n\n[[ ## completed ## ]]"])
+    with wire.server(lambda payload: wire.completion(next(replies, "?"))) as served:
+        lm = ("--base-url", served.base_url, "--concurrency", "1")
+        code, out, told = run(
+            capsys, "run", "ticket -> team: Literal['x']", "--data", "rows.csv", *lm
+        )
+    assert code == 1 and out == '{"team": "x"}\n' and "ParseError" in told
+    with wire.server(lambda payload: wire.completion("?")) as served:
+        lm = ("--base-url", served.base_url, "--trace", "t.json")
+        code, _, told = run(capsys, "run", "ticket -> team: Literal['x']", "ticket=a", *lm)
+    assert code == 1 and len(lmopt.Trace.from_json((folder / "t.json").read_text("utf-8"))) == 4
+
+
+def test_who_reads_may_stop_reading(folder):
+    lmopt.save({"predict": Prompt("Go.\n" * 100_000)}, folder / "p.json")
+    command = f"{sys.executable} -m lmopt_optimizers show {folder / 'p.json'}"
+    ran = subprocess.run(
+        f"{command} | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert (ran.stdout, ran.stderr) == ("predict\n", "")
