@@ -1917,6 +1917,11 @@ class _Attribute(typing.NamedTuple):
 
 def _attributes(tp: Any) -> tuple[_Attribute, ...] | None:
     """The attributes that a class is made from; None for a type that is no such class."""
+    return _attributes_of(tp) if isinstance(tp, type) else _attributes_of.__wrapped__(tp)
+
+
+@lru_cache(maxsize=1000)
+def _attributes_of(tp: Any) -> tuple[_Attribute, ...] | None:
     made: Any = typing.get_origin(tp) or tp
     for fits, read_one in _CLASSES if isinstance(made, type) else ():
         if fits(made):

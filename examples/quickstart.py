@@ -93,7 +93,8 @@ def main(given: argparse.Namespace, lm: lmopt.LM) -> lmopt.Comparison:
 
     loaded = program.with_params(lmopt.load(given.out))
     print(f"Saved to {given.out}, loaded again, and asked:\n")
-    print(f"  {dict(inputs)}\n  -> {dict(loaded(lm, **inputs))}")
+    right = {name: held_out[0][name] for name in program.outputs if name in held_out[0]}
+    print(f"  {dict(inputs)}\n  -> {dict(loaded(lm, **inputs))}, labelled {right}")
     return gain
 
 

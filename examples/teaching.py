@@ -38,6 +38,8 @@ import lmopt
 import lmopt_optimizers as opt
 from lmopt import compare, evaluate, predict, preview, transcript
 
+HERE = Path(globals().get("__file__", "teaching.py")).resolve().parent
+
 # %%
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -173,7 +175,7 @@ print(*asked_again.split("\n\n")[1].split("; "), sep="\n")
 # *choose*, and the other 60, the *test*, we leave alone until step 10 tells why.
 
 # %%
-tickets = lmopt.read_examples(Path(lmopt.__file__).parent / "examples" / "tickets.jsonl")
+tickets = lmopt.read_examples(HERE / "tickets.jsonl")
 teams = ["billing", "shipping", "account"]
 rows = opt.spread([row for row in tickets if row.team in teams], 120, by=["team"])
 learn, choose, test = rows[:30], rows[30:60], rows[60:]

@@ -989,3 +989,35 @@ def test_a_history_in_a_row_is_one_wherever_it_is_seen():
     turns = [{"message": "a", "answer": "b"}]
     evaluate(task, [{"message": "c", "history": turns, "answer": "x"}], exact_match, lm=lm)
     assert seen == [lmopt.History(turns)] and seen[0].turns[0].answer == "b"
+
+
+def test_scores_that_differ_by_rounding_only_are_equal():
+    thirds = [0.1, 0.2, 0.3]
+    pair = graded([sum(thirds) / 3] * 20), graded([sum(reversed(thirds)) / 3] * 20)
+    made = compare(*pair)
+    assert (made.p_value, made.better, made.worse, made.difference) == (1.0, 0, 0, 0.0)
+    with pytest.raises(DataError, match="no rows to compare"):
+        compare(Evaluation(()), Evaluation(()))
+
+
+@pytest.mark.parametrize("stream", [object(), None])
+def test_progress_needs_no_more_of_standard_error_than_there_is(monkeypatch, stream):
+    monkeypatch.setattr("sys.stderr", stream)
+    assert evaluate(qa, DATA[:4], exact_match, lm=knows_half).score == 0.5
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr("sys.stderr", closed)
+    assert evaluate(qa, DATA[:4], exact_match, lm=knows_half).score == 0.5
+
+
+def test_watch_is_called_in_this_process_only_and_is_a_function():
+    with ThreadPoolExecutor(1) as pool:
+        for run in (
+            lambda **o: evaluate(qa, DATA[:2], exact_match, lm=knows_half, **o),
+            lambda **o: lmopt.run_many(qa, knows_half, [{"question": "1?"}], **o),
+            lambda **o: asyncio.run(aevaluate(qa, DATA[:2], exact_match, lm=knows_half, **o)),
+        ):
+            with pytest.raises(DataError, match="other processes cannot call this"):
+                run(executor=pool, watch=print)
+            with pytest.raises(DataError, match="this watches nothing: 5"):
+                run(watch=5)

@@ -1132,3 +1132,22 @@ def test_of_several_budgets_the_least_is_left():
     assert lmopt.budget_left(lm) == {"calls": 2, "tokens": 50} and lmopt.budget_left(echo) == {}
     lm(ask())
     assert lmopt.budget_left(lm)["calls"] == 1
+
+
+def test_a_budget_in_dollars_counts_every_answer_or_says_that_it_cannot():
+    priced = openai_lm("m", base_url="http://localhost:1/v1", price=(1, 2))
+    silent = lambda request: Response("a", usage=Usage(1, 3, 2))  # noqa: E731
+    down = LMError("down", retryable=True)
+    for lm in (
+        budget(usd=1)(lambda request: Response("a")),
+        budget(usd=1)(fallback(silent)(scripted_lm([down]))),
+        budget(usd=1)(stub_lm()),
+    ):
+        with pytest.raises(DataError, match="a budget in dollars for an LM without a price"):
+            lm(ask())
+    both = budget(usd=1)
+    assert both(priced).price == (1, 2)
+    with pytest.raises(DataError, match="without a price"):
+        both(silent)(ask())
+    with pytest.raises(DataError, match="no limit to keep"):
+        budget(usd=float("nan"))

@@ -1144,3 +1144,24 @@ def test_a_call_that_the_budget_refused_was_none():
     with pytest.raises(lmopt.BudgetExceeded) as refused:
         lmopt.majority(predict("q -> a"), 3)(lmopt.budget(calls=2)(lmopt.stub_lm()), q="?")
     assert lmopt.Prediction(trace=refused.value.trace).usage.calls == 2
+
+
+def dispatch(tool: str, arguments: dict) -> str:
+    """Hand on a call.
+
+    Args:
+        tool: to be called.
+        arguments: of it.
+    """
+    return f"{tool} {arguments}"
+
+
+def test_a_tool_that_takes_calls_is_the_one_that_is_called():
+    act = {
+        "thought": "",
+        "tool": "dispatch",
+        "arguments": {"tool": "lookup", "arguments": {"word": "tea"}},
+    }
+    lm = scripted_lm([act, {"reasoning": "", "a": "x"}])
+    (turn,) = lmopt.react("q -> a", [dispatch, lookup], max_steps=1)(lm, q="?").trajectory
+    assert (turn.tool, turn.observation) == ("dispatch", "lookup {'word': 'tea'}")

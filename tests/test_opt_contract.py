@@ -562,3 +562,20 @@ def test_progress_tells_what_is_done_the_best_score_and_what_is_spent_and_left()
     assert told[0] == "copro: scoring, 0 of 60 calls, $5.00 left"
     found = r"rows to learn from, best 1\.000, \d+ of 60 calls, \$0"
     assert any(re.search(found, one) for one in told)
+
+
+def test_a_plan_has_the_price_of_who_answers():
+    def lm(*price):
+        return lmopt.openai_lm("m", base_url="http://localhost:1/v1", price=price or None)
+
+    task, rows = predict("text -> label"), [{"text": "x" * 40, "label": str(n)} for n in range(40)]
+    cheap, dear = lm(0.1, 0.4), lm(10, 40)
+    taught = bootstrap_few_shot(cheap, teacher_lm=dear).plan(task, rows).usd
+    assert taught == pytest.approx(100 * bootstrap_few_shot(cheap).plan(task, rows).usd)
+    written = copro(cheap, prompt_lm=dear).plan(task, rows).usd
+    assert written > copro(cheap).plan(task, rows).usd > 0
+    assert copro(lm(), prompt_lm=dear).plan(task, rows).usd is None  # a part of it is not known
+    assert copro(cheap, prompt_lm=lm()).plan(task, rows).usd is None
+    assert labeled_few_shot().plan(task, rows).usd is None
+    parts = [copro(cheap), copro(cheap)]
+    assert chain(*parts).plan(task, rows).usd > 2 * parts[0].plan(task, rows).usd

@@ -214,3 +214,13 @@ def test_notebooks_show_predictions_parameters_and_traces_with_full_texts_on_a_c
 def test_usage_prints_what_there_is():
     assert str(Usage()) == "" and str(Usage(calls=1, cost=0.12345)) == "1 call, $0.1235"
     assert str(Usage(2, 10, 5)) == "2 calls, 10+5 tokens"
+
+
+def test_a_slice_of_a_trace_is_one_and_what_a_terminal_would_obey_is_not_printed():
+    trace = research(lmopt.scripted_lm(REPLIES), question="Why?").trace
+    assert type(trace[1:3]) is Trace and trace[1:3] == trace[1:3] and trace[0].kind == "lm"
+    assert lmopt.transcript(trace[:1]).startswith("--- system ---")
+    shown = str(Trace([Event("x", "step", outputs=Record(a="red \x1b[31m\x07 \n text"))]))
+    assert shown == "x  a: red [31m text"
+    with pytest.raises(lmopt.DataError, match="this is no trace"):
+        Trace.from_json("[" * 100_000)
