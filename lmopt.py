@@ -8722,6 +8722,9 @@ def openai_lm(
     """
     if api not in ("chat", "responses"):
         raise DataError("unknown api", api, "'chat' or 'responses'", "correct api")
+    if price is not None and not (len(price) in (2, 3) and all(one >= 0 for one in price)):
+        todo = "write price=(0.15, 0.60): a million tokens read, and written"
+        raise DataError("no price", price, "two or three numbers, 0 or more", todo)
     path = "/responses" if api == "responses" else "/chat/completions"
     end = _endpoint(base_url, path, api_key, timeout, headers or {}, client)
     dialect = _openai("max_completion_tokens" if _is_openai(base_url) else "max_tokens")
