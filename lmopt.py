@@ -4498,7 +4498,7 @@ class _Within:
 
     def late(self) -> LMTimeout:
         what, expected = "the LM did not answer in time", f"an answer in {self.seconds} s"
-        return LMTimeout(what, self.step, expected, "ask again", retryable=True)
+        return LMTimeout(what, self.step or "a request", expected, "ask again", retryable=True)
 
 
 @frozen(eq=False, repr=False)
@@ -7798,7 +7798,8 @@ class _Endpoint:
 
         if isinstance(error, httpx.TimeoutException):
             what, expected = f"{self.name} did not answer in time", f"an answer in {self.timeout} s"
-            return LMTimeout(what, None, expected, "ask again", retryable=True)
+            todo = "ask again, with a longer timeout or fewer calls at once (concurrency)"
+            return LMTimeout(what, type(error).__name__, expected, todo, retryable=True)
         shown, name = hide(str(error)), type(error).__name__
         if isinstance(error, httpx.DecodingError):
             what = f"{self.name} sent what cannot be decompressed ({name})"
@@ -7812,7 +7813,9 @@ class _Endpoint:
             error, httpx.UnsupportedProtocol
         )
         what = f"{self.name} cannot be reached ({name})"
-        return LMError(what, shown, "an HTTP answer", "check it and base_url", retryable=passes)
+        return LMError(
+            what, shown, "an HTTP answer", "start it, or correct base_url", retryable=passes
+        )
 
     def close(self) -> None:
         """Close the idle connections of this process."""

@@ -568,7 +568,7 @@ def test_a_server_that_does_not_answer_or_is_not_there():
         httpx.Client(transport=slow) as client,
         pytest.raises(
             lmopt.LMTimeout,
-            match="did not answer in time: None; expected .* in 60.0 s; ask again",
+            match="did not answer in time: 'ReadTimeout'; expected .* in 60.0 s; ask again, with",
         ) as caught,
     ):
         openai_lm("m", api_key=KEY, client=client)(ASKED)
