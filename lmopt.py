@@ -7813,9 +7813,8 @@ class _Endpoint:
             error, httpx.UnsupportedProtocol
         )
         what = f"{self.name} cannot be reached ({name})"
-        return LMError(
-            what, shown, "an HTTP answer", "start it, or correct base_url", retryable=passes
-        )
+        todo = "see that it runs, and that base_url is right"
+        return LMError(what, shown, "an HTTP answer", todo, retryable=passes)
 
     def close(self) -> None:
         """Close the idle connections of this process."""

@@ -337,6 +337,7 @@ def test_a_replay_uses_no_tool(name, monkeypatch):
     assert replay(task, from_json(expected.trace)) == expected
 
 
+@pytest.mark.slow
 def test_every_program_runs_in_other_processes():
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         for task, inputs in PROGRAMS.values():

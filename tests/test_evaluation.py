@@ -603,6 +603,7 @@ def test_compare_needs_the_same_examples():
     assert compare(graded([0, 1]), graded([0, 1])).p_value == 1.0
 
 
+@pytest.mark.slow
 def test_about_5_percent_of_null_comparisons_are_significant():
     rng = lmopt.seeded(0, "null")
     found = [

@@ -583,7 +583,7 @@ def test_a_server_that_does_not_answer_or_is_not_there():
     ):
         lm = openai_lm("m", base_url=url, api_key=KEY)
         with pytest.raises(
-            LMError, match="cannot be reached .*; expected an HTTP answer; check"
+            LMError, match="cannot be reached .*; expected an HTTP answer; see that it runs"
         ) as caught:
             lm(ASKED)
         assert caught.value.retryable is retryable and not holds_key(caught.value)
@@ -694,6 +694,7 @@ def test_connect_says_what_it_knows(name):
         connect(name)
 
 
+@pytest.mark.slow
 def test_an_optimization_over_http():
     """The main job on real sockets, eight calls at once: the same result as offline."""
     task = predict("animal -> sound")

@@ -50,6 +50,7 @@ def test_the_quick_start_does_its_job(tmp_path):
     assert 0 < len(params["predict"].demos) <= 48
 
 
+@pytest.mark.slow
 def test_the_gain_on_the_tickets_is_significant(tmp_path, capsys):
     quickstart = load_example("quickstart")
     given = ["--out", str(tmp_path / "p.json"), "--candidates", "1"]

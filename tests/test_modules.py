@@ -263,6 +263,7 @@ def test_a_program_pickles_with_its_parameters(name):
     assert twice.params == task.params
 
 
+@pytest.mark.slow
 def test_every_program_does_the_same_in_other_processes_with_its_parameters():
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         for task, inputs in PROGRAMS.values():
@@ -692,6 +693,7 @@ def test_code_that_calls_outside_without_end_is_ended():
     assert result.error == "RuntimeError: more than 100 calls of f and others" and runs == 101
 
 
+@pytest.mark.slow
 def test_a_child_that_got_away_is_ended():
     escaping = [sys.executable, "-c", (
         "import os, sys, time\n"

@@ -130,6 +130,7 @@ def test_runs_that_went_well_are_shown_where_they_show_more_than_labels_do():
     assert evaluate(task, ROWS[:30], exact_match, lm=lm, params=made).score == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 10, 40])
 @pytest.mark.parametrize("make", [auto, copro, gepa, random_search, infer_rules, simba])
 def test_few_rows_are_enough(make, size):

@@ -207,6 +207,7 @@ def test_the_same_bytes_on_an_executor_of_other_processes():
                 assert lmopt.dumps(made) == expected
 
 
+@pytest.mark.slow
 @table
 def test_trials_in_a_loop_are_those_outside(make):
     given = PROGRAMS["one step"], ROWS, exact_match
@@ -286,6 +287,7 @@ def test_the_same_bytes_in_every_process():
     assert {text.strip() for text in seen} == {"\n".join(here)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [one for one in OPTIMIZERS if one not in (*WITH_CALLS, "limit", "bootstrap only")]
 )
