@@ -3949,7 +3949,9 @@ def lm_of(given: Any, offline: lmopt.LM | None = None) -> lmopt.LM:
     'http://localhost:8080/v1/chat/completions'
     """
     named = given.base_url or given.lm not in (None, "toy")
-    lm = _wired(given) if named else offline if offline and not given.lm else lmopt.toy_lm()
+    lm = lmopt.toy_lm() if offline is None or given.lm == "toy" else offline
+    if named:
+        lm = _wired(given)
     tape = given.calls_kept if named and given.cassette is None else given.cassette
     layers = [lmopt.retry()] * bool(named)
     if given.budget is not None:
@@ -4116,9 +4118,10 @@ def _named(name: str, *modules: Any) -> Any:
     if str(file.parent) not in sys.path:  # as if the file were run
         sys.path.insert(0, str(file.parent))
     module = importlib.import_module(file.stem)
-    if Path(module.__file__ or "").resolve() != file:
+    found = getattr(module, "__file__", None)  # built-in modules have none
+    if found is None or Path(found).resolve() != file:
         what = f"another module is called {file.stem!r}"
-        raise lmopt.DataError(what, module.__file__, str(file), "rename the file")
+        raise lmopt.DataError(what, found, str(file), "rename the file")
     if not hasattr(module, own):
         raise lmopt.DataError("no such name in the file", name, "FILE.py:NAME", "correct the name")
     return getattr(module, own)
@@ -4173,6 +4176,9 @@ def _run(given: Any) -> tuple[str, Any]:
     program, lm = _program(given), _lm(given)
     watch = (lambda event: _tell("  ".join((event.name, *event.told())))) if given.watch else None
     if given.data:
+        if given.inputs or given.trace:
+            todo = "leave out --data, or inputs and --trace"
+            raise lmopt.DataError("--data takes rows only", given.data, "neither of these", todo)
         rows = [lmopt.select_inputs(program, row) for row in _rows(program, given.data, None)]
         try:
             made = lmopt.run_many(program, lm, rows, watch=watch)
@@ -4181,17 +4187,18 @@ def _run(given: Any) -> tuple[str, Any]:
             raise
         return "\n".join(one.to_json() for one in made), made
     (inputs,) = lmopt.check_dataset(program, [dict(map(_pair, given.inputs))])
-    trace = lmopt.Trace()
     try:
         one = lmopt.run(program, lm, inputs, watch=watch)
-        trace = one.trace
-    except Exception as error:
-        trace = getattr(error, "trace", trace)
+    except Exception as error:  # that of a failed run is what one wants to see
+        _keep_trace(getattr(error, "trace", None), given.trace)
         raise
-    finally:
-        if given.trace:
-            lmopt.write_whole(trace.to_json(), given.trace)
+    _keep_trace(one.trace, given.trace)
     return _fields(one), one
+
+
+def _keep_trace(trace: lmopt.Trace | None, path: str | None) -> None:
+    if path and trace is not None:
+        lmopt.write_whole(trace.to_json(), path)
 
 
 def _fields(prediction: lmopt.Prediction) -> str:
@@ -4217,6 +4224,7 @@ def _facts(made: lmopt.Evaluation) -> dict[str, Any]:
 def _optimize(given: Any) -> tuple[str, Any]:
     """Find better parameters for a program, and measure what they gain on other rows."""
     out = given.out or "params.json"
+    _check_target(out)
     if given.cassette is None and (given.lm or given.base_url):
         given.calls_kept = str(Path(out).with_suffix(".calls.jsonl"))
         _tell(f"calls are kept in {given.calls_kept}: the same command goes on from there")
@@ -4295,6 +4303,9 @@ def _trials(
 
 def _report(given: Any) -> tuple[str, Any]:
     """Run a search again from its cassette, with the options it had, and write a page about it."""
+    if not given.cassette and (given.lm or given.base_url):
+        todo = "pass --cassette params.calls.jsonl, as `optimize` named it"
+        raise lmopt.DataError("a report asks no LM", given.lm, "the cassette of the search", todo)
     lm = lmopt.replay_lm(given.cassette) if given.cassette else _lm(given)
     program, metric = _program(given), _named(given.metric, lmopt)
     rows, made = _parted(program, given)[0], list[Trial]()

@@ -49,6 +49,7 @@ def small(lm, *, breadth=2, **options):
         encoding="utf-8",
     )
     (tmp_path / "json.py").touch()
+    (tmp_path / "time.py").touch()
     return tmp_path
 
 
@@ -176,6 +177,10 @@ def test_a_search_over_http_goes_on_from_its_cassette_and_is_reported_from_it(fo
         (("eval", "mine.py:nobody", "tickets.csv"), 2, "no such name in the file"),
         (("eval", "other.py:team", "tickets.csv"), 2, "no such file: .*other.py"),
         (("eval", "json.py:team", "tickets.csv"), 2, "another module is called 'json'"),
+        (("eval", "time.py:team", "tickets.csv"), 2, "another module is called 'time'"),
+        (("run", TASK, "a=1", "--data", "tickets.csv"), 2, "--data takes rows only"),
+        (("run", TASK, "--data", "tickets.csv", "--trace", "t.json"), 2, "--data takes rows only"),
+        (("report", TASK, "tickets.csv", "--lm", "vllm/x"), 2, "a report asks no LM: .*--cassette"),
         (("run", TASK, "ticket"), 2, "no value is given: 'ticket'"),
         (("run", TASK, "ticket=a", "--lm", "acme/x"), 2, "unknown LM"),
         (("run", TASK, "ticket=a", "--lm", "vllm/x", "--price", "1"), 2, "no price: .*0.15, 0.60"),
@@ -218,6 +223,16 @@ def test_wrong_use_shows_what_is_right(folder, capsys, arguments):
     with pytest.raises(SystemExit) as ended:
         main(list(arguments))
     assert ended.value.code == 2 and "usage: lmopt" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_an_older_trace_as_it_was(folder, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    (folder / "t.json").write_text("older", encoding="utf-8")
+    monkeypatch.setattr(lmopt, "run", interrupted)
+    assert run(capsys, "run", TASK, "ticket=a", "--trace", "t.json")[0] == 130
+    assert (folder / "t.json").read_text(encoding="utf-8") == "older"
 
 
 def test_ctrl_c_ends_it_with_the_best_so_far(folder, capsys, monkeypatch):
