@@ -4675,15 +4675,18 @@ def _tuple_here(effect: tuple[Flow, ...], here: _Here) -> tuple[Any, ...]:
 def _many_here(effect: _Many, here: _Here) -> None:
     """Drive the flows on an executor, in lock-step, on threads or in this one."""
     inside, workers = _Here(effect.lm), workers_for(effect.lm, here.workers)
-    work: Callable[[Any], Any] = partial(_alone_there, effect.flow, _sent(here, effect.lm))
-    if here.executor is None:
-        work = lambda item: inside.finish(_layered(effect.flow(item), effect.lm))  # noqa: E731
-    if here.executor is None and hasattr(inside.lm, "batch"):
-        flows = (_layered(effect.flow(item), effect.lm) for item in effect.items)
-        results: Any = _succeeded(_lockstep(flows, inside))
+
+    def layered(item: Any) -> Flow:
+        return _layered(effect.flow(item), effect.lm)
+
+    if here.executor is not None:
+        work = partial(_alone_there, effect.flow, _sent(here, effect.lm))
+        results: Any = ordered_map(work, effect.items, workers=workers, executor=here.executor)
+    elif hasattr(inside.lm, "batch"):
+        results = _succeeded(_lockstep(map(layered, effect.items), inside))
     else:
-        options: Any = {"executor": here.executor, "at_end": inside.close}
-        results = ordered_map(work, effect.items, workers=workers, **options)
+        drive_one = lambda item: inside.finish(layered(item))  # noqa: E731
+        results = ordered_map(drive_one, effect.items, workers=workers, at_end=inside.close)
     with closing(inside), closing(results):
         try:
             effect.told(results)
@@ -4695,42 +4698,28 @@ def _many_here(effect: _Many, here: _Here) -> None:
 
 def _alone_there(flow: Callable[[T], Flow], sent: _Sent, item: T) -> Any:
     """Drive one flow wherever an executor runs it."""
-    return _Here(sent.lm).drive(flow(item))
+    return _Here(_first_copy(sent).lm).drive(flow(item))
 
 
-@frozen(eq=False)
+@frozen
 class _Sent:
     """An LM as it goes to an executor: another process keeps the first copy that it gets.
 
     So its connections, and limits such as those of `throttle`, hold for all rows there.
     """
 
-    lm: Any
-    token: str
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _received, (self.lm, self.token)
-
-
-def _received(lm: Any, token: str) -> _Sent:
-    held = _held_here(token)
-    if not held:
-        held.append(_Sent(lm, token))
-    return held[0]
+    lm: Any = field(eq=False)
+    token: str = field(factory=lambda: os.urandom(16).hex())
 
 
 @lru_cache(maxsize=32)
-def _held_here(token: str) -> deque[_Sent]:
-    return deque()
+def _first_copy(sent: _Sent) -> _Sent:
+    return sent
 
 
 def _sent(driver: Any, lm: Any) -> _Sent:
-    """What is sent of an LM; the same for all that one driver does, and then no more."""
-    from uuid import uuid4
-
-    if id(lm) not in driver.sent:
-        driver.sent[id(lm)] = _Sent(lm, uuid4().hex)
-    made: _Sent = driver.sent[id(lm)]
+    """What is sent of an LM; the same for all that one driver does."""
+    made: _Sent = driver.sent.setdefault(id(lm), _Sent(lm))
     return made
 
 
@@ -4772,13 +4761,6 @@ class _There:
             return effect
         finally:
             flow.close()
-
-    async def caught(self, flow: Flow) -> Outcome:
-        """Run a flow to its end, however it ends."""
-        try:
-            return await self.finish(flow), None
-        except (Exception, _WatchFailed) as error:
-            return None, error
 
     async def attempt(self, effect: Any) -> Outcome:
         """Perform one leaf effect."""
@@ -4837,9 +4819,11 @@ async def _within_there(effect: _Within, there: _There) -> Any:
 async def _tuple_there(effect: tuple[Flow, ...], there: _There) -> tuple[Any, ...]:
     import asyncio
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(there.caught(flow)) for flow in effect]
-    return tuple(_succeeded(task.result() for task in tasks))
+    results = await asyncio.gather(*map(there.finish, effect), return_exceptions=True)
+    for one in results:
+        if isinstance(one, BaseException):
+            raise one
+    return tuple(results)
 
 
 async def _many_there(effect: _Many, there: _There) -> None:
@@ -4880,9 +4864,9 @@ async def _many_there(effect: _Many, there: _There) -> None:
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-# -- in lock-step --
+# -- in lock-step: merged flows are a flow, whose effects are lists of what they wait for --
 
-_Blocked = list[tuple[Any, _Here]]  # requests, times and futures that flows wait for, and their LM
+_Waits = list[tuple[Any, _Here]]  # requests, times and futures that flows wait for, and their LM
 
 
 def _succeeded(outcomes: Iterable[Outcome]) -> Iterator[Any]:
@@ -4894,120 +4878,90 @@ def _succeeded(outcomes: Iterable[Outcome]) -> Iterator[Any]:
 
 def _lockstep(flows: Iterable[Flow], here: _Here) -> list[Outcome]:
     """Advance flows together, their requests in batches; return the outcome of each, in order."""
-    merged = _Merged(flows, here)
+    with closing(_merged(flows, here)) as merged:
+        going, made = _resume(merged)
+        while going:
+            going, made = _resume(merged, _round(made))
+        return list(made)
+
+
+def _merged(flows: Iterable[Flow], here: _Here) -> Flow:
+    """Yield all that flows wait for; be sent what came of each, None where nothing has yet."""
+    parts, ended = [_waiting(flow, here) for flow in flows], dict[int, Outcome]()
+    came: dict[int, Any] = dict.fromkeys(range(len(parts)))
     try:
-        while blocked := merged.blocked():
-            merged.resume(_round(blocked))
-        return merged.ended
+        while came:
+            stepped = {place: _resume(parts[place], one) for place, one in came.items()}
+            ended |= {place: made for place, (going, made) in stepped.items() if not going}
+            waits = {place: made for place, (going, made) in stepped.items() if going}
+            outcomes = iter((yield list(concat(waits.values()))) if waits else ())
+            came = {place: [next(outcomes) for _ in one] for place, one in waits.items()}
+        return [ended[place] for place in range(len(parts))]
     finally:
-        merged.close()
+        for part in parts:
+            part.close()
+        here.close()
 
 
-class _Merged:
-    """Flows that advance together, each to what it waits for."""
-
-    def __init__(self, flows: Iterable[Flow], here: _Here) -> None:
-        self.flows, self.here, self.now = list(flows), here, time.monotonic()
-        self.ended: list[Any] = [None] * len(self.flows)
-        self.waits: dict[int, Any] = {}  # by place: what it waits for, or a _Merged and its effect
-        for place in range(len(self.flows)):
-            self.step(place, (None, None))
-
-    def blocked(self) -> _Blocked:
-        """All that the flows wait for."""
-        return list(concat(self.of(one) for one in self.waits.values()))
-
-    def of(self, wait: Any) -> _Blocked:
-        return wait[0].blocked() if isinstance(wait[0], _Merged) else [wait]
-
-    def resume(self, outcomes: Sequence[Outcome | None]) -> None:
-        """Go on with what came of all that `blocked` gave; None where nothing has yet."""
-        self.now, left = time.monotonic(), iter(outcomes)  # who begins to sleep now wakes together
-        for place, wait in list(self.waits.items()):
-            came = [next(left) for _ in self.of(wait)]
-            if isinstance(wait[0], _Merged):
-                wait[0].resume(came)
-                self.join(place, *wait)
-            elif came[0] is not None:
-                self.step(place, came[0])
-
-    def join(self, place: int, parts: _Merged, effect: Any) -> None:
-        """Go on where all parts of an effect have ended, or one has failed."""
-        failed = next((one for one in parts.ended if one and one[1]), None)
-        if failed or not parts.waits:
-            parts.close()
-            values = [value for value, _ in parts.ended] if not failed else []
-            self.step(place, failed or _attempt(partial(_put_together, effect), values))
-
-    def step(self, place: int, outcome: Outcome) -> None:
-        """Take a flow to the next thing that it waits for."""
-        self.waits.pop(place, None)
-        kind = "at once"
-        while kind == "at once":
-            try:
-                going, effect = _resume(self.flows[place], *outcome)
-                kind = _how(effect)[2] if going else "ended"
-            except Exception as error:
-                self.ended[place] = None, error
-                return
-            if kind == "asks" and not hasattr(self.here.lm, "batch"):
-                kind = "at once"
-            if kind == "at once":
-                outcome = _attempt(self.here.perform, effect)
-        self.wait(place, kind, effect)
-
-    def wait(self, place: int, kind: str, effect: Any) -> None:
-        if kind == "ended":
-            self.ended[place] = effect, None
-        elif kind == "asks":
-            self.waits[place] = effect, self.here
-        elif kind == "waits":
-            until = self.now + effect.seconds if isinstance(effect, Sleep) else effect.future
-            self.waits[place] = until, self.here
-        else:
-            self.waits[place] = parts = _parts(effect, self.here), effect
-            self.join(place, *parts)
-
-    def close(self) -> None:
-        """End all flows."""
-        for wait in self.waits.values():
-            if isinstance(wait[0], _Merged):
-                wait[0].close()
-        for flow in self.flows:
-            flow.close()
-        self.here.close()
+def _waiting(flow: Flow, here: _Here) -> Flow:
+    """Run a flow to its end; yield what it waits for, and return how it ended."""
+    try:
+        going, effect = _resume(flow)
+        while going:
+            going, effect = _resume(flow, *(yield from _outcome(effect, here)))
+        return effect, None
+    except Exception as error:
+        return None, error
+    finally:
+        flow.close()
 
 
-def _parts(effect: Any, here: _Here) -> _Merged:
-    """The flows in an effect."""
+def _outcome(effect: Any, here: _Here) -> Flow:
+    """Perform one effect, as a part of `_waiting`; return its outcome."""
+    kind, wanted, came = _how(effect)[2], effect, None
+    if kind == "splits":
+        return (yield from _split(effect, here))
+    if kind == "at once" or (kind == "asks" and not hasattr(here.lm, "batch")):
+        return _attempt(here.perform, effect)
+    if kind == "waits":
+        sleeps = isinstance(effect, Sleep)
+        wanted = time.monotonic() + effect.seconds if sleeps else effect.future
+    while came is None:
+        (came,) = yield [(wanted, here)]
+    return came
+
+
+def _split(effect: Any, here: _Here) -> Flow:
+    """Advance the flows in an effect together."""
+    flows = effect if isinstance(effect, tuple) else [getattr(effect, "flow", None)]
     if isinstance(effect, _Many):
         flows = [_layered(effect.flow(item), effect.lm) for item in effect.items]
-        return _Merged(flows, _Here(effect.lm))
-    return _Merged(effect if isinstance(effect, tuple) else [effect.flow], here)
+        here = _Here(effect.lm)
+    outcomes = yield from _merged(flows, here)
+
+    def put_together(values: Iterable[Any]) -> Any:
+        if isinstance(effect, _Many):
+            return effect.told(values)
+        return tuple(values) if isinstance(effect, tuple) else first(values)
+
+    return _attempt(put_together, _succeeded(outcomes))
 
 
-def _put_together(effect: Any, values: list[Any]) -> Any:
-    """What a flow is sent of what the flows in its effect returned."""
-    if isinstance(effect, _Many):
-        return effect.told(values)
-    return tuple(values) if isinstance(effect, tuple) else values[0]
-
-
-def _round(blocked: _Blocked) -> list[Outcome | None]:
+def _round(waits: _Waits) -> list[Outcome | None]:
     """Send what is asked, as one batch for each LM; where nothing is, wait for the first."""
-    outcomes: list[Outcome | None] = [None] * len(blocked)
-    asked = [place for place, (wanted, _) in enumerate(blocked) if isinstance(wanted, Request)]
-    for places in groupby(lambda place: id(blocked[place][1].lm), asked).values():
-        answers = _batch(blocked[places[0]][1].lm, [blocked[place][0] for place in places])
+    came: list[Outcome | None] = [None] * len(waits)
+    asked = [place for place, (wanted, _) in enumerate(waits) if isinstance(wanted, Request)]
+    for places in groupby(lambda place: id(waits[place][1].lm), asked).values():
+        answers = _batch(waits[places[0]][1].lm, [waits[place][0] for place in places])
         for place, answer in zip(places, answers, strict=True):
             failed = (None, answer) if isinstance(answer, Exception) else None
-            outcomes[place] = failed or _attempt(_response, answer)
+            came[place] = failed or _attempt(_response, answer)
     if not asked:
-        _rest([wanted for wanted, _ in blocked])
-    for place, (wanted, _) in enumerate(blocked):
+        _rest([wanted for wanted, _ in waits])
+    for place, (wanted, _) in enumerate(waits):
         if not isinstance(wanted, Request) and _over(wanted):
-            outcomes[place] = None, None
-    return outcomes
+            came[place] = None, None
+    return came
 
 
 def _batch(lm: Any, requests: list[Request]) -> list[Any]:
@@ -5023,13 +4977,16 @@ def _over(wanted: Any) -> bool:
 
 
 def _rest(wanted: list[Any]) -> None:
-    """Sleep until the first that sleeps, or until another thread has what one waits for."""
+    """Sleep until the first that sleeps, or until another thread has what one waits for.
+
+    Who would wake up within a hundredth of a second after it wakes up with it, to be in its batch.
+    """
     from concurrent.futures import FIRST_COMPLETED, wait
 
-    due = min((one for one in wanted if isinstance(one, float)), default=None)
-    futures = [one for one in wanted if not isinstance(one, float)]
+    times = [one for one in wanted if isinstance(one, float)]
+    due = max((one for one in times if one <= min(times) + 0.01), default=None)
     left = None if due is None else max(due - time.monotonic(), 0.0)
-    if futures:
+    if futures := [one for one in wanted if not isinstance(one, float)]:
         wait(futures, left, return_when=FIRST_COMPLETED)
     elif left:
         time.sleep(left)
@@ -5167,21 +5124,20 @@ def emit(flow: Flow, kind: type[T], lm: Any, **options: Any) -> Iterator[T]:
     >>> list(emit(through(_once(1), _once), int, stub_lm()))
     [1]
     """
-    here, flow = _Here(_checked_lm(lm), **options), _layered(flow, lm)
+    here = _Here(_checked_lm(lm), **options)
+
+    def performed(effect: Any) -> Flow:
+        if isinstance(effect, kind):
+            yield effect
+            return effect
+        return here.perform(effect)
+
     try:
-        going, effect = _resume(flow)
-        while going:
-            outcome: Outcome = effect, None
-            if isinstance(effect, kind):
-                yield effect
-            else:
-                outcome = _attempt(here.perform, effect)
-            going, effect = _resume(flow, *outcome)
+        yield from through(_layered(flow, lm), performed)
     except Exception as error:
         _without_ours(error)
         raise
     finally:
-        flow.close()
         here.close()
 
 
