@@ -3812,13 +3812,12 @@ ADAPTERS = pytypes.MappingProxyType({one.name: one for one in (chat, json, xml, 
 Flow = Generator[Any, Any, Any]
 """What a program body is: it yields effects, is sent their outcomes, and returns the outputs."""
 
-SETTINGS = ("temperature", "max_tokens", "top_p", "stop", "rollout", "extra", "adapter")
-
 
 def _number(low: float, high: float, kind: Any = (int, float)) -> Callable[[Any], bool]:
     return lambda v: isinstance(v, kind) and not isinstance(v, bool) and low <= v <= high
 
 
+# Of each setting: what it must be, in words and as a check.
 _FITTING: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "temperature": ("a number, 0 or more", _number(0, math.inf)),
     "max_tokens": ("a whole number, 1 or more", _number(1, math.inf, int)),
@@ -3829,18 +3828,20 @@ _FITTING: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
+SETTINGS = (*_FITTING, "adapter")
+
+
 def _settings(mapping: Fields) -> Record:
     chosen = mapping.get("adapter", "chat")
     if chosen not in ADAPTERS:
         raise ParamsError("unknown adapter", chosen, f"one of {', '.join(ADAPTERS)}", "correct it")
-    for name in mapping:
+    for name, value in mapping.items():
         if name not in SETTINGS:
-            known = ", ".join(SETTINGS)
-            todo = "put an option of your provider into extra={...}"
+            known, todo = ", ".join(SETTINGS), "put an option of your provider into extra={...}"
             raise ParamsError("unknown setting", name, f"one of {known}", todo)
-        expected, fits = _FITTING.get(name, ("", lambda value: True))
-        if mapping[name] is not None and not fits(mapping[name]):
-            raise ParamsError(f"a wrong {name}", mapping[name], expected, "correct the setting")
+        expected, fits = _FITTING.get(name, ("", bool))
+        if name in _FITTING and value is not None and not fits(value):
+            raise ParamsError(f"a wrong {name}", value, expected, "correct the setting")
     if isinstance(mapping.get("stop"), str):
         return Record(mapping) | {"stop": (mapping["stop"],)}
     return _record(mapping)
@@ -3973,12 +3974,9 @@ class Program(Made):
 
     def __call__(self, lm: LM, /, **inputs: Any) -> Prediction:
         """Run the program in this thread; the same as `run(program, lm, inputs)`."""
-        try:
+        with _Tidied():
             made: Prediction = _Here(_checked_lm(lm)).drive(_begun(self, inputs))
             return made
-        except Exception as error:
-            _without_ours(error)
-            raise
 
     def flow(self, /, **inputs: Any) -> Flow:
         """Return the body as a generator, to be stepped by hand: it yields effects."""
@@ -4273,14 +4271,9 @@ def preview(program: Program, /, **inputs: Any) -> tuple[Message, ...]:
     >>> preview(predict("question -> answer"), question="2+2?")[-1].role
     'user'
     """
-    effect: Any = program.flow(**inputs)
-    while isinstance(effect, (Run, tuple, list)) or type(effect) is _GENERATOR:
-        if isinstance(effect, Run):
-            effect = _begin(effect.program, effect.name, effect.inputs)
-        elif type(effect) is _GENERATOR:
-            effect = next(effect, None)
-        else:
-            effect = first(effect) if effect else None
+    effect: Any = next(_begun(program, inputs), None)
+    while isinstance(effect, tuple) and effect:
+        effect = next(effect[0], None)
     if isinstance(effect, Request):
         return effect.messages
     todo = "preview one of its steps: preview(program.steps['name'], ...)"
@@ -5072,24 +5065,29 @@ def _checked_lm(lm: Any) -> Any:
 _BETWEEN = (__name__, f"{__name__}_optimizers", "concurrent.futures._base", "toolz.itertoolz")
 
 
-def _without_ours(error: Exception) -> None:
-    """Drop our own frames from a traceback: they stand between the user's call and the user's code.
+class _Tidied:
+    """Drops our own frames from the traceback of an error that leaves it.
 
-    Where Python runs in development mode (`-X dev`) all of them are kept.
+    They stand between the user's call and the user's code. Where Python runs in development mode
+    (`-X dev`) all of them are kept.
     """
-    seen: BaseException | None = None if sys.flags.dev_mode else error
-    known: list[BaseException] = []
-    while seen is not None and seen not in known:  # errors may be each other's cause
-        known.append(seen)
-        frames, place = [], seen.__traceback__
-        while place is not None:
-            frames.append(place)
-            place = place.tb_next
-        kept = [one for one in frames if one.tb_frame.f_globals.get("__name__") not in _BETWEEN]
-        for one, after in zip(kept, [*kept[1:], None], strict=False):
-            one.tb_next = after
-        seen.__traceback__ = kept[0] if kept else None
-        seen = seen.__cause__ or seen.__context__
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        seen = error if isinstance(error, Exception) and not sys.flags.dev_mode else None
+        known: list[BaseException] = []
+        while seen is not None and seen not in known:  # errors may be each other's cause
+            known.append(seen)
+            frames, place = [], seen.__traceback__
+            while place is not None:
+                frames.append(place)
+                place = place.tb_next
+            kept = [one for one in frames if one.tb_frame.f_globals.get("__name__") not in _BETWEEN]
+            for one, after in zip(kept, [*kept[1:], None], strict=False):
+                one.tb_next = after
+            seen.__traceback__ = kept[0] if kept else None
+            seen = seen.__cause__ or seen.__context__
 
 
 def drive(flow: Flow, lm: Any, *, workers: int | None = 1, executor: Executor | None = None) -> Any:
@@ -5100,22 +5098,16 @@ def drive(flow: Flow, lm: Any, *, workers: int | None = 1, executor: Executor | 
     >>> drive(_once(invoke(max, 1, 2)), stub_lm())
     2
     """
-    try:
+    with _Tidied():
         return _Here(_checked_lm(lm), workers, executor).drive(flow)
-    except Exception as error:
-        _without_ours(error)
-        raise
 
 
 async def adrive(
     flow: Flow, lm: Any, *, workers: int | None = None, executor: Executor | None = None
 ) -> Any:
     """Do what `drive` does, in the running event loop."""
-    try:
+    with _Tidied():
         return await _There(_checked_lm(lm), workers, executor).drive(flow)
-    except Exception as error:
-        _without_ours(error)
-        raise
 
 
 def emit(flow: Flow, kind: type[T], lm: Any, **options: Any) -> Iterator[T]:
@@ -5132,19 +5124,14 @@ def emit(flow: Flow, kind: type[T], lm: Any, **options: Any) -> Iterator[T]:
             return effect
         return here.perform(effect)
 
-    try:
+    with _Tidied(), closing(here):
         yield from through(_layered(flow, lm), performed)
-    except Exception as error:
-        _without_ours(error)
-        raise
-    finally:
-        here.close()
 
 
 async def aemit(flow: Flow, kind: type[T], lm: Any, **options: Any) -> AsyncIterator[T]:
     """Do what `emit` does, in the running event loop."""
     there, flow = _There(_checked_lm(lm), **options), _layered(flow, lm)
-    try:
+    with _Tidied(), closing(flow):
         going, effect = _resume(flow)
         while going:
             outcome: Outcome = effect, None
@@ -5153,11 +5140,6 @@ async def aemit(flow: Flow, kind: type[T], lm: Any, **options: Any) -> AsyncIter
             else:
                 outcome = await there.attempt(effect)
             going, effect = _resume(flow, *outcome)
-    except Exception as error:
-        _without_ours(error)
-        raise
-    finally:
-        flow.close()
 
 
 _Params = Mapping[str, Prompt] | None
@@ -5278,12 +5260,10 @@ def _streamed(flow: Flow, lm: LM) -> Generator[Chunk | Prediction, None, None]:
     done = _alone(_Here(lm).drive, _deep(flow, partial(_telling, tell, Counter())))
     done.add_done_callback(arrived.put)
     try:
-        while (item := arrived.get()) is not done:
-            yield item
-        yield done.result()
-    except Exception as error:
-        _without_ours(error)
-        raise
+        with _Tidied():
+            while (item := arrived.get()) is not done:
+                yield item
+            yield done.result()
     finally:
         gone.set()
 
@@ -5322,12 +5302,10 @@ async def _astreamed(flow: Flow, lm: Any) -> AsyncGenerator[Chunk | Prediction, 
     done = asyncio.ensure_future(_There(lm).drive(told))
     done.add_done_callback(arrived.put_nowait)
     try:
-        while (item := await arrived.get()) is not done:
-            yield item
-        yield done.result()
-    except Exception as error:
-        _without_ours(error)
-        raise
+        with _Tidied():
+            while (item := await arrived.get()) is not done:
+                yield item
+            yield done.result()
     finally:
         done.cancel()
         await asyncio.gather(done, return_exceptions=True)
