@@ -3698,18 +3698,21 @@ def report(trials: Iterable[Trial], *, title: str = "Optimization") -> str:
     if not shown:
         raise lmopt.DataError("no trials to report", shown, "one or more", "run the search first")
     top = _place_of_best(shown)
-    parts = [
-        f"<h1>{_escape(title)}</h1>",
-        _headline(shown, top),
-        f"<h2>Score against calls</h2>\n{_chart(shown, top, 'calls', lambda one: one.calls)}",
-        f"<h2>Score against the cost of a run</h2>\n"
-        f"{_chart(shown, top, 'tokens a run', lambda one: one.tokens)}",
-        f"<p>{_LEGEND}</p>",
-        f"<h2>The best prompt</h2>\n{_prompt_of(shown[top])}",
-        f"<h2>Candidates</h2>\n{_list(shown, top)}",
-        f"<h2>Start and best, row by row</h2>\n{_side_by_side(shown, top)}",
-    ]
-    return _PAGE.format(title=_escape(title), body="\n".join(parts))
+    items = "".join(_candidate(shown, place, top) for place in range(len(shown)))
+    parts = {
+        "Score against calls": _chart(shown, top, "calls", lambda one: one.calls),
+        "Score against the cost of a run": _chart(shown, top, "tokens a run", _tokens) + _LEGEND,
+        "The best prompt": _prompt_of(shown[top]),
+        "Candidates": f'<ol start="0">{items}</ol>',
+        "Start and best, row by row": _side_by_side(shown, top),
+    }
+    body = "\n".join(f"<h2>{head}</h2>\n{part}" for head, part in parts.items())
+    name = _escape(title)
+    return _PAGE.format(title=name, body=f"<h1>{name}</h1>\n{_headline(shown, top)}\n{body}")
+
+
+def _tokens(trial: Trial) -> float | None:
+    return trial.tokens
 
 
 _PAGE = """<!doctype html>
@@ -3749,50 +3752,46 @@ def _escape(text: str) -> str:
 
 def _headline(trials: Sequence[Trial], top: int) -> str:
     start, end = trials[0].score, trials[top].score
-    scores = "" if start is None or end is None else f"from {start:.3f} to <b>{end:.3f}</b>, "
-    scored = [one for one in unique(trials, key=lambda one: one.params.digest) if one.evaluation]
-    spent = sum((one.evaluation.usage for one in scored), lmopt.Usage())
-    tokens = f"{spent.input_tokens + spent.output_tokens:,} tokens for scoring"
-    cost = f", {spent.cost:.4f} US dollars" if spent.cost else ""
-    calls = max(one.calls for one in trials)
-    note = _escape(trials[top].note)
-    return (
-        f"<p>{scores}{len(trials)} trials, {calls:,} calls, {tokens}{cost}.</p><p>Best: {note}</p>"
-    )
+    tried = unique(trials, key=lambda one: one.params.digest)
+    spent = sum((one.evaluation.usage for one in tried if one.evaluation), lmopt.Usage())
+    facts = [
+        "" if start is None or end is None else f"from {start:.3f} to <b>{end:.3f}</b>",
+        f"{len(trials)} trials",
+        f"{max(one.calls for one in trials):,} calls",
+        f"{spent.input_tokens + spent.output_tokens:,} tokens for scoring",
+        f"{spent.cost:.4f} US dollars" if spent.cost else "",
+    ]
+    return f"<p>{', '.join(filter(None, facts))}.</p><p>Best: {_escape(trials[top].note)}</p>"
 
 
 def _chart(
     trials: Sequence[Trial], top: int, unit: str, along: Callable[[Trial], float | None]
 ) -> str:
     """Scores against something, with their intervals; those that are out in a band below."""
-    known = [(n, one, along(one) or 0.0) for n, one in enumerate(trials) if one.score is not None]
-    step = _round_step(max([x for _, _, x in known], default=0) or 1)
-    most = step * math.ceil(max([x / step for _, _, x in known], default=0) + 0.2)
+    known = [(along(one) or 0.0, n, one) for n, one in enumerate(trials) if one.score is not None]
+    most, ticks = _scale(max([value for value, _, _ in known], default=0.0))
+
+    def across(value: float) -> float:
+        return round(60 + 720 * value / most, 1)
+
     marks = [_grid(level) for level in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    marks += [_tick(x, f"{x:,.10g}", most) for x in _ticks(step, most)]
+    marks += [f'<text x="{across(x)}" y="308" {_MIDDLE}>{x:,.10g}</text>' for x in ticks]
     best_so_far, path = -1.0, list[str]()
-    for place, one, value in sorted(known, key=lambda one: one[2]):
-        x, score = _across(value, most), one.score or 0.0
-        y = 285.0 if one.out else _height(score)
-        if not one.out and one.evaluation is not None:
-            low, high = map(_height, one.evaluation.interval)
-            marks.append(f'<line x1="{x}" x2="{x}" y1="{low}" y2="{high}" {_FAINT}/>')
+    for value, place, one in sorted(known, key=first):
+        x, score = across(value), one.score or 0.0
+        marks.append(_dot(one, x, place == top, f"{place}: {score:.3f}, {value:,.0f} {unit}"))
         if not one.out and score > best_so_far:
-            path += [f"{x},{_height(best_so_far)}"] * bool(path) + [f"{x},{y}"]
+            path += [f"{x},{_height(best_so_far)}"] * bool(path) + [f"{x},{_height(score)}"]
             best_so_far = score
-        tip = _escape(f"{place}: {score:.3f}, {value:,.0f} {unit}, {one.note}")
-        color = "var(--best)" if place == top else "var(--dot)"
-        look = f'fill="none" stroke="{color}"' if one.out else f'fill="{color}"'
-        marks.append(f'<circle cx="{x}" cy="{y}" r="4" {look}><title>{tip}</title></circle>')
-    path += [f"{_across(most, most)},{_height(best_so_far)}"] * bool(path)
+    path += [f"{across(most)},{_height(best_so_far)}"] * bool(path)
     line = f'<polyline points="{" ".join(path)}" fill="none" stroke="var(--dot)"/>' if path else ""
     look = f'font-size="12" font-family="sans-serif" role="img" aria-label="score against {unit}"'
-    band = '<text x="44" y="289" text-anchor="end">out</text>'
-    name = f'<text x="780" y="322" text-anchor="end">{unit}</text>'
-    drawn = f'<svg viewBox="0 0 800 330" {look}>{line}{"".join(marks)}{band}{name}</svg>'
+    band = f'<text x="44" y="289" {_END}>out</text><text x="780" y="322" {_END}>{unit}</text>'
+    drawn = f'<svg viewBox="0 0 800 330" {look}>{line}{"".join(marks)}{band}</svg>'
     return f'<div class="wide">{drawn}</div>'
 
 
+_MIDDLE, _END = 'text-anchor="middle"', 'text-anchor="end"'
 _FAINT = 'stroke="var(--dot)" stroke-opacity="0.5"'
 _LEGEND = (
     '<small><span style="color: var(--best)">●</span> the best · <span style="color: var(--dot)">●'
@@ -3801,22 +3800,12 @@ _LEGEND = (
 )
 
 
-def _round_step(most: float) -> float:
-    """A step of 1, 2 or 5 times a power of ten, of which about five reach so far."""
-    power = 10.0 ** math.floor(math.log10(most / 5))
-    return next(power * n for n in (1, 2, 5, 10) if power * n * 5 >= most)
-
-
-def _ticks(step: float, most: float) -> list[float]:
-    return [step * n for n in range(round(most / step) + 1)]
-
-
-def _across(value: float, most: float) -> float:
-    return round(60 + 720 * value / most, 1)
-
-
-def _tick(value: float, label: str, most: float) -> str:
-    return f'<text x="{_across(value, most)}" y="308" text-anchor="middle">{label}</text>'
+def _scale(largest: float) -> tuple[float, list[float]]:
+    """Where an axis ends, and its ticks: of about five, each a 1, 2 or 5 of a power of ten."""
+    power = 10.0 ** math.floor(math.log10((largest or 1) / 5))
+    step = next(power * n for n in (1, 2, 5, 10) if power * n * 5 >= (largest or 1))
+    count = math.ceil(largest / step + 0.2)
+    return step * count, [step * n for n in range(count + 1)]
 
 
 def _height(score: float) -> float:
@@ -3826,45 +3815,41 @@ def _height(score: float) -> float:
 def _grid(level: float) -> str:
     y = _height(level)
     line = f'<line x1="50" x2="790" y1="{y}" y2="{y}" stroke="var(--line)"/>'
-    return f'{line}<text x="44" y="{y + 4}" text-anchor="end">{level:.2f}</text>'
+    return f'{line}<text x="44" y="{y + 4}" {_END}>{level:.2f}</text>'
+
+
+def _dot(one: Trial, x: float, top: bool, tip: str) -> str:
+    """A trial in a chart, with the interval of its score."""
+    color, bar = "var(--best)" if top else "var(--dot)", ""
+    y, look = _height(one.score or 0.0), f'fill="{color}"'
+    if one.out:
+        y, look = 285.0, f'fill="none" stroke="{color}"'
+    elif one.evaluation is not None:
+        low, high = map(_height, one.evaluation.interval)
+        bar = f'<line x1="{x}" x2="{x}" y1="{low}" y2="{high}" {_FAINT}/>'
+    told = _escape(f"{tip}, {one.note}")
+    return f'{bar}<circle cx="{x}" cy="{y}" r="4" {look}><title>{told}</title></circle>'
 
 
 def _prompt_of(trial: Trial) -> str:
-    """What an LM was sent for the first row, step by step; or the parameters, where none was."""
+    """What was said for the first row; or the parameters, where no LM was asked."""
     rows = trial.evaluation.rows[:1] if trial.evaluation else ()
-    sent = {
-        event.path: lmopt.transcript(event.request.messages)
-        for row in rows
-        for event in row.prediction.trace
-        if event.request is not None
-    } or {path: _instructed(prompt) for path, prompt in trial.params.items()}
-    return "".join(
-        f"<h3>{_escape(path)}</h3><pre>{_escape(text)}</pre>" for path, text in sent.items()
-    )
-
-
-def _instructed(prompt: lmopt.Prompt) -> str:
-    return "\n".join([prompt.instructions, *(demo.to_json() for demo in prompt.demos)])
-
-
-def _list(trials: Sequence[Trial], top: int) -> str:
-    """The candidates, each with what it changed of the one that it was made from."""
-    items = [f"<li>{_candidate(trials, place, top)}</li>" for place in range(len(trials))]
-    return f'<ol start="0">{"".join(items)}</ol>'
+    said = [lmopt.transcript(row.prediction, every=True) for row in rows]
+    return f"<pre>{_escape(first([*filter(None, said), str(trial.params)]))}</pre>"
 
 
 def _candidate(trials: Sequence[Trial], place: int, top: int) -> str:
+    """A candidate, with what it changed of the one that it was made from."""
     one = trials[place]
     score = "not scored" if one.score is None else f"{one.score:.3f}"
-    made = "" if one.parent is None else f", from {one.parent}"
-    head = f"{score}{made}: {_escape(one.note)}"
     if one.parent is None:
-        body = _escape("\n".join(f"{n}: {_instructed(p)}" for n, p in one.params.items()))
+        made, text = "", str(one.params)
     else:
-        lines = lmopt.diff(trials[one.parent].params, one.params).split("\n")
-        body = "\n".join(map(_colored, lines)) or "nothing changed"
+        made, text = f", from {one.parent}", lmopt.diff(trials[one.parent].params, one.params)
+    body = "\n".join(map(_colored, text.split("\n"))) or "nothing changed"
     kind = ' class="best" open' if place == top else ' class="out"' if one.out else ""
-    return f"<details{kind}><summary>{head}</summary><pre>{body}</pre></details>"
+    head = f"{score}{made}: {_escape(one.note)}"
+    return f"<li><details{kind}><summary>{head}</summary><pre>{body}</pre></details></li>"
 
 
 def _colored(line: str) -> str:
@@ -3875,9 +3860,8 @@ def _colored(line: str) -> str:
 
 def _side_by_side(trials: Sequence[Trial], top: int, most: int = 200) -> str:
     """The rows that the start was scored on, and the best, or what that was made from."""
-    start, end = trials[0].evaluation, trials[top].evaluation
-    if trials[top].final and trials[top].parent is not None:
-        end = trials[trials[top].parent or 0].evaluation
+    start, best = trials[0].evaluation, trials[top]
+    end = trials[best.parent or 0].evaluation if best.final else best.evaluation
     if start is None or end is None:
         return "<p>The trials were not scored.</p>"
     after = {row.example: row for row in end.rows}
