@@ -4652,10 +4652,8 @@ def _within_here(effect: _Within, here: _Here) -> Any:
     return asked.result()
 
 
-def _wait_here(effect: _Wait, here: _Here) -> Any:
-    from concurrent.futures import wait
-
-    return wait([effect.future])
+def _wait_here(effect: _Wait, here: _Here) -> None:
+    effect.future.exception()  # waits; what it is does not matter
 
 
 def _tuple_here(effect: tuple[Flow, ...], here: _Here) -> tuple[Any, ...]:
@@ -4780,14 +4778,7 @@ async def _acall(function: Any, /, *args: Any, **kwargs: Any) -> Any:
 
 async def _ask_there(request: Request, there: _There) -> Response:
     async with there.limit:
-        lm = there.lm if callable(there.lm) else _asks(there.lm)
-        return _response(await _acall(lm, request))
-
-
-async def _sleep_there(effect: Sleep, there: _There) -> None:
-    import asyncio
-
-    await asyncio.sleep(effect.seconds)
+        return _response(await _acall(_asks(there.lm), request))
 
 
 async def _wait_there(effect: _Wait, there: _There) -> Any:
@@ -4986,25 +4977,27 @@ def _rest(wanted: list[Any]) -> None:
 
 
 def _ask_here(request: Request, here: _Here) -> Response:
-    value = (here.lm if callable(here.lm) else _asks(here.lm))(request)
+    value = _asks(here.lm)(request)
     return value if type(value) is Response else _response(here.ready(value, "the LM"))
 
 
 def _asks(lm: Any) -> Callable[[Request], Any]:
-    """What asks an LM that is no function."""
+    """What asks an LM."""
+    if callable(lm):
+        return lm  # type: ignore[no-any-return]
     if hasattr(lm, "acall"):
         return lm.acall  # type: ignore[no-any-return]
-    if hasattr(lm, "batch"):
-        return partial(_batch_of_one, lm)
-    todo = "pass a function from Request to Response, or make one: connect('openai/gpt-4o-mini')"
-    raise DataError("this is no LM", lm, "an LM", todo)
+    if not hasattr(lm, "batch"):
+        todo = "pass a function from Request to Response, or connect('openai/gpt-4o-mini')"
+        raise DataError("this is no LM", lm, "an LM", todo)
 
+    def ask(request: Request) -> Any:
+        (answer,) = _batch(lm, [request])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
-def _batch_of_one(lm: Any, request: Request) -> Any:
-    (answer,) = _batch(lm, [request])
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+    return ask
 
 
 def _call_here(effect: Call, here: _Here) -> Any:
@@ -5020,6 +5013,12 @@ async def _call_there(effect: Call, there: _There) -> Any:
 
 def _sleep_here(effect: Sleep, here: _Here) -> None:
     time.sleep(effect.seconds)
+
+
+async def _sleep_there(effect: Sleep, there: _There) -> None:
+    import asyncio
+
+    await asyncio.sleep(effect.seconds)
 
 
 # How each effect is performed: in this thread, in an event loop, in lock-step, and in a replay.
@@ -5330,7 +5329,8 @@ class _Reader:
     ) -> None:
         self._tell, self._calls, self._path = tell, calls, request.step or ""
         task, known = request.signature, request.adapter and request.adapter.fields
-        self._fields = partial(known, task) if known and task else _unread
+        unread = lambda text, more, memo: {"": Part(text, not more)}  # noqa: E731
+        self._fields = partial(known, task) if known and task else unread
         outputs = task.outputs if task else ()
         self._structured = [one.name for one in outputs if _kind(one.type) in STRUCTURED]
         self._begin()
@@ -5386,11 +5386,6 @@ class _Reader:
                 self._pieces.append(response.text[self._size :])
                 self._size = len(response.text)
             self._read(False)
-
-
-def _unread(text: str, more: bool, memo: _Memo) -> dict[str, Part]:
-    """Read a reply without a known format: all of it is text of no field."""
-    return {"": Part(text, not more)}
 
 
 # -- again, from a trace --
