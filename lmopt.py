@@ -4361,16 +4361,16 @@ def _interpret(
 ) -> Flow:
     """Run a program: yield leaf effects, append what happened to `events`, return a prediction."""
     start, place = len(events), (path, next(parent[2]), *parent[2:])
-    body = _advance(program, inputs, place, events)
-    outputs = yield from _logged(body, events, place, "step", parent, inputs, name=program.name)
+    body = through(_begin(program, path, inputs), partial(_reduce, place, events))
+    event = partial(Event, path, "step", inputs, id=place[1], program=program.name)
+    outputs = yield from _logged(_fields_of(program, body), event, parent, events)
     made = _owned(outputs._data, Prediction)
     object.__setattr__(made, "trace", Trace(events[start:]))
     return made
 
 
-def _advance(program: Program, inputs: Record, place: _Place, events: list[Event]) -> Flow:
-    """Step a body to its end; an effect that fails is raised at its `yield`."""
-    outputs = yield from through(_begin(program, place[0], inputs), partial(_reduce, place, events))
+def _fields_of(program: Program, body: Flow) -> Flow:
+    outputs = yield from body
     if type(outputs) is Record or isinstance(outputs, Mapping):
         return _record(outputs)
     todo = "return a prediction or a dict"
@@ -4379,15 +4379,17 @@ def _advance(program: Program, inputs: Record, place: _Place, events: list[Event
 
 def _reduce(place: _Place, events: list[Event], effect: Any) -> Flow:
     """Reduce one effect to leaf effects."""
-    path, _, ids, watch = place
+    path = place[0]
     if isinstance(effect, (Request, Call)) and (asked := _asked(effect)):
-        return _logged(effect, events, (path, next(ids), ids, watch), "lm", place, None, asked)
+        event = partial(Event, path, "lm", request=asked, id=next(place[2]))
+        return _logged(effect, event, place, events)
     if isinstance(effect, Run):
         name = _join(path, effect.name or effect.program.name)
         return _interpret(effect.program, effect.inputs, name, place, events)
     if isinstance(effect, Call):
         given, name = Record(args=effect.args, kwargs=effect.kwargs), _join(path, effect.name)
-        return _logged(effect, events, (name, next(ids), ids, watch), "call", place, given)
+        event = partial(Event, name, "call", given, id=next(place[2]))
+        return _logged(effect, event, place, events)
     if isinstance(effect, (tuple, list)):
         return _together(place, events, effect)
     if type(effect) is _GENERATOR:  # a part of the body, which catches its own errors
@@ -4407,19 +4409,10 @@ def _once(effect: Any) -> Flow:
     return (yield effect)
 
 
-def _logged(
-    effect: Any,
-    events: list[Event],
-    place: _Place,
-    kind: Any,
-    parent: _Place,
-    inputs: Any = None,
-    request: Request | None = None,
-    name: str = "",
-) -> Flow:
+def _logged(effect: Any, event: Callable[..., Event], parent: _Place, events: list[Event]) -> Flow:
     """Have an effect, or a flow, performed, and append the event of it, however it ends."""
     since, began, outcome, failure = time.time(), time.perf_counter(), None, ""
-    watch = place[3]
+    asks, watch = _asked(effect) is not None, parent[3]
     try:
         outcome = (yield from effect) if type(effect) is _GENERATOR else (yield effect)
         return outcome
@@ -4428,15 +4421,14 @@ def _logged(
         raise
     except Exception as error:
         failure = describe(error)
-        if request is not None and not isinstance(error, LmoptError):
+        if asks and not isinstance(error, LmoptError):
             with suppress(AttributeError):
                 error.of_lm = True  # type: ignore[attr-defined]  # see `stops`
         raise
     finally:
-        times = time.perf_counter() - began, since
-        made, answer = (None, outcome) if request else (outcome, None)
-        facts = inputs, made, request, answer, failure, parent[0]
-        events.append(Event(place[0], kind, *facts, *times, place[1], parent[1], name))
+        facts: Any = {"response" if asks else "outputs": outcome, "error": failure}
+        times: Any = {"seconds": time.perf_counter() - began, "began": since}
+        events.append(event(**facts, **times, parent=parent[0], parent_id=parent[1]))
         if watch is not None:
             _tell(watch, events[-1])
 
