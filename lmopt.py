@@ -5648,26 +5648,37 @@ def predict(
     if retries < 0:
         raise SignatureError("too few retries", retries, "0 or more", "raise retries")
     known = tuple(tools)
-    texts = {f"tool.{one.name}": one.desc for one in known}
+
+    def ask(step: Step, form: Adapter, inputs: dict[str, Any]) -> Request:
+        prompt = step.prompt
+        return Request(
+            form.render(made, _with_tools(prompt, known) if known else prompt, inputs),
+            prompt.model,
+            schema=form.schema(made) if form.schema else None,
+            step=step.path,
+            signature=made,
+            inputs=_owned(inputs),
+            adapter=form,
+            **_sampling(prompt.settings._data),
+        )
 
     def body(step: Step, /, **inputs: Any) -> Flow:
-        request = asked = _request(step, made, adapter, known, inputs)
+        form = ADAPTERS.get(step.prompt.settings._data.get("adapter", ""), adapter)
+        request = ask(step, form, inputs)
         for left in range(retries, -1, -1):
             response = _unrefused((yield request))
             try:
-                fields = (request.adapter or adapter).parse(made, response)
+                fields = form.parse(made, response)
                 return (yield from fields) if type(fields) is _GENERATOR else fields
             except ParseError as error:
                 error.request = request
                 if not left:
                     raise
-                if left == 1 and asked.adapter is not json:
-                    asked = _request(step, made, json, known, inputs, as_given=True)
-                request = _told(asked, error)
+                form = json if left == 1 else form
+                request = _told(ask(step, form, inputs), error)
 
-    prompt = Prompt(made.instructions, texts=texts, settings=settings)
-    calls = (retries + 1) * adapter.calls
-    return _module(body, made, name, calls, signature=made, prompt=prompt)
+    prompt = Prompt(made.instructions, texts=_tool_texts(known), settings=settings)
+    return _leaf(body, made, prompt, name, (retries + 1) * adapter.calls)
 
 
 @factory
@@ -5681,54 +5692,29 @@ def text(initial: str, *, name: str = "text") -> Program:
     >>> text("[0-9]+")(stub_lm()).text
     '[0-9]+'
     """
-    made = Signature((), (Field("text"),), initial)
 
     def body(step: Step) -> Flow:
         yield ()
         return {"text": step.prompt.instructions}
 
-    return _module(body, made, name, 0, signature=made, prompt=Prompt(initial))
+    return _leaf(body, Signature((), (Field("text"),), initial), Prompt(initial), name, 0)
 
 
-def _module(
-    body: Callable[..., Flow],
-    task: Signature,
-    name: str,
-    max_calls: int,
-    steps: Mapping[str, Program] = pytypes.MappingProxyType({}),
-    **changes: Any,
+def _leaf(
+    body: Callable[..., Flow], task: Signature, prompt: Prompt, name: str, max_calls: int
 ) -> Program:
-    """A program with the inputs and outputs of a task."""
-    known = {"inputs": task.inputs, "outputs": [one.name for one in task.outputs], **changes}
-    return program(steps, name=name, max_calls=max_calls, **known)(body)
+    """A program that has a prompt itself, and the inputs and outputs of a task."""
+    known: Any = {"inputs": task.inputs, "outputs": [one.name for one in task.outputs]}
+    return program(name=name, max_calls=max_calls, signature=task, prompt=prompt, **known)(body)
 
 
-def _request(
-    step: Step,
-    task: Signature,
-    adapter: Adapter,
-    tools: tuple[Tool, ...],
-    inputs: dict[str, Any],
-    *,
-    as_given: bool = False,
-) -> Request:
-    prompt, chosen = step.prompt, step.prompt.settings._data
-    adapter = ADAPTERS[chosen["adapter"]] if "adapter" in chosen and not as_given else adapter
-    return Request(
-        adapter.render(task, _with_tools(prompt, tools) if tools else prompt, inputs),
-        prompt.model,
-        schema=adapter.schema(task) if adapter.schema else None,
-        step=step.path,
-        signature=task,
-        inputs=_owned(inputs),
-        adapter=adapter,
-        **(_sampling(prompt) if chosen else {}),
-    )
+def _sampling(settings: Fields) -> dict[str, Any]:
+    """Those settings that are options of a request."""
+    return {n: value for n, value in settings.items() if n in SETTINGS and n != "adapter"}
 
 
-def _sampling(prompt: Prompt) -> dict[str, Any]:
-    """The settings that are options of a request."""
-    return {name: value for name, value in prompt.settings.items() if name != "adapter"}
+def _tool_texts(tools: Iterable[Tool]) -> dict[str, str]:
+    return {f"tool.{one.name}": one.desc for one in tools}
 
 
 def _with_tools(prompt: Prompt, tools: tuple[Tool, ...]) -> Prompt:
@@ -5745,9 +5731,8 @@ def _with_tools(prompt: Prompt, tools: tuple[Tool, ...]) -> Prompt:
 def _unrefused(response: Response) -> Response:
     """The response, unless it is none: what is refused is refused again."""
     if response.finish_reason == "refusal":
-        what, todo = "the model refuses to answer", "change what is asked, or ask another model"
-        said = response.text or response.finish_reason
-        raise Refused(what, said, "an answer", todo, response=response)
+        said, todo = response.text or "refusal", "change what is asked, or ask another model"
+        raise Refused("the model refuses to answer", said, "an answer", todo, response=response)
     return response
 
 
@@ -5767,17 +5752,12 @@ def _told(request: Request, error: ParseError) -> Request:
 
 def _task(task: Task, options: dict[str, Any]) -> tuple[Signature, dict[str, Any]]:
     """The signature of a task, and the options that are for `predict` and not for `signature`."""
-    own = {name: value for name, value in options.items() if name in ("instructions", "types")}
+    own = keyfilter(("instructions", "types").__contains__, options)
     return signature(task, **own), {n: v for n, v in options.items() if n not in own}
 
 
 @factory
-def chain_of_thought(
-    task: Task,
-    *,
-    name: str = "chain_of_thought",
-    **options: Any,
-) -> Program:
+def chain_of_thought(task: Task, *, name: str = "chain_of_thought", **options: Any) -> Program:
     """Make a `predict`, with its options, that writes its `reasoning` before the outputs.
 
     Calls: those of `predict`.
@@ -5805,26 +5785,36 @@ def pipeline(**steps: Program) -> Program:
     (Field(name='topic', type=<class 'str'>, desc=''),)
     """
     made: list[str] = []
-    inputs: list[Field] = []
+    takes: list[Field] = []
     for index, (name, step) in enumerate(steps.items(), start=1):
         if not step.outputs and index < len(steps):
             todo = "write a body with @program instead"
             raise SignatureError("a step with unknown outputs", name, "predict", todo)
-        inputs += [one for one in step.inputs if one.name not in made]
+        takes += [one for one in step.inputs if one.name not in made]
         made += step.outputs
 
     def body(own: Steps, /, **given: Any) -> Flow:
         known: dict[str, Any] = {}
         for name in steps:
-            chosen = select_inputs(own[name], {**given, **known})
-            known |= yield Run(own[name], chosen, name)
+            known |= yield _fed(own, name, {**given, **known})
         return known
 
-    return _around(body, steps, name="pipeline", inputs=unique(inputs, key=_name), outputs=made)
+    return _around(body, steps, inputs=takes, name="pipeline")
 
 
-def _name(one: Field) -> str:
-    return one.name
+def _fed(steps: Steps, name: str, known: Fields) -> Run:
+    """The effect of running a step on those of the known fields that it takes."""
+    return Run(steps[name], select_inputs(steps[name], known), name)
+
+
+def _attempted(effect: Any, *mild: type[Exception]) -> Flow:
+    """What comes of an effect, or its error; one that would stop an evaluation only if mild."""
+    try:
+        return (yield effect)
+    except Exception as error:
+        if stops(error) and not isinstance(error, mild):
+            raise
+        return error
 
 
 def _alone_in(program: Any) -> dict[str, Program]:
@@ -5837,10 +5827,10 @@ def _alone_in(program: Any) -> dict[str, Program]:
 
 def _around(body: Callable[..., Flow], steps: Mapping[str, Program], **changes: Any) -> Program:
     """A program with the inputs and the outputs of its steps, but for some changes."""
-    inputs = unique(concat(one.inputs for one in steps.values()), key=_name)
-    outputs = concat(one.outputs for one in steps.values())
-    options = {"inputs": inputs, "outputs": outputs, **changes}
-    return program(steps, **{**options, "outputs": unique(options["outputs"])})(body)
+    known = steps.values()
+    inputs = unique(concat(one.inputs for one in known), key=operator.attrgetter("name"))
+    outputs = unique(concat(one.outputs for one in known))
+    return program(steps, **{"inputs": inputs, "outputs": outputs, **changes})(body)
 
 
 def _at_least_one(name: str, count: int) -> None:
@@ -5862,61 +5852,71 @@ class Turn:
     attached: Record = field(default=Record(), converter=_record, eq=False, repr=False)
 
 
+Tools = Iterable[Callable[..., Any] | Tool]
 _THOUGHT = Field("thought", desc="what is known, and what to do next")
 _TRAJECTORY = Field("trajectory", list[Turn], "the steps so far")
 
 
 def _agent(
-    steps: Steps,
-    given: Fields,
-    past: str,
-    most: int,
-    turn: Callable[[Any, Sequence[Any]], Flow],
+    task: Signature,
+    steps: dict[str, Program],
+    max_steps: int,
+    begin: Callable[[Steps, Fields], tuple[Fields, Callable[..., Flow]]],
+    *,
     failed: Callable[[str], Any],
-) -> Flow:
-    """Act until it is done, then answer from what was seen.
+    more_calls: int = 0,
+    **options: Any,
+) -> Program:
+    """The program that acts until it is done, then answers from what was seen.
 
     Args:
-        given: the inputs of both steps, "act" and "answer", but for what happened.
-        past: the input with what happened; so is the output.
-        most: how many turns.
-        turn: (what "act" made, the turns so far) -> flow of new turns, and whether that is all; or
-            the outputs, where no answer is needed.
-        failed: text -> turn in which the reply could not be used.
+        steps: "act", "answer", and what else it runs.
+        begin: (steps, inputs) -> the inputs of "act" and "answer", but for what happened; and the
+            flow of a turn: (what "act" made, the turns so far) -> the new turns, and whether that
+            is all; or the outputs, where no answer is needed.
+        failed: text -> the turn in which the reply could not be used.
     """
-    shown: list[Any] = []
-    done: list[Any] = []
-    ended: Any = False
-    while not ended and len(done) < most:
-        try:
-            made = yield from _remembering(steps, "act", given, past, shown)
-        except ParseError as error:
-            # The reply itself is not shown: small models copy it.
-            turns = [failed(f"The reply could not be used: {error.told or error}.")]
-        else:
-            turns, ended = yield from turn(made, done)
-        shown += turns
-        done += turns
-    if not isinstance(ended, Mapping):
-        ended = yield from _remembering(steps, "answer", given, past, shown)
-    return {**ended, past: tuple(done)}
+    _at_least_one("max_steps", max_steps)
+    act, answer = steps["act"], steps["answer"]
+    past = act.inputs[-1].name
 
+    def remembering(step: Program, name: str, given: Fields, shown: list[Any]) -> Flow:
+        """Run a step on what happened; where that is too long, forget the oldest of it."""
+        while True:
+            try:
+                return (yield Run(step, {**given, past: tuple(shown)}, name))
+            except ContextWindowExceeded:
+                if not shown:
+                    raise
+                del shown[0]
 
-def _remembering(steps: Steps, name: str, given: Fields, past: str, shown: list[Any]) -> Flow:
-    """Run a step on what happened; where that is too long, forget the oldest of it."""
-    while True:
-        try:
-            return (yield Run(steps[name], Record({**given, past: tuple(shown)}), name))
-        except ContextWindowExceeded:
-            if not shown:
-                raise
-            del shown[0]
+    def body(steps: Steps, /, **inputs: Any) -> Flow:
+        given, turn = begin(steps, inputs)
+        shown, done = list[Any](), list[Any]()
+        ended: Any = False
+        while not ended and len(done) < max_steps:
+            try:
+                made = yield from remembering(steps["act"], "act", given, shown)
+            except ParseError as error:
+                # The reply itself is not shown: small models copy it.
+                turns = [failed(f"The reply could not be used: {error.told or error}.")]
+            else:
+                turns, ended = yield from turn(made, done)
+            shown += turns
+            done += turns
+        if not isinstance(ended, Mapping):
+            ended = yield from remembering(steps["answer"], "answer", given, shown)
+        return {**ended, past: tuple(done)}
+
+    outputs = [*answer.outputs, past]
+    calls = 2 * max_steps * act.max_calls + answer.max_calls + more_calls
+    return _around(body, steps, inputs=task.inputs, outputs=outputs, max_calls=calls, **options)
 
 
 @factory
 def react(
     task: Task,
-    tools: Iterable[Callable[..., Any] | Tool],
+    tools: Tools,
     *,
     max_steps: int = 20,
     native: bool = False,
@@ -5957,43 +5957,48 @@ def react(
     2100000
     """
     made, options = _task(task, options)
-    known = _tools(tools, reserved="finish")
-    _at_least_one("max_steps", max_steps)
+    known = _tools(tools, "finish")
+    if not known:
+        raise SignatureError("wrong tools", [], "one tool or more", "pass a function")
     seen = made.append(_TRAJECTORY, to="inputs")
-    acting = (_act_natively if native else _act)(seen, known, options)
-    answer = chain_of_thought(seen, name="answer", **options)
+    act = (_act_natively if native else _act)(seen, known, options)
+    steps = {"act": act, "answer": chain_of_thought(seen, name="answer", **options)}
+
+    def called(thought: str, call: ToolCall, last: Sequence[Turn]) -> Flow:
+        """Call a tool; what goes wrong is what is observed, and that it is the same call again."""
+        allowed = approve is None or (yield invoke(approve, call))
+        observed = f"This call was not approved{f': {allowed}' if allowed else '.'}"
+        if allowed is True:
+            observed = yield from _observed(known, call)
+        for one in last:
+            same = (one.tool, one.arguments) == (call.name, call.arguments)
+            if same and isinstance(observed, str) and str(one.observation).startswith(observed):
+                observed = f"{observed}\n(The same call as before, and the same result.)"
+        return Turn(thought, call.name, call.arguments, observed, call.attached)
 
     def turn(step: Any, done: Sequence[Turn]) -> Flow:
         calls = step["calls"] if native else (_meant_call(known, step.tool, step.arguments),)
         if not calls or calls[0].name == "finish":
             return [Turn(step.thought, "finish", {}, "")], True
-        tried = [
-            _called(known, _planned(step.thought, one), approve, done[-1:])
-            for one in calls[: max_steps - len(done)]
-        ]
-        return (yield tried), False
+        left = max_steps - len(done)
+        return (yield [called(step.thought, one, done[-1:]) for one in calls[:left]]), False
 
-    def body(steps: Steps, /, **inputs: Any) -> Flow:
-        failed = partial(Turn, "", "", {})
-        return (yield from _agent(steps, inputs, "trajectory", max_steps, turn, failed))
+    def begin(steps: Steps, inputs: Fields) -> tuple[Fields, Callable[..., Flow]]:
+        return inputs, turn
 
-    calls = 2 * max_steps * acting.max_calls + answer.max_calls
-    steps = {"act": acting, "answer": answer}
-    return _module(body, made, name, calls, steps, outputs=[*answer.outputs, "trajectory"])
+    return _agent(made, steps, max_steps, begin, failed=partial(Turn, "", "", {}), name=name)
 
 
-def _tools(
-    tools: Iterable[Callable[..., Any] | Tool], *, reserved: str, needed: bool = True
-) -> Record:
+def _tools(tools: Tools, *reserved: str) -> Record:
     """Tools by name."""
     if callable(tools) or isinstance(tools, (str, Mapping)):
         raise SignatureError("tools are no list", tools, "a list of tools", "write [tool, ...]")
     made = [Tool.of(one) for one in tools]
-    names = [one.name for one in made]
-    twice = [one for one in names if names.count(one) > 1 or one == reserved]
-    if twice or (needed and not made):
+    names = Counter([*reserved, *(one.name for one in made)])
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
         expected, todo = "tools of different names", "name them: Tool.of(function, name=...)"
-        raise SignatureError("wrong tools", twice[:1] or names, expected, todo)
+        raise SignatureError("wrong tools", twice[:1], expected, todo)
     return Record({one.name: one for one in made})
 
 
@@ -6009,8 +6014,7 @@ def _act(seen: Signature, tools: Record, options: Fields) -> Program:
         f"returns is added to the trajectory. When the trajectory holds all that is needed for "
         f"{_listed(seen)}, call finish, with no arguments."
     )
-    made = Signature(seen.inputs, (_THOUGHT, called, given), told)
-    return _acting(made, tools, options)
+    return _acting(Signature(seen.inputs, (_THOUGHT, called, given), told), tools, options)
 
 
 def _acting(task: Signature, tools: Record, options: Fields) -> Program:
@@ -6056,68 +6060,39 @@ def _act_natively(seen: Signature, tools: Record, options: Fields) -> Program:
                 said.append(Message("user", content))
         known = [evolve(t, desc=prompt.texts.get(f"tool.{t.name}", t.desc)) for t in tools.values()]
         facts: dict[str, Any] = {"step": step.path, "inputs": Record(inputs), "tools": known}
-        response = _unrefused((yield Request(said, prompt.model, **facts, **_sampling(prompt))))
+        request = Request(said, prompt.model, **facts, **_sampling(prompt.settings))
+        response = _unrefused((yield request))
         calls = response.tool_calls or _written_calls(tools, response.text)
         return {"thought": response.text or response.reasoning, "calls": calls}
 
-    texts = {f"tool.{one.name}": one.desc for one in tools.values()}
-    chosen = {
-        name: value for name, value in options.items() if name in SETTINGS and name != "adapter"
-    }
-    prompt = Prompt(told, texts=texts, settings=chosen)
-    return _module(body, made, "act", 1, signature=made, prompt=prompt)
+    prompt = Prompt(told, texts=_tool_texts(tools.values()), settings=_sampling(options))
+    return _leaf(body, made, prompt, "act", 1)
 
 
 def _written_calls(tools: Record, text: str) -> tuple[ToolCall, ...]:
     """The calls that a model wrote as JSON into its text."""
-    found = concat(one if isinstance(one, list) else [one] for one in _bracketed(text)[0])
-    calls = [one for one in found if isinstance(one, dict) and one.get("name") in tools]
-    given = [one.get("arguments", one.get("parameters")) or {} for one in calls]
-    made = zip(calls, given, strict=True)
-    return tuple(ToolCall("", c["name"], args) for c, args in made if isinstance(args, dict))
+    made = []
+    for one in concat(one if isinstance(one, list) else [one] for one in _bracketed(text)[0]):
+        if isinstance(one, dict) and one.get("name") in tools:
+            given = one.get("arguments", one.get("parameters")) or {}
+            made += [ToolCall("", one["name"], given)] if isinstance(given, dict) else []
+    return tuple(made)
 
 
-def _planned(thought: str, call: ToolCall) -> Turn:
-    return Turn(thought, call.name, call.arguments, "", call.attached)
-
-
-def _called(
-    tools: Record, planned: Turn, approve: Callable[[ToolCall], Any] | None, last: Sequence[Turn]
-) -> Flow:
-    """Call a tool; what goes wrong is what is observed, and that it is the same call again."""
-    call = ToolCall("", planned.tool, planned.arguments)
-    allowed = True if approve is None else (yield invoke(approve, call))
-    if allowed is True:
-        seen = yield from _observed(tools, call.name, call.arguments)
-    else:
-        seen = f"This call was not approved{f': {allowed}' if allowed else '.'}"
-    if isinstance(seen, str) and any(_repeats(planned, seen, one) for one in last):
-        seen = f"{seen}\n(The same call as before, and the same result.)"
-    return evolve(planned, observation=seen)
-
-
-def _repeats(planned: Turn, seen: str, last: Turn) -> bool:
-    call, before = (planned.tool, planned.arguments), (last.tool, last.arguments)
-    return (
-        call == before and isinstance(last.observation, str) and last.observation.startswith(seen)
-    )
-
-
-def _observed(tools: Record, name: str, arguments: Fields) -> Flow:
-    if name not in tools:
-        return f"There is no tool {name!r}; there are {', '.join([*tools, 'finish'])}."
+def _observed(tools: Record, call: ToolCall) -> Flow:
+    """What a tool returns, or what went wrong."""
+    if call.name not in tools:
+        return f"There is no tool {call.name!r}; there are {', '.join([*tools, 'finish'])}."
+    tool: Tool = tools[call.name]
     try:
-        given = tools[name].checked(arguments)
+        given = tool.checked(call.arguments)
     except DataError as error:
         return f"Wrong arguments: {error}"
-    try:
-        made = yield Call(tools[name].function, (), given, name)
-        return made if isinstance(made, Media) else as_text(made)
-    except Exception as error:
-        # What is yours to correct is the tool's to tell; what ends a run is not.
-        if stops(error) and not isinstance(error, ValueError):
-            raise
-        return f"The tool failed: {describe(error)}"
+    # What is yours to correct is the tool's to tell; what ends a run is not.
+    made = yield from _attempted(Call(tool.function, (), given, tool.name), ValueError)
+    if isinstance(made, Exception):
+        return f"The tool failed: {describe(made)}"
+    return made if isinstance(made, Media) else as_text(made)
 
 
 # -- agents that write code; who runs it is injected --
@@ -6156,6 +6131,7 @@ class Cell:
 
 _CODE = Field("code", desc="Python code")
 _HISTORY = Field("history", list[Cell], "the code so far, and what came of it")
+_CALLS_OUTSIDE = 100  # for one piece of code
 
 
 def _ran(code: str, result: Result) -> Cell:
@@ -6168,52 +6144,54 @@ def _state(variables: Fields, functions: Iterable[str]) -> dict[str, Any]:
     return {"variables": given, "functions": list(functions), "cells": [], "answers": []}
 
 
-_CALLS_OUTSIDE = 100  # for one piece of code
+def _session(
+    interpreter: Interpreter, variables: Fields, tools: Record, **more: Callable[..., Flow]
+) -> Callable[[str], Flow]:
+    """The flow that runs a piece of code where those before it left off, and returns the result.
 
-
-def _run_code(
-    interpreter: Interpreter, code: str, state: Any, outside: Callable[..., Flow]
-) -> Flow:
-    """Run code, again with the answers to what it calls outside; return result and state.
-
-    Each answer is one more run, so that there is a limit to them.
+    Answering what the code calls outside takes one more run of it, so that there is a limit.
     """
-    found = re.search(r"```[a-zA-Z0-9]*[ \t]*\n(.*?)(?:\n```|\Z)", code, re.DOTALL)
-    asked = state
-    for left in range(_CALLS_OUTSIDE, -1, -1):
-        made = yield Call(interpreter, (found[1] if found else code, asked), {}, "interpreter")
-        result: Result = coerce(Result, made)  # from a saved trace it is plain data
-        if not result.calls:
-            return result, state if result.state is None else result.state
-        if left < len(result.calls):
-            what = (
-                f"RuntimeError: more than {_CALLS_OUTSIDE} calls of {result.calls[0][0]} and others"
-            )
-            return evolve(result, error=what, calls=()), state
-        answers = yield [_answered(outside, *one) for one in result.calls]
-        asked = {**asked, "answers": [*asked["answers"], *answers]}
+    functions = {name: partial(_outside, tool) for name, tool in tools.items()} | more
+    state = _state(variables, functions)
+
+    def answered(name: str, args: Sequence[Any], kwargs: Fields) -> Flow:
+        try:
+            if name not in functions:
+                known = f"one of {', '.join(functions) or '(none)'}"
+                raise DataError("no such tool", name, known, "correct the name")
+            return {"value": jsonable((yield from functions[name](*args, **kwargs)), other=repr)}
+        except Exception as error:
+            if stops(error) and not isinstance(error, ValueError):
+                raise
+            return {"error": describe(error)}
+
+    def run(code: str) -> Flow:
+        nonlocal state
+        fenced = re.search(r"```[a-zA-Z0-9]*[ \t]*\n(.*?)(?:\n```|\Z)", code, re.DOTALL)
+        bare, asked = fenced[1] if fenced else code, state
+        for left in range(_CALLS_OUTSIDE, -1, -1):
+            made = yield Call(interpreter, (bare, asked), {}, "interpreter")
+            result: Result = coerce(Result, made)  # from a saved trace it is plain data
+            if not result.calls:
+                state = state if result.state is None else result.state
+                return result
+            if left < len(result.calls):
+                what = f"more than {_CALLS_OUTSIDE} calls of {result.calls[0][0]} and others"
+                return evolve(result, error=f"RuntimeError: {what}", calls=())
+            answers = yield [answered(*one) for one in result.calls]
+            asked = {**asked, "answers": [*asked["answers"], *answers]}
+
+    return run
 
 
-def _answered(outside: Callable[..., Flow], name: str, args: Sequence[Any], kwargs: Fields) -> Flow:
-    try:
-        return {"value": jsonable((yield from outside(name, args, kwargs)), other=repr)}
-    except Exception as error:
-        if stops(error) and not isinstance(error, DataError):
-            raise
-        return {"error": describe(error)}
-
-
-def _outside(tools: Record, name: str, args: Sequence[Any], kwargs: Fields) -> Flow:
+def _outside(tool: Tool, /, *args: Any, **kwargs: Any) -> Flow:
     """Call a tool for code; what goes wrong is raised there."""
-    if name not in tools:
-        known = f"one of {', '.join(tools) or '(none)'}"
-        raise DataError("no such tool", name, known, "correct the name")
-    places = [one.name for one in tools[name].fields]
+    places = [one.name for one in tool.fields]
     if len(args) > len(places):
-        what, expected = f"too many arguments of {name}", f"{len(places)} at most"
-        raise DataError(what, args, expected, "drop some")
-    given = tools[name].checked({**dict(zip(places, args, strict=False)), **kwargs})
-    return (yield Call(tools[name].function, (), given, name))
+        expected = f"{len(places)} at most"
+        raise DataError(f"too many arguments of {tool.name}", args, expected, "drop some")
+    given = tool.checked({**dict(zip(places, args, strict=False)), **kwargs})
+    return (yield Call(tool.function, (), given, tool.name))
 
 
 @factory
@@ -6230,9 +6208,7 @@ def program_of_thought(
     Code that raises is shown to the model with its error, and written anew.
 
     Args:
-        interpreter: runs code, such as `subprocess_python()`.
         max_tries: how many times code is written, 1 or more.
-        **options: what else `predict` takes, for both steps.
     Raises:
         ParseError: (when it runs) the code of the last try failed too; says how.
     Calls: those of `predict` for each try, and of the answer.
@@ -6252,34 +6228,29 @@ def program_of_thought(
     )
     tried = Field("attempts", list[Cell], "earlier code and its errors")
     worked = Field("ran", list[Cell], "the code that was run, and its output")
-    code = Signature((*made.inputs, tried), (_CODE,), told)
-    writing = predict(code, name="code", **options)
+    code = predict(Signature((*made.inputs, tried), (_CODE,), told), name="code", **options)
     answer = chain_of_thought(made.append(worked, to="inputs"), name="answer", **options)
 
     def body(steps: Steps, /, **inputs: Any) -> Flow:
         attempts: tuple[Cell, ...] = ()
-        state = _state(inputs, ())
         for _ in range(max_tries):
             wrote = yield Run(steps["code"], {**inputs, "attempts": attempts}, "code")
-            result, _ = yield from _run_code(interpreter, wrote.code, state, _no_tools)
+            result = yield from _session(interpreter, inputs, Record())(wrote.code)
             attempts = (*attempts, _ran(wrote.code, result))
             if not result.error:
                 return (yield Run(steps["answer"], {**inputs, "ran": attempts[-1:]}, "answer"))
         what, todo = f"the code failed in all {max_tries} tries; the last error", "raise max_tries"
         raise ParseError(what, result.error, "code that runs", todo, field="code")
 
-    calls = max_tries * writing.max_calls + answer.max_calls
-    steps = {"code": writing, "answer": answer}
-    return _module(body, made, name, calls, steps, outputs=answer.outputs)
-
-
-_no_tools = partial(_outside, Record())
+    steps, calls = {"code": code, "answer": answer}, max_tries * code.max_calls + answer.max_calls
+    io = {"inputs": made.inputs, "outputs": answer.outputs}
+    return _around(body, steps, max_calls=calls, name=name, **io)
 
 
 @factory
 def code_act(
     task: Task,
-    tools: Iterable[Callable[..., Any] | Tool],
+    tools: Tools,
     interpreter: Interpreter,
     *,
     max_steps: int = 5,
@@ -6291,11 +6262,6 @@ def code_act(
     The tools run here, not where the code runs: a call of one ends the code, and it is run again
     with the answer. What goes wrong in a step is what it observes, as in `react`.
 
-    Args:
-        tools: functions with types and docstrings, or `Tool`s.
-        interpreter: runs code, such as `subprocess_python()`.
-        max_steps: 1 or more.
-        **options: what else `predict` takes, for both steps.
     Raises:
         SignatureError: two tools of one name, or no steps.
     Calls: one for each step, `max_steps` more where the prompt gets too long, and the answer.
@@ -6312,8 +6278,7 @@ def code_act(
     4
     """
     made, options = _task(task, options)
-    known = _tools(tools, reserved="", needed=False)
-    _at_least_one("max_steps", max_steps)
+    known = _tools(tools)
     told = (
         f"{made.instructions}\n\nWork in steps. In each step, write Python code that brings you "
         f"nearer to {_listed(made)}, and print what you want to see. The inputs are variables, the "
@@ -6322,22 +6287,19 @@ def code_act(
     finished = Field("finished", bool, "whether nothing is left to do after this code")
     seen = made.append(_HISTORY, to="inputs")
     acting = Signature(seen.inputs, (_THOUGHT, _CODE, finished), told)
-    act, answer = _acting(acting, known, options), chain_of_thought(seen, name="answer", **options)
+    answer = chain_of_thought(seen, name="answer", **options)
 
-    def body(steps: Steps, /, **inputs: Any) -> Flow:
-        state = _state(inputs, known)
+    def begin(steps: Steps, inputs: Fields) -> tuple[Fields, Callable[..., Flow]]:
+        run = _session(interpreter, inputs, known)
 
         def turn(step: Any, done: Sequence[Cell]) -> Flow:
-            nonlocal state
-            outside = partial(_outside, known)
-            result, state = yield from _run_code(interpreter, step.code, state, outside)
+            result = yield from run(step.code)
             return [_ran(step.code, result)], step.finished and not result.error
 
-        return (yield from _agent(steps, inputs, "history", max_steps, turn, partial(Cell, "")))
+        return inputs, turn
 
-    calls = 2 * max_steps * act.max_calls + answer.max_calls
-    steps = {"act": act, "answer": answer}
-    return _module(body, made, name, calls, steps, outputs=[*answer.outputs, "history"])
+    steps = {"act": _acting(acting, known, options), "answer": answer}
+    return _agent(made, steps, max_steps, begin, failed=partial(Cell, ""), name=name)
 
 
 @factory
@@ -6345,7 +6307,7 @@ def recursive(
     task: Task,
     interpreter: Interpreter,
     *,
-    tools: Iterable[Callable[..., Any] | Tool] = (),
+    tools: Tools = (),
     max_steps: int = 20,
     max_queries: int = 50,
     preview_chars: int = 500,
@@ -6361,9 +6323,7 @@ def recursive(
     it saw.
 
     Args:
-        interpreter: runs code, such as `subprocess_python()`.
         tools: further functions that the code may call.
-        max_steps: 1 or more.
         max_queries: how many prompts one run may ask, 0 or more; one more raises in the code.
         preview_chars: how much of an input is shown, 0 or more.
     Raises:
@@ -6378,9 +6338,7 @@ def recursive(
     3
     """
     made, options = _task(task, options)
-    known = _tools(tools, reserved="query", needed=False)
-    _tools(known.values(), reserved="submit", needed=False)
-    _at_least_one("max_steps", max_steps)
+    known = _tools(tools, "query", "submit")
     about = Field("variables", desc="the inputs: name, type, length and beginning")
     told = made.instructions + _EXPLORE.format(
         queries=max_queries,
@@ -6390,32 +6348,30 @@ def recursive(
     acting = Signature((about, _HISTORY), (_THOUGHT, _CODE), told)
     asked = Signature((Field("prompt"),), (Field("reply"),), "Do what the prompt says.")
     reading = Signature((about, _HISTORY), made.outputs, made.instructions)
-    act, answer = _acting(acting, known, options), predict(reading, name="answer", **options)
-    query = predict(asked, **{**options, "adapter": plain, "retries": 0, "name": "query"})
+    steps = {
+        "act": _acting(acting, known, options),
+        "query": predict(asked, **{**options, "adapter": plain, "retries": 0, "name": "query"}),
+        "answer": predict(reading, name="answer", **options),
+    }
 
-    def body(steps: Steps, /, **inputs: Any) -> Flow:
-        state, queries = _state(inputs, [*known, "query"]), max_queries
-
-        def outside(name: str, args: Sequence[Any], kwargs: Fields) -> Flow:
-            nonlocal queries
-            if name != "query":
-                return (yield from _outside(known, name, args, kwargs))
-            _check_query(args, kwargs, queries)
-            queries -= len(args)
-            replies = yield [Run(steps["query"], {"prompt": one}, "query") for one in args]
-            return [one.reply for one in replies] if len(args) > 1 else replies[0].reply
+    def begin(steps: Steps, inputs: Fields) -> tuple[Fields, Callable[..., Flow]]:
+        query = _queries(steps["query"], max_queries)
+        run = _session(interpreter, inputs, known, query=query)
 
         def turn(step: Any, done: Sequence[Cell]) -> Flow:
-            nonlocal state
-            result, state = yield from _run_code(interpreter, step.code, state, outside)
-            return _submitted(made, step.code, result)
+            result = yield from run(step.code)
+            if result.answer is None:
+                return [_ran(step.code, result)], False
+            submitted = Response(_dump(jsonable(dict(result.answer), other=repr)))
+            try:
+                return [_ran(step.code, result)], json.parse(made, submitted)
+            except ParseError as error:
+                return [Cell(step.code, f"What was submitted could not be used: {error}")], False
 
-        given = {"variables": _variables(made, inputs, preview_chars)}
-        return (yield from _agent(steps, given, "history", max_steps, turn, partial(Cell, "")))
+        return {"variables": _variables(made, inputs, preview_chars)}, turn
 
-    calls = 2 * max_steps * act.max_calls + max_queries + answer.max_calls
-    steps = {"act": act, "query": query, "answer": answer}
-    return _module(body, made, name, calls, steps, outputs=[*answer.outputs, "history"])
+    options = {"failed": partial(Cell, ""), "more_calls": max_queries, "name": name}
+    return _agent(made, steps, max_steps, begin, **options)
 
 
 _EXPLORE = (
@@ -6427,22 +6383,24 @@ _EXPLORE = (
 )
 
 
-def _submitted(task: Signature, code: str, result: Result) -> tuple[list[Cell], Any]:
-    """What happened in a turn, and the outputs that the code submitted, if it did."""
-    if result.answer is None:
-        return [_ran(code, result)], False
-    text = _dump(jsonable(dict(result.answer), other=repr))
-    try:
-        return [_ran(code, result)], json.parse(task, Response(text))
-    except ParseError as error:
-        return [Cell(code, f"What was submitted could not be used: {error}")], False
+def _queries(step: Program, left: int) -> Callable[..., Flow]:
+    """What `query` does in the code of one run."""
 
+    def query(*prompts: Any, **others: Any) -> Flow:
+        nonlocal left
+        given = [*prompts, *others.values()]
+        if others or not prompts or not all(isinstance(one, str) for one in prompts):
+            raise DataError("wrong arguments of query", given, "texts", "pass prompts")
+        if len(prompts) > left:
+            raise DataError(
+                "too many queries", len(prompts), f"{left} more at most", "do with less"
+            )
+        left -= len(prompts)
+        replies = yield [Run(step, {"prompt": one}, "query") for one in prompts]
+        texts = [one.reply for one in replies]
+        return texts if len(texts) > 1 else texts[0]
 
-def _check_query(args: Sequence[Any], kwargs: Fields, left: int) -> None:
-    if kwargs or not args or not all(isinstance(one, str) for one in args):
-        raise DataError("wrong arguments of query", [*args, kwargs], "texts", "pass prompts")
-    if len(args) > left:
-        raise DataError("too many queries", len(args), f"{left} more at most", "do with less")
+    return query
 
 
 def _variables(task: Signature, inputs: Fields, most: int) -> str:
@@ -6788,15 +6746,12 @@ def sampled(program: Program, index: int, count: int) -> Program:
     >>> sampled(predict("q -> a"), 2, 5).prompt.settings
     Record(rollout=2)
     """
-    if not index and not any(one.settings.get("rollout") for one in program.params.values()):
-        return program
-    return program.with_params(
-        {
-            path: evolve(prompt, settings=prompt.settings | {"rollout": number})
-            for path, prompt in program.params.items()
-            for number in [prompt.settings.get("rollout", 0) * count + index]
-        }
-    )
+    changed = {}
+    for path, prompt in program.params.items():
+        rollout = prompt.settings.get("rollout", 0) * count + index
+        if rollout:
+            changed[path] = evolve(prompt, settings=prompt.settings | {"rollout": rollout})
+    return program.with_params(changed) if changed else program
 
 
 Reward = Callable[[Record, Prediction], Any]
@@ -6815,8 +6770,6 @@ def best_of_n(
     `rollout` only.
 
     Args:
-        program: what to run; its prompts stand under its name.
-        n: how many attempts, 1 or more.
         reward: see `Reward`.
         threshold: reward at which to stop.
     Raises:
@@ -6828,47 +6781,78 @@ def best_of_n(
     >>> longest(lm).word
     'abc'
     """
-    _at_least_one("n", n)
-
-    def body(steps: Steps, /, **inputs: Any) -> Flow:
-        return (yield from _attempts(steps, program.name, inputs, n, reward, threshold))
-
-    steps = _alone_in(program)
-    return _around(body, steps, max_calls=n * program.max_calls, name=name)
+    return _attempting(program, n, reward, threshold, name)
 
 
-def _attempts(
-    steps: Steps,
-    name: str,
-    inputs: Fields,
+@factory
+def refine(
+    program: Program,
+    n: int,
+    reward: Reward,
+    *,
+    threshold: float = 1.0,
+    name: str = "refine",
+    **options: Any,
+) -> Program:
+    """Make the program that attempts, is told what was wrong with it, and attempts again.
+
+    After an attempt below the threshold, hints go into the next one, behind the instructions of
+    each step; the prompts themselves stay as they are. The hints are what the reward says of single
+    steps (`Score.steps`); where it says nothing of them, an LM is asked. Otherwise as `best_of_n`.
+
+    Args:
+        reward: see `Reward`; a `Score` may have feedback.
+        **options: what `predict` takes, for the step that gives hints.
+    Calls: `n` times those of the program, and the hints between them.
+    Reference: Madaan et al. 2023, arXiv 2303.17651, with the hints per step.
+
+    >>> lm = scripted_lm([{"word": "a"}, {"advice": {"predict": "Longer."}}, {"word": "abc"}])
+    >>> longer = refine(predict("-> word"), 2, lambda inputs, made: len(made.word) / 3)
+    >>> longer(lm).word
+    'abc'
+    """
+    adviser = predict(_ADVISE, name="advise", **options)
+    return _attempting(program, n, reward, threshold, name, adviser)
+
+
+def _attempting(
+    program: Program,
     n: int,
     reward: Reward,
     threshold: float,
-    advise: Callable[[Prediction, Score], Flow] | None = None,
-) -> Flow:
-    """Run a step until its reward is high enough, each time with the hints of `advise`."""
-    best: tuple[float, Prediction] | None = None
-    hints: Mapping[str, str] = {}
-    for index in range(n):
-        try:
-            attempt = _hinted(sampled(steps[name], index, n), hints if advise else {})
-            made = yield Run(attempt, inputs, name)
-        except Exception as error:
-            if stops(error) or (index == n - 1 and best is None):
-                raise
-            hints = dict.fromkeys(steps[name].leaves, f"An attempt failed: {describe(error)}")
-            continue
-        if n == 1:
-            return made
-        score = _rewarded(reward, Record(inputs), made)
-        if best is None or score.value > best[0]:
-            best = score.value, made
-        if score.value >= threshold:
-            break
-        if advise and index < n - 1:
-            hints = score.steps or (yield from advise(made, score))
-    assert best is not None  # or the last attempt would have raised
-    return best[1]
+    name: str,
+    adviser: Program | None = None,
+) -> Program:
+    """The program that runs another until its reward is high enough, with advice in between."""
+    _at_least_one("n", n)
+    steps = _alone_in(program)
+
+    def body(steps: Steps, /, **inputs: Any) -> Flow:
+        step, tried = steps[program.name], list[Any]()
+        hints: Fields = {}
+        for index in range(n):
+            attempt = _hinted(sampled(step, index, n), hints if adviser else {})
+            made = yield from _attempted(Run(attempt, inputs, program.name))
+            if isinstance(made, Exception):
+                hints = dict.fromkeys(step.leaves, f"An attempt failed: {describe(made)}")
+                continue
+            if n == 1:
+                return made
+            score = _rewarded(reward, Record(inputs), made)
+            tried.append((score.value, made))
+            if score.value >= threshold:
+                break
+            if adviser and index < n - 1:
+                hints = score.steps or (yield from _advice(steps, program.name, made, score))
+        if not tried:
+            raise made
+        return max(tried, key=first)[1]  # of equals, the earliest
+
+    calls = n * program.max_calls
+    if adviser:
+        steps, calls = {**steps, "advise": adviser}, calls + (n - 1) * adviser.max_calls
+    takes, makes = program.inputs, program.outputs
+    return _around(body, steps, inputs=takes, outputs=makes, max_calls=calls, name=name)
 
 
 def _rewarded(reward: Reward, inputs: Record, made: Prediction) -> Score:
@@ -6887,63 +6871,14 @@ def _rewarded(reward: Reward, inputs: Record, made: Prediction) -> Score:
     return score
 
 
-def _hinted(program: Program, hints: Mapping[str, str]) -> Program:
+def _hinted(program: Program, hints: Fields) -> Program:
+    params = program.params
     told = {
-        path: evolve(prompt, instructions=f"{prompt.instructions}\n\nHint: {hints[path]}")
-        for path, prompt in program.params.items()
-        if hints.get(path)
+        path: evolve(params[path], instructions=f"{params[path].instructions}\n\nHint: {hint}")
+        for path, hint in hints.items()
+        if hint and path in params
     }
     return program.with_params(told) if told else program
-
-
-@factory
-def refine(
-    program: Program,
-    n: int,
-    reward: Reward,
-    *,
-    threshold: float = 1.0,
-    name: str = "refine",
-    **options: Any,
-) -> Program:
-    """Make the program that attempts, is told what was wrong with it, and attempts again.
-
-    After an attempt below the threshold, hints go into the next one, behind the instructions of
-    each step; the prompts themselves stay as they are. The hints are what the reward says of single
-    steps (`Score.steps`); where it says nothing of them, an LM is asked. Otherwise as `best_of_n`:
-    the attempt that is rewarded most is returned, and if all fail, the last error is raised.
-
-    Args:
-        program: what to run; its prompts stand under its name.
-        n: how many attempts, 1 or more.
-        reward: see `Reward`; a `Score` may have feedback.
-        threshold: reward at which to stop.
-        **options: what `predict` takes, for the step that gives hints.
-    Raises:
-        MetricError: (when it runs) the reward raised, or is no number; says for which prediction.
-    Calls: `n` times those of the program, and the hints between them.
-    Reference: Madaan et al. 2023, arXiv 2303.17651, with the hints per step.
-
-    >>> lm = scripted_lm([{"word": "a"}, {"advice": {"predict": "Longer."}}, {"word": "abc"}])
-    >>> longer = refine(predict("-> word"), 2, lambda inputs, made: len(made.word) / 3)
-    >>> longer(lm).word
-    'abc'
-    """
-    _at_least_one("n", n)
-    adviser = predict(_ADVISE, name="advise", **options)
-
-    def body(steps: Steps, /, **inputs: Any) -> Flow:
-        advise = partial(_advice, steps, program.name)
-        return (yield from _attempts(steps, program.name, inputs, n, reward, threshold, advise))
-
-    return _around(
-        body,
-        {**_alone_in(program), "advise": adviser},
-        inputs=program.inputs,
-        outputs=program.outputs,
-        max_calls=n * program.max_calls + (n - 1) * adviser.max_calls,
-        name=name,
-    )
 
 
 _ADVISE = Signature(
@@ -6999,8 +6934,7 @@ def vote(predictions: Sequence[Prediction], *, field: str | None = None) -> Pred
             known = f"one of {', '.join(one)}"
             raise DataError("no such field to vote on", chosen, known, "correct the name")
     values = [normalize(one[chosen]) for one in predictions]
-    most = max(values, key=values.count)  # of equals, the first
-    return predictions[values.index(most)]
+    return predictions[values.index(max(values, key=values.count))]
 
 
 @factory
@@ -7009,11 +6943,10 @@ def majority(
 ) -> Program:
     """Make the program that runs another `n` times at once, and returns what most runs say.
 
-    A run in which the program fails has no vote; if all fail, the last error is raised.
+    The runs differ in `rollout` only. One that fails has no vote; if all fail, the last error is
+    raised.
 
     Args:
-        program: what to run; its prompts stand under its name.
-        n: how many runs, 1 or more; they differ in `rollout` only.
         field: whose values count; by default the last output.
     Calls: `n` times those of the program.
     Reference: Wang et al. 2022, arXiv 2203.11171 (self-consistency).
@@ -7051,30 +6984,15 @@ def surviving(runs: Iterable[Run]) -> Flow:
     return alive
 
 
-def _attempted(run: Run) -> Flow:
-    try:
-        return (yield run)
-    except Exception as error:
-        if stops(error):
-            raise
-        return error
-
-
 @factory
 def multi_chain_comparison(
-    task: Task,
-    *,
-    m: int = 3,
-    name: str = "multi_chain_comparison",
-    **options: Any,
+    task: Task, *, m: int = 3, name: str = "multi_chain_comparison", **options: Any
 ) -> Program:
     """Make the program that reasons `m` times, compares the attempts, and then answers.
 
-    An attempt that fails is left out; if all fail, the last error is raised.
+    The attempts differ in `rollout` only. One that fails is left out; if all fail, the last error
+    is raised.
 
-    Args:
-        m: how many attempts, 1 or more; they differ in `rollout` only.
-        **options: what else `predict` takes, for both steps.
     Calls: those of `predict`, `m + 1` times.
     Reference: Yoran et al. 2023, arXiv 2304.13007.
 
@@ -7088,7 +7006,7 @@ def multi_chain_comparison(
     told = f"{made.instructions}\n\nWeigh the attempts against each other, then answer."
     weighing = made.append(others, to="inputs").with_instructions(told)
     attempt = chain_of_thought(made, name="attempt", **options)
-    comparing = chain_of_thought(weighing, name="compare", **options)
+    compare = chain_of_thought(weighing, name="compare", **options)
 
     def body(steps: Steps, /, **inputs: Any) -> Flow:
         samples = [sampled(steps["attempt"], index, m) for index in range(m)]
@@ -7096,9 +7014,9 @@ def multi_chain_comparison(
         shown = [jsonable(dict(one)) for one in tried]
         return (yield Run(steps["compare"], {**inputs, "attempts": shown}, "compare"))
 
-    calls = m * attempt.max_calls + comparing.max_calls
-    steps = {"attempt": attempt, "compare": comparing}
-    return _module(body, made, name, calls, steps, outputs=comparing.outputs)
+    known = {"attempt": attempt, "compare": compare}
+    calls = m * attempt.max_calls + compare.max_calls
+    return _around(body, known, inputs=made.inputs, max_calls=calls, name=name)
 
 
 # -- combinators: programs side by side, over lists, with what they need --
@@ -7140,8 +7058,7 @@ def ensemble(
         if count < len(names):
             rng = seeded(seed, "ensemble", canonical(inputs, other=repr))
             names = sorted(rng.sample(names, count), key=names.index)
-        runs = [Run(steps[one], select_inputs(steps[one], inputs), one) for one in names]
-        return reduce((yield from surviving(runs)))
+        return reduce((yield from surviving([_fed(steps, one, inputs) for one in names])))
 
     dearest = sorted((one.max_calls for one in known.values()), reverse=True)
     return _around(body, known, max_calls=sum(dearest[:count]), name=name)
@@ -7169,8 +7086,7 @@ def parallel(**programs: Program) -> Program:
         raise SignatureError("two programs make one field", twice[0], "different outputs", todo)
 
     def body(steps: Steps, /, **inputs: Any) -> Flow:
-        runs = [Run(steps[one], select_inputs(steps[one], inputs), one) for one in programs]
-        return merge({}, *map(dict, (yield runs)))
+        return merge({}, *map(dict, (yield [_fed(steps, one, inputs) for one in programs])))
 
     return _around(body, programs, name="parallel")
 
@@ -7182,7 +7098,6 @@ def each(program: Program, field: str, *, most: int = 100, name: str = "each") -
     Its input `field` is a list; its outputs are lists, in the same order.
 
     Args:
-        program: what to run; its prompts stand under its name.
         field: the input that is one item of the list.
         most: how many items a list may have; more are a `DataError`.
     Raises:
@@ -7195,11 +7110,12 @@ def each(program: Program, field: str, *, most: int = 100, name: str = "each") -
     ('A', 'B')
     """
     alone = _alone_in(program)
-    if field not in [one.name for one in program.inputs]:
-        known = f"one of {', '.join(one.name for one in program.inputs)}"
+    if field not in program.takes:
+        known = f"one of {', '.join(program.takes)}"
         raise SignatureError("no such input", field, known, "correct the name")
     _at_least_one("most", most)
     many: Any = list  # of a type that only exists at run time
+    takes = [evolve(f, type=many[f.type]) if f.name == field else f for f in program.inputs]
 
     def body(steps: Steps, /, **inputs: Any) -> Flow:
         items, step = list(inputs[field]), steps[program.name]
@@ -7209,13 +7125,7 @@ def each(program: Program, field: str, *, most: int = 100, name: str = "each") -
         names = list(made[0]) if made else step.outputs
         return {one: tuple(result[one] for result in made) for one in names}
 
-    return _around(
-        body,
-        alone,
-        inputs=[evolve(f, type=many[f.type]) if f.name == field else f for f in program.inputs],
-        max_calls=most * program.max_calls,
-        name=name,
-    )
+    return _around(body, alone, inputs=takes, max_calls=most * program.max_calls, name=name)
 
 
 @factory
@@ -7255,23 +7165,19 @@ def fitting(leaf: Program, examples: Dataset) -> tuple[Record, ...]:
     task = leaf.signature
     if task is None or not leaf.max_calls:
         return ()
-    known = [_given_fields(task.inputs + task.outputs, row) for row in examples]
+    types = {one.name: one.type for one in task.inputs + task.outputs}
+    known = [
+        Record({n: row[n] for n, tp in types.items() if n in row and not _is_blank(tp, row[n])})
+        for row in examples
+    ]
     inputs = {one.name for one in task.inputs}
     return tuple(
         row for row in known if row.keys() - inputs and (not inputs or row.keys() & inputs)
     )
 
 
-def _given_fields(fields: Sequence[Field], row: Fields) -> Record:
-    given = [one for one in fields if one.name in row]
-    blank = {one.name: _missing_values(one.type) for one in given}
-    return Record({n: row[n] for n, values in blank.items() if row[n] not in values})
-
-
-def _missing_values(tp: Any) -> tuple[Any, ...]:
-    if _free(tp):
-        return () if _takes_none(tp) else (None,)
-    return ("",) if _takes_none(tp) else (None, "")
+def _is_blank(tp: Any, value: Any) -> bool:
+    return (value is None and not _takes_none(tp)) or (value == "" and not _free(tp))
 
 
 def knn_demos(
@@ -7288,9 +7194,7 @@ def knn_demos(
     model heeds it most. A step keeps its own demonstrations where no example fits it.
 
     Args:
-        program: what to run; its prompts stand under its name.
         examples: with the inputs of the program, and outputs of its steps.
-        k: how many, 1 or more.
         embed: texts -> vectors, all of one length, such as an `embedder`.
     Raises:
         DataError: there are no examples, or one lacks an input.
@@ -7314,12 +7218,7 @@ def knn_demos(
 
 @factory
 def _knn_demos(
-    program: Program,
-    rows: tuple[Record, ...],
-    vectors: list[tuple[float, ...]],
-    k: int,
-    embed: Callable[[Sequence[str]], Any],
-    name: str,
+    program: Program, rows: Sequence[Record], vectors: Sequence[Any], k: int, embed: Any, name: str
 ) -> Program:
     """`knn_demos` with the vectors at hand: sent elsewhere, it embeds nothing anew."""
 

@@ -675,22 +675,17 @@ def test_an_exception_that_cannot_be_shown_is_no_crash():
 
 
 def test_code_that_calls_outside_without_end_is_ended():
-    def endless(code, state):
-        return lmopt.Result(calls=(("f", [len(state["answers"])], {}),))
+    runs = []
 
-    flow = lmopt._run_code(
-        endless, "while True: f()", lmopt._state({}, ["f"]), lambda *call: (yield)
-    )
-    effect, runs = next(flow), 0
-    with pytest.raises(StopIteration) as ended:
-        while True:
-            if isinstance(effect, lmopt.Call):
-                runs += 1
-                effect = flow.send(effect.function(*effect.args))
-            else:
-                effect = flow.send(({"value": 1},))
-    result, _ = ended.value.value
-    assert result.error == "RuntimeError: more than 100 calls of f and others" and runs == 101
+    def endless(code, state):
+        runs.append(state["answers"])
+        return lmopt.Result(calls=(("lookup", [str(len(runs))], {}),))
+
+    act = {"thought": "", "code": "while True: lookup('x')", "finished": True}
+    lm = scripted_lm([act, {"reasoning": "", "a": "x"}])
+    (cell,) = code_act("q -> a", [lookup], endless, max_steps=1)(lm, q="?").history
+    assert cell.output == "Error: RuntimeError: more than 100 calls of lookup and others"
+    assert [len(one) for one in runs] == list(range(101))
 
 
 @pytest.mark.slow
