@@ -6414,59 +6414,47 @@ def _variables(task: Signature, inputs: Fields, most: int) -> str:
 # -- running code of a model --
 
 # What runs in the process of `subprocess_python`: a job as JSON in, what came of it as JSON out.
-_RUNNER = r'''
+_RUNNER = r"""
 import ast, contextlib, io, json, os, random, sys, traceback
 sys.dont_write_bytecode = True
 job = json.loads(sys.stdin.readline())
-home, limit = os.getcwd(), job["output_limit"]
+state, limit, home = job["state"], job["output_limit"], os.getcwd()
 reply = os.fdopen(os.dup(1), "w", encoding="utf-8")
 with open(os.devnull, "r+b") as nothing:
     for descriptor in (0, 1, 2):
         os.dup2(nothing.fileno(), descriptor)
-try:
+with contextlib.suppress(ImportError):  # on Windows
     import resource
     for name, most in job["limits"].items():
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(getattr(resource, name), (most, most))
-except ImportError:
-    pass
 if not job["network"]:
     with contextlib.suppress(Exception):  # where the kernel allows it
         import ctypes
         ctypes.CDLL(None).unshare(0x50000000)  # a user and a network namespace of its own
 
-
 class Pending(BaseException):
-    """Ends the code until somebody outside has answered a call."""
+    "Ends the code until somebody outside has answered a call."
 
-
-class Cut(io.TextIOBase):
-    """Keeps the beginning of what is written."""
-
-    def __init__(self):
-        self.text, self.lost = "", 0
+class Cut(io.StringIO):
+    "Keeps the beginning of what is written."
+    lost = 0
 
     def write(self, text):
-        kept = text[: max(limit - len(self.text), 0)]
-        self.text, self.lost = self.text + kept, self.lost + len(text) - len(kept)
+        kept = super().write(text[: max(limit - self.tell(), 0)])
+        self.lost += len(text) - kept
         return len(text)
 
     def shown(self):
-        return self.text + (f"\n[{self.lost} more characters]" if self.lost else "")
+        return self.getvalue() + (f"\n[{self.lost} more characters]" if self.lost else "")
 
-
-def short(text):
-    return text if len(text) <= limit else text[:limit] + "\n[cut]"
-
-
-state, asked, submitted, answered = job["state"], [], [], iter(job["state"]["answers"])
-
+asked, submitted, answers = [], [], iter(state["answers"])
 
 def outside(name):
     def call(*args, **kwargs):
-        known = next(answered, None)
+        known = next(answers, None)
         if known is None:
-            asked.append([name, list(args), kwargs])
+            asked.append(json.loads(json.dumps([name, args, kwargs])))
             raise Pending
         if "error" in known:
             raise RuntimeError(known["error"])
@@ -6475,70 +6463,52 @@ def outside(name):
     call.__name__ = name
     return call
 
-
 def submit(**fields):
-    submitted.append(fields)
+    submitted.append(json.loads(json.dumps(fields)))
     raise Pending
-
 
 names = {"__name__": "__main__", "submit": submit, **state["variables"]}
 names |= {name: outside(name) for name in state["functions"]}
-places = [home, sys.prefix, sys.base_prefix, os.devnull, "/dev/urandom", "/usr/share/zoneinfo"]
-places = [os.path.realpath(one) for one in [*places, *filter(None, sys.path), "/usr/lib"]]
+places = [home, os.devnull, sys.prefix, sys.base_prefix, *filter(None, sys.path), "/usr/lib",
+          "/usr/share/zoneinfo", "/dev/urandom"]
+places = [os.path.realpath(one) for one in places]  # to read from; to write to, the first two
+looking = ("os.listdir", "os.scandir", "os.walk", "os.fwalk", "os.chdir", "os.add_dll_directory")
 forbidden = (
     "os.fork", "os.exec", "os.spawn", "os.posix_spawn", "os.system", "os.kill", "os.startfile",
-    "os.putenv", "pty.spawn", "subprocess.", "socket.", "ctypes.", "winreg.", "signal.", "syslog.",
+    "os.putenv", "pty.spawn", "subprocess.", "ctypes.", "winreg.", "signal.", "syslog.",
     "sys.settrace", "sys.setprofile", "sys._current", "gc.get", "sqlite3.", "webbrowser.",
+    *(() if job["network"] else ("socket.",)),
 )
-changing = (
-    "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate",
-    "os.chmod", "os.chown", "os.utime", "os.setxattr", "shutil.",
-)
-
-
-if job["network"]:
-    forbidden = tuple(one for one in forbidden if one != "socket.")
-
 
 def guard(event, args):
     if event.startswith(forbidden):
         raise PermissionError(f"{event} is not allowed here")
-    writing = event.startswith(changing)
-    if event == "open":
-        flags = args[2] if isinstance(args[2], int) else 0
-        writing = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC))
-    elif not writing and event not in ("os.listdir", "os.scandir", "os.chdir"):
+    if not event.startswith(("open", "os.", "shutil.")):
         return
-    for path in args[:2] if event != "open" else args[:1]:
+    flags = args[2] if event == "open" and isinstance(args[2], int) else 0
+    reads = event in looking or event == "open" and not flags & (
+        os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    for path in args[:1] if event == "open" else args[:2]:
         if isinstance(path, (str, bytes)):
             real = os.path.realpath(os.fsdecode(path))
-            near = [one for one in (places[:1] if writing else places)
-                    if real == one or real.startswith(one + os.sep)]
-            if not near and not (writing and real == os.devnull):
+            near = places if reads else places[:2]
+            if not any(real == one or real.startswith(one + os.sep) for one in near):
                 raise PermissionError(f"{real} is outside of the folder of this code")
 
-
-for name in ("linecache", "traceback", "decimal", "datetime", "math", "re", "statistics"):
-    __import__(name)
 for name in ("_posixsubprocess", "_ctypes", "ctypes", "_multiprocessing", "_testcapi"):
     sys.modules[name] = None
 sys.addaudithook(guard)
 
-
 def run(code):
     tree = ast.parse(code)
-    shown = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    last = [tree.body.pop()] if tree.body and isinstance(tree.body[-1], ast.Expr) else []
     exec(compile(tree, "<code>", "exec"), names)
-    if shown is not None:
-        value = eval(compile(ast.Expression(shown.value), "<code>", "eval"), names)
-        if value is not None:
-            print(repr(value))
+    exec(compile(ast.Interactive(last), "<code>", "single"), names)  # shows its value
 
-
-error, out = "", Cut()
-for number, code in enumerate([*state["cells"], job["code"]]):
+cells = [*state["cells"], job["code"]]
+for code in cells:
     random.seed(0)
-    error, out = "", Cut()
+    error, out = Cut(), Cut()
     submitted.clear()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
@@ -6547,27 +6517,20 @@ for number, code in enumerate([*state["cells"], job["code"]]):
         if asked:
             break
     except BaseException as failure:
-        lines = [one.lineno for one in traceback.extract_tb(failure.__traceback__)
-                 if one.filename == "<code>"]
         said = "(it cannot be shown)"
         with contextlib.suppress(BaseException):
             said = str(failure)
-        error = f"{type(failure).__name__}: {said}" + (f" (line {lines[-1]})" if lines else "")
-cells = [*state["cells"], job["code"]]
-result = {
-    "output": out.shown(), "error": short(error), "calls": asked,
-    "answer": submitted[0] if submitted else None,
-    "state": None if asked else {**state, "cells": cells},
-}
-try:
-    text = json.dumps(result)
-except (TypeError, ValueError) as failure:
-    result |= {"calls": [], "answer": None, "error": f"{type(failure).__name__}: {failure}"}
-    text = json.dumps(result)
-reply.write(text)
-reply.flush()
+        lines = [line for frame, line in traceback.walk_tb(failure.__traceback__)
+                 if frame.f_code.co_filename == "<code>"]
+        error.write(f"{type(failure).__name__}: {said}" + (f" (line {lines[-1]})" if lines else ""))
+with reply:
+    json.dump({
+        "output": out.shown(), "error": error.shown(), "calls": asked,
+        "answer": submitted[0] if submitted else None,
+        "state": None if asked else {**state, "cells": cells},
+    }, reply)
 os._exit(0)
-'''
+"""
 
 
 def subprocess_python(
@@ -6580,7 +6543,7 @@ def subprocess_python(
 ) -> Interpreter:
     """Make an interpreter that runs Python code in a fresh process.
 
-    The process is isolated (`-I`), in an empty folder of its own that is deleted afterwards, with
+    The process is isolated, in an empty folder of its own that is deleted afterwards, with
     nothing of this process's environment, in a process group of its own that is killed at the end.
     Memory, time and the size of files are limited, output and errors are cut. The code may not
     start processes, use the network, or touch files outside of its folder and Python's own. What
@@ -6615,55 +6578,46 @@ def subprocess_python(
     ('hello\\n', '21\\n')
     """
     limits = {
-        "RLIMIT_AS": memory_mb * 2**20,
         "RLIMIT_CPU": math.ceil(timeout) + 1,
         "RLIMIT_FSIZE": 64 * 2**20,
         "RLIMIT_CORE": 0,
         "RLIMIT_NOFILE": 64,
+        **({"RLIMIT_AS": memory_mb * 2**20} if memory_mb else {}),
     }
-    job = {
-        "limits": {name: most for name, most in limits.items() if memory_mb or name != "RLIMIT_AS"},
-        "output_limit": output_limit,
-        "network": network,
-    }
+    job = {"limits": limits, "output_limit": output_limit, "network": network}
     return partial(_in_subprocess, tuple(command or ()), job, timeout)
+
+
+# Not -I, with which the seed of hashes would be ignored: the same code is to do the same again.
+_PYTHON = (sys.executable, "-sP", "-c")
 
 
 def _walled(network: bool, folder: str) -> tuple[str, ...]:
     """What starts a process behind bubblewrap, with one folder to write in."""
+    import shutil
+
     shown = {"/usr", "/bin", "/lib", "/lib64", "/etc/alternatives", "/etc/ld.so.cache"}
     shown |= {sys.prefix, sys.base_prefix, os.path.realpath(sys.executable)}
     if network:
         shown |= {"/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/ssl"}
-    binds = concat(("--ro-bind-try", one, one) for one in sorted(shown))
     spaces = ("--unshare-all", *(["--share-net"] if network else []), "--die-with-parent")
+    binds = concat(("--ro-bind-try", one, one) for one in sorted(shown))
     outer = ("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", *binds)
-    return "bwrap", *spaces, *outer, "--bind", folder, folder, "--chdir", folder
+    inner = ("--bind", folder, folder, "--chdir", folder)
+    return shutil.which("bwrap") or "bwrap", *spaces, *outer, *inner
 
 
 @lru_cache(maxsize=2)
 def _may_wall(network: bool) -> bool:
     """Whether bubblewrap is there, and the kernel lets it make namespaces."""
-    import shutil
     import subprocess
     import tempfile
 
-    if shutil.which("bwrap") is None:
-        return False
-    with tempfile.TemporaryDirectory(prefix="lmopt") as folder:
-        tried = [*_walled(network, folder), sys.executable, "-I", "-c", "print('in')"]
+    with suppress(FileNotFoundError), tempfile.TemporaryDirectory(prefix="lmopt") as folder:
+        tried = [*_walled(network, folder), *_PYTHON, "print('in')"]
         done = subprocess.run(tried, capture_output=True, cwd=folder, timeout=30, check=False)
-    return done.stdout.strip() == b"in"
-
-
-def _started(command: tuple[str, ...], network: bool, folder: str) -> tuple[str, tuple[str, ...]]:
-    """What keeps the code in, and what starts it."""
-    plain = (sys.executable, "-I", "-c")
-    if command:
-        return "command", command
-    if _may_wall(network):
-        return "bubblewrap", (*_walled(network, folder), *plain)
-    return "process", plain
+        return done.stdout.strip() == b"in"
+    return False
 
 
 def _in_subprocess(
@@ -6672,67 +6626,58 @@ def _in_subprocess(
     import subprocess
     import tempfile
 
-    given = state or _state({}, ())
-    line = canonical({**job, "code": code, "state": given}) + "\n"
-    environment = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8"}
-    environment |= {name: os.environ[name] for name in ("SYSTEMROOT",) if name in os.environ}
+    line = canonical({**job, "code": code, "state": state or _state({}, ())}) + "\n"
+    own = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8"}
+    kept = {name: value for name, value in os.environ.items() if name == "SYSTEMROOT"}
     with tempfile.TemporaryDirectory(prefix="lmopt", ignore_cleanup_errors=True) as folder:
-        wall, started = _started(command, job["network"], folder)
+        wall, start = "command", command
+        if not command:
+            walled = _may_wall(job["network"])
+            wall = "bubblewrap" if walled else "process"
+            start = (*(_walled(job["network"], folder) if walled else ()), *_PYTHON)
         process = subprocess.Popen(
-            [*started, _RUNNER],
+            [*start, _RUNNER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=folder,
-            env=None if command else environment,
+            env=None if command else own | kept,
             start_new_session=True,
         )
         text, late = _talk(process, line.encode(), timeout, 10 * job["output_limit"] + 2**20)
-    return evolve(_result(text, late, timeout, process.returncode), wall=wall)
+    if late:
+        return Result(error=f"TimeoutError: the code took longer than {timeout} s", wall=wall)
+    try:
+        made = jsonlib.loads(text)
+        calls = tuple(map(tuple, made.pop("calls")))
+        return Result(**made, calls=calls, wall=wall)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        ended = f"the process ended with {process.returncode}"
+        return Result(error=f"MemoryError or a crash: {ended}", wall=wall)
 
 
 def _talk(process: Any, line: bytes, timeout: float, most: int) -> tuple[bytes, bool]:
     """Give a process its job; return what it writes, and whether it took too long."""
-    late = threading.Event()
+    began = time.monotonic()
 
-    def end() -> None:
-        late.set()
-        _kill(process)
-
-    timer = threading.Timer(timeout, end)
-    timer.start()
-    try:
-        with suppress(OSError):  # it ended before it had read the job
-            process.stdin.write(line)
-            process.stdin.close()
-        return process.stdout.read(most), late.is_set()
-    finally:
-        timer.cancel()
-        _kill(process)
+    def kill() -> None:
+        """End it with all that it may have started."""
         with suppress(OSError):
-            process.stdin.close()
-        process.stdout.close()
-        process.wait()
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, 9)  # SIGKILL
+            else:
+                process.kill()
 
-
-def _kill(process: Any) -> None:
-    """End a process with all that it may have started."""
-    with suppress(OSError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, 9)  # SIGKILL
-        else:
-            process.kill()
-
-
-def _result(text: bytes, late: bool, timeout: float, code: int) -> Result:
-    if late:
-        return Result(error=f"TimeoutError: the code took longer than {timeout} s")
-    try:
-        made = jsonlib.loads(text)
-        calls = tuple(map(tuple, made["calls"]))
-        return Result(made["output"], made["error"], made["state"], calls, made["answer"])
-    except (ValueError, LookupError, TypeError):
-        return Result(error=f"MemoryError or a crash: the process ended with {code}")
+    timer = threading.Timer(timeout, kill)
+    timer.start()
+    with process:
+        try:
+            with suppress(OSError), process.stdin:  # it may end before it has read the job
+                process.stdin.write(line)
+            return process.stdout.read(most), time.monotonic() - began >= timeout
+        finally:
+            timer.cancel()
+            kill()
 
 
 # -- samplers: several attempts, told apart by `rollout` --

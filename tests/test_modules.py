@@ -543,6 +543,10 @@ def test_code_prints_returns_raises_and_remembers():
     )
 
 
+def test_code_that_runs_again_does_the_same_again():
+    assert len({python("print({*'abcdefgh'}, hash('x'))").output for _ in range(4)}) == 1
+
+
 def test_code_calls_outside_in_order_and_runs_again_with_the_answers():
     state = lmopt._state({}, ["f"])
     first = python("a = f(1, b=[2])\nc = f(a)\nprint(a, c)", state)
