@@ -5825,12 +5825,20 @@ def _alone_in(program: Any) -> dict[str, Program]:
     return {program.name: program}
 
 
-def _around(body: Callable[..., Flow], steps: Mapping[str, Program], **changes: Any) -> Program:
-    """A program with the inputs and the outputs of its steps, but for some changes."""
+def _around(
+    body: Callable[..., Flow],
+    steps: Mapping[str, Program],
+    times: Mapping[str, int] = pytypes.MappingProxyType({}),
+    **changes: Any,
+) -> Program:
+    """A program with the inputs and outputs of its steps, which run so many times, else once."""
     known = steps.values()
-    inputs = unique(concat(one.inputs for one in known), key=operator.attrgetter("name"))
-    outputs = unique(concat(one.outputs for one in known))
-    return program(steps, **{"inputs": inputs, "outputs": outputs, **changes})(body)
+    options = {
+        "inputs": unique(concat(one.inputs for one in known), key=operator.attrgetter("name")),
+        "outputs": unique(concat(one.outputs for one in known)),
+        "max_calls": sum(times.get(name, 1) * one.max_calls for name, one in steps.items()),
+    }
+    return program(steps, **{**options, **changes})(body)
 
 
 def _at_least_one(name: str, count: int) -> None:
@@ -5860,57 +5868,59 @@ _TRAJECTORY = Field("trajectory", list[Turn], "the steps so far")
 def _agent(
     task: Signature,
     steps: dict[str, Program],
-    max_steps: int,
-    begin: Callable[[Steps, Fields], tuple[Fields, Callable[..., Flow]]],
-    *,
+    turn: Callable[..., Flow],
     failed: Callable[[str], Any],
-    more_calls: int = 0,
-    **options: Any,
+    max_steps: int,
+    *,
+    session: Callable[[Steps, Fields], Any] = lambda steps, inputs: None,
+    shows: Callable[[Fields], Fields] = lambda inputs: inputs,
+    queries: int = 0,
+    **changes: Any,
 ) -> Program:
     """The program that acts until it is done, then answers from what was seen.
 
     Args:
         steps: "act", "answer", and what else it runs.
-        begin: (steps, inputs) -> the inputs of "act" and "answer", but for what happened; and the
-            flow of a turn: (what "act" made, the turns so far) -> the new turns, and whether that
-            is all; or the outputs, where no answer is needed.
+        turn: (what "act" made, the turns so far, the session) -> flow of the new turns, and whether
+            that is all; or the outputs, where no answer is needed.
         failed: text -> the turn in which the reply could not be used.
+        session: (steps, inputs) -> what the turns of one run share.
+        shows: inputs -> those of "act" and "answer", but for what happened.
     """
     _at_least_one("max_steps", max_steps)
-    act, answer = steps["act"], steps["answer"]
-    past = act.inputs[-1].name
+    past = steps["act"].inputs[-1].name
 
-    def remembering(step: Program, name: str, given: Fields, shown: list[Any]) -> Flow:
+    def remembering(step: Program, name: str, given: Fields, seen: list[Any]) -> Flow:
         """Run a step on what happened; where that is too long, forget the oldest of it."""
         while True:
             try:
-                return (yield Run(step, {**given, past: tuple(shown)}, name))
+                return (yield Run(step, {**given, past: tuple(seen)}, name))
             except ContextWindowExceeded:
-                if not shown:
+                if not seen:
                     raise
-                del shown[0]
+                del seen[0]
 
     def body(steps: Steps, /, **inputs: Any) -> Flow:
-        given, turn = begin(steps, inputs)
-        shown, done = list[Any](), list[Any]()
+        given, shared = shows(inputs), session(steps, inputs)
+        seen, done = list[Any](), list[Any]()
         ended: Any = False
         while not ended and len(done) < max_steps:
             try:
-                made = yield from remembering(steps["act"], "act", given, shown)
+                made = yield from remembering(steps["act"], "act", given, seen)
             except ParseError as error:
                 # The reply itself is not shown: small models copy it.
                 turns = [failed(f"The reply could not be used: {error.told or error}.")]
             else:
-                turns, ended = yield from turn(made, done)
-            shown += turns
+                turns, ended = yield from turn(made, done, shared)
+            seen += turns
             done += turns
         if not isinstance(ended, Mapping):
-            ended = yield from remembering(steps["answer"], "answer", given, shown)
+            ended = yield from remembering(steps["answer"], "answer", given, seen)
         return {**ended, past: tuple(done)}
 
-    outputs = [*answer.outputs, past]
-    calls = 2 * max_steps * act.max_calls + answer.max_calls + more_calls
-    return _around(body, steps, inputs=task.inputs, outputs=outputs, max_calls=calls, **options)
+    times = {"act": 2 * max_steps, "query": queries}
+    outputs = [*steps["answer"].outputs, past]
+    return _around(body, steps, times, inputs=task.inputs, outputs=outputs, **changes)
 
 
 @factory
@@ -5965,28 +5975,21 @@ def react(
     steps = {"act": act, "answer": chain_of_thought(seen, name="answer", **options)}
 
     def called(thought: str, call: ToolCall, last: Sequence[Turn]) -> Flow:
-        """Call a tool; what goes wrong is what is observed, and that it is the same call again."""
-        allowed = approve is None or (yield invoke(approve, call))
-        observed = f"This call was not approved{f': {allowed}' if allowed else '.'}"
-        if allowed is True:
-            observed = yield from _observed(known, call)
+        observed = yield from _observed(known, call, approve)
         for one in last:
             same = (one.tool, one.arguments) == (call.name, call.arguments)
             if same and isinstance(observed, str) and str(one.observation).startswith(observed):
-                observed = f"{observed}\n(The same call as before, and the same result.)"
+                observed += "\n(The same call as before, and the same result.)"
         return Turn(thought, call.name, call.arguments, observed, call.attached)
 
-    def turn(step: Any, done: Sequence[Turn]) -> Flow:
-        calls = step["calls"] if native else (_meant_call(known, step.tool, step.arguments),)
+    def turn(step: Any, done: Sequence[Turn], _: None) -> Flow:
+        calls = step["calls"] if native else [_meant_call(known, step.tool, step.arguments)]
         if not calls or calls[0].name == "finish":
             return [Turn(step.thought, "finish", {}, "")], True
         left = max_steps - len(done)
         return (yield [called(step.thought, one, done[-1:]) for one in calls[:left]]), False
 
-    def begin(steps: Steps, inputs: Fields) -> tuple[Fields, Callable[..., Flow]]:
-        return inputs, turn
-
-    return _agent(made, steps, max_steps, begin, failed=partial(Turn, "", "", {}), name=name)
+    return _agent(made, steps, turn, partial(Turn, "", "", {}), max_steps, name=name)
 
 
 def _tools(tools: Tools, *reserved: str) -> Record:
@@ -6079,8 +6082,11 @@ def _written_calls(tools: Record, text: str) -> tuple[ToolCall, ...]:
     return tuple(made)
 
 
-def _observed(tools: Record, call: ToolCall) -> Flow:
+def _observed(tools: Record, call: ToolCall, approve: Callable[[ToolCall], Any] | None) -> Flow:
     """What a tool returns, or what went wrong."""
+    allowed = approve is None or (yield invoke(approve, call))
+    if allowed is not True:
+        return f"This call was not approved{f': {allowed}' if allowed else '.'}"
     if call.name not in tools:
         return f"There is no tool {call.name!r}; there are {', '.join([*tools, 'finish'])}."
     tool: Tool = tools[call.name]
@@ -6242,9 +6248,8 @@ def program_of_thought(
         what, todo = f"the code failed in all {max_tries} tries; the last error", "raise max_tries"
         raise ParseError(what, result.error, "code that runs", todo, field="code")
 
-    steps, calls = {"code": code, "answer": answer}, max_tries * code.max_calls + answer.max_calls
-    io = {"inputs": made.inputs, "outputs": answer.outputs}
-    return _around(body, steps, max_calls=calls, name=name, **io)
+    known, takes, makes = {"code": code, "answer": answer}, made.inputs, answer.outputs
+    return _around(body, known, {"code": max_tries}, inputs=takes, outputs=makes, name=name)
 
 
 @factory
@@ -6288,18 +6293,17 @@ def code_act(
     seen = made.append(_HISTORY, to="inputs")
     acting = Signature(seen.inputs, (_THOUGHT, _CODE, finished), told)
     answer = chain_of_thought(seen, name="answer", **options)
-
-    def begin(steps: Steps, inputs: Fields) -> tuple[Fields, Callable[..., Flow]]:
-        run = _session(interpreter, inputs, known)
-
-        def turn(step: Any, done: Sequence[Cell]) -> Flow:
-            result = yield from run(step.code)
-            return [_ran(step.code, result)], step.finished and not result.error
-
-        return inputs, turn
-
     steps = {"act": _acting(acting, known, options), "answer": answer}
-    return _agent(made, steps, max_steps, begin, failed=partial(Cell, ""), name=name)
+
+    def session(steps: Steps, inputs: Fields) -> Callable[[str], Flow]:
+        return _session(interpreter, inputs, known)
+
+    def turn(step: Any, done: Sequence[Cell], run_code: Callable[[str], Flow]) -> Flow:
+        result = yield from run_code(step.code)
+        return [_ran(step.code, result)], step.finished and not result.error
+
+    failed = partial(Cell, "")
+    return _agent(made, steps, turn, failed, max_steps, session=session, name=name)
 
 
 @factory
@@ -6340,10 +6344,15 @@ def recursive(
     made, options = _task(task, options)
     known = _tools(tools, "query", "submit")
     about = Field("variables", desc="the inputs: name, type, length and beginning")
-    told = made.instructions + _EXPLORE.format(
-        queries=max_queries,
-        given=", ".join(f"{one.name}=..." for one in made.outputs),
-        types=", ".join(f"{one.name}: {one.words}" for one in made.outputs),
+    given = ", ".join(f"{one.name}=..." for one in made.outputs)
+    types = ", ".join(f"{one.name}: {one.words}" for one in made.outputs)
+    told = (
+        f"{made.instructions}\n\nThe inputs are variables of a Python session; only their "
+        "beginnings are shown. Work in steps. In each step, write code that explores them, and "
+        "print what you want to see. query(prompt) asks a language model about a text that you put "
+        "into the prompt, and returns its answer; query(a, b, c) asks about several at once, and "
+        f"returns a list; at most {max_queries} prompts in all. When you are sure, call "
+        f"submit({given}) in your code, with {types}."
     )
     acting = Signature((about, _HISTORY), (_THOUGHT, _CODE), told)
     asked = Signature((Field("prompt"),), (Field("reply"),), "Do what the prompt says.")
@@ -6354,33 +6363,30 @@ def recursive(
         "answer": predict(reading, name="answer", **options),
     }
 
-    def begin(steps: Steps, inputs: Fields) -> tuple[Fields, Callable[..., Flow]]:
+    def session(steps: Steps, inputs: Fields) -> Callable[[str], Flow]:
         query = _queries(steps["query"], max_queries)
-        run = _session(interpreter, inputs, known, query=query)
+        return _session(interpreter, inputs, known, query=query)
 
-        def turn(step: Any, done: Sequence[Cell]) -> Flow:
-            result = yield from run(step.code)
-            if result.answer is None:
-                return [_ran(step.code, result)], False
-            submitted = Response(_dump(jsonable(dict(result.answer), other=repr)))
-            try:
-                return [_ran(step.code, result)], json.parse(made, submitted)
-            except ParseError as error:
-                return [Cell(step.code, f"What was submitted could not be used: {error}")], False
+    def shows(inputs: Fields) -> Fields:
+        texts = {one: write(one.type, inputs[one.name]) for one in made.inputs}
+        lines = [
+            f"{one.name} ({one.words}), {len(text)} characters: {cut(text, preview_chars)}"
+            for one, text in texts.items()
+        ]
+        return {"variables": "\n".join(lines)}
 
-        return {"variables": _variables(made, inputs, preview_chars)}, turn
+    def turn(step: Any, done: Sequence[Cell], run_code: Callable[[str], Flow]) -> Flow:
+        result = yield from run_code(step.code)
+        if result.answer is None:
+            return [_ran(step.code, result)], False
+        submitted = Response(_dump(jsonable(dict(result.answer), other=repr)))
+        try:
+            return [_ran(step.code, result)], json.parse(made, submitted)
+        except ParseError as error:
+            return [Cell(step.code, f"What was submitted could not be used: {error}")], False
 
-    options = {"failed": partial(Cell, ""), "more_calls": max_queries, "name": name}
-    return _agent(made, steps, max_steps, begin, **options)
-
-
-_EXPLORE = (
-    "\n\nThe inputs are variables of a Python session; only their beginnings are shown. Work in "
-    "steps. In each step, write code that explores them, and print what you want to see. "
-    "query(prompt) asks a language model about a text that you put into the prompt, and returns "
-    "its answer; query(a, b, c) asks about several at once, and returns a list; at most {queries} "
-    "prompts in all. When you are sure, call submit({given}) in your code, with {types}."
-)
+    more: Any = {"session": session, "shows": shows, "queries": max_queries, "name": name}
+    return _agent(made, steps, turn, partial(Cell, ""), max_steps, **more)
 
 
 def _queries(step: Program, left: int) -> Callable[..., Flow]:
@@ -6401,14 +6407,6 @@ def _queries(step: Program, left: int) -> Callable[..., Flow]:
         return texts if len(texts) > 1 else texts[0]
 
     return query
-
-
-def _variables(task: Signature, inputs: Fields, most: int) -> str:
-    texts = {one: write(one.type, inputs[one.name]) for one in task.inputs}
-    return "\n".join(
-        f"{one.name} ({one.words}), {len(text)} characters: {cut(text, most)}"
-        for one, text in texts.items()
-    )
 
 
 # -- running code of a model --
@@ -6592,9 +6590,11 @@ def subprocess_python(
 _PYTHON = (sys.executable, "-sP", "-c")
 
 
-def _walled(network: bool, folder: str) -> tuple[str, ...]:
-    """What starts a process behind bubblewrap, with one folder to write in."""
+@lru_cache(maxsize=2)
+def _wall(network: bool) -> tuple[str, ...]:
+    """What starts a process behind bubblewrap; nothing, where there is none that may do so."""
     import shutil
+    import subprocess
 
     shown = {"/usr", "/bin", "/lib", "/lib64", "/etc/alternatives", "/etc/ld.so.cache"}
     shown |= {sys.prefix, sys.base_prefix, os.path.realpath(sys.executable)}
@@ -6603,21 +6603,12 @@ def _walled(network: bool, folder: str) -> tuple[str, ...]:
     spaces = ("--unshare-all", *(["--share-net"] if network else []), "--die-with-parent")
     binds = concat(("--ro-bind-try", one, one) for one in sorted(shown))
     outer = ("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", *binds)
-    inner = ("--bind", folder, folder, "--chdir", folder)
-    return shutil.which("bwrap") or "bwrap", *spaces, *outer, *inner
-
-
-@lru_cache(maxsize=2)
-def _may_wall(network: bool) -> bool:
-    """Whether bubblewrap is there, and the kernel lets it make namespaces."""
-    import subprocess
-    import tempfile
-
-    with suppress(FileNotFoundError), tempfile.TemporaryDirectory(prefix="lmopt") as folder:
-        tried = [*_walled(network, folder), *_PYTHON, "print('in')"]
-        done = subprocess.run(tried, capture_output=True, cwd=folder, timeout=30, check=False)
-        return done.stdout.strip() == b"in"
-    return False
+    wall = (shutil.which("bwrap") or "bwrap", *spaces, *outer)
+    tried = [*wall, "--chdir", "/", *_PYTHON, "print('in')"]
+    with suppress(FileNotFoundError):
+        done = subprocess.run(tried, capture_output=True, timeout=30, check=False)
+        return wall if done.stdout.strip() == b"in" else ()
+    return ()
 
 
 def _in_subprocess(
@@ -6630,11 +6621,11 @@ def _in_subprocess(
     own = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8"}
     kept = {name: value for name, value in os.environ.items() if name == "SYSTEMROOT"}
     with tempfile.TemporaryDirectory(prefix="lmopt", ignore_cleanup_errors=True) as folder:
-        wall, start = "command", command
+        kind, start = "command", command
         if not command:
-            walled = _may_wall(job["network"])
-            wall = "bubblewrap" if walled else "process"
-            start = (*(_walled(job["network"], folder) if walled else ()), *_PYTHON)
+            wall = _wall(job["network"])
+            inside = (*wall, "--bind", folder, folder, "--chdir", folder) if wall else ()
+            kind, start = "bubblewrap" if wall else "process", (*inside, *_PYTHON)
         process = subprocess.Popen(
             [*start, _RUNNER],
             stdin=subprocess.PIPE,
@@ -6645,15 +6636,13 @@ def _in_subprocess(
             start_new_session=True,
         )
         text, late = _talk(process, line.encode(), timeout, 10 * job["output_limit"] + 2**20)
-    if late:
-        return Result(error=f"TimeoutError: the code took longer than {timeout} s", wall=wall)
     try:
-        made = jsonlib.loads(text)
-        calls = tuple(map(tuple, made.pop("calls")))
-        return Result(**made, calls=calls, wall=wall)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        ended = f"the process ended with {process.returncode}"
-        return Result(error=f"MemoryError or a crash: {ended}", wall=wall)
+        made = jsonlib.loads(b"" if late else text)
+        return Result(**{**made, "calls": tuple(map(tuple, made["calls"])), "wall": kind})
+    except (ValueError, LookupError, TypeError):
+        crash = f"MemoryError or a crash: the process ended with {process.returncode}"
+        slow = f"TimeoutError: the code took longer than {timeout} s"
+        return Result(error=slow if late else crash, wall=kind)
 
 
 def _talk(process: Any, line: bytes, timeout: float, most: int) -> tuple[bytes, bool]:
@@ -6726,7 +6715,7 @@ def best_of_n(
     >>> longest(lm).word
     'abc'
     """
-    return _attempting(program, n, reward, threshold, name)
+    return _attempting(program, n, reward, threshold, name, adviser=None)
 
 
 @factory
@@ -6761,16 +6750,12 @@ def refine(
 
 
 def _attempting(
-    program: Program,
-    n: int,
-    reward: Reward,
-    threshold: float,
-    name: str,
-    adviser: Program | None = None,
+    program: Program, n: int, reward: Reward, threshold: float, name: str, adviser: Program | None
 ) -> Program:
     """The program that runs another until its reward is high enough, with advice in between."""
     _at_least_one("n", n)
-    steps = _alone_in(program)
+    known = {**_alone_in(program), **({"advise": adviser} if adviser else {})}
+    times = {program.name: n, "advise": n - 1}
 
     def body(steps: Steps, /, **inputs: Any) -> Flow:
         step, tried = steps[program.name], list[Any]()
@@ -6793,11 +6778,8 @@ def _attempting(
             raise made
         return max(tried, key=first)[1]  # of equals, the earliest
 
-    calls = n * program.max_calls
-    if adviser:
-        steps, calls = {**steps, "advise": adviser}, calls + (n - 1) * adviser.max_calls
     takes, makes = program.inputs, program.outputs
-    return _around(body, steps, inputs=takes, outputs=makes, max_calls=calls, name=name)
+    return _around(body, known, times, inputs=takes, outputs=makes, name=name)
 
 
 def _rewarded(reward: Reward, inputs: Record, made: Prediction) -> Score:
@@ -6907,7 +6889,7 @@ def majority(
         made = yield from surviving([Run(one, inputs, program.name) for one in samples])
         return vote(made, field=field)
 
-    return _around(body, _alone_in(program), max_calls=n * program.max_calls, name=name)
+    return _around(body, _alone_in(program), {program.name: n}, name=name)
 
 
 def surviving(runs: Iterable[Run]) -> Flow:
@@ -6960,8 +6942,7 @@ def multi_chain_comparison(
         return (yield Run(steps["compare"], {**inputs, "attempts": shown}, "compare"))
 
     known = {"attempt": attempt, "compare": compare}
-    calls = m * attempt.max_calls + compare.max_calls
-    return _around(body, known, inputs=made.inputs, max_calls=calls, name=name)
+    return _around(body, known, {"attempt": m}, inputs=made.inputs, name=name)
 
 
 # -- combinators: programs side by side, over lists, with what they need --
@@ -7070,7 +7051,7 @@ def each(program: Program, field: str, *, most: int = 100, name: str = "each") -
         names = list(made[0]) if made else step.outputs
         return {one: tuple(result[one] for result in made) for one in names}
 
-    return _around(body, alone, inputs=takes, max_calls=most * program.max_calls, name=name)
+    return _around(body, alone, {program.name: most}, inputs=takes, name=name)
 
 
 @factory

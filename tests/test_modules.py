@@ -598,8 +598,8 @@ ATTACKS = [
 @pytest.fixture(params=["as it is", "without bubblewrap"])
 def wall(request, monkeypatch):
     """Run behind bubblewrap where it is installed, and once without."""
-    if request.param == "without bubblewrap" and lmopt._may_wall(False):
-        monkeypatch.setattr(lmopt, "_may_wall", lambda network: False)
+    if request.param == "without bubblewrap" and lmopt._wall(False):
+        monkeypatch.setattr(lmopt, "_wall", lambda network: ())
     elif request.param == "without bubblewrap":
         pytest.skip("bubblewrap is not installed: this is the same again")
 
@@ -650,7 +650,7 @@ def test_a_wall_hides_what_is_outside(tmp_path):
     secret.write_text("sk-canary-4711", encoding="utf-8")
     made = python(AROUND.replace("PLACE", repr(str(secret))))
     assert "canary" not in made.output and made.wall in ("bubblewrap", "process")
-    if not lmopt._may_wall(False):
+    if not lmopt._wall(False):
         pytest.skip("bubblewrap is not installed, or may make no namespaces")
     # With no hook at all, as for code that got around them.
     bare = lmopt._RUNNER.replace("sys.addaudithook(guard)", "")
@@ -665,8 +665,9 @@ except OSError as error:
 print(sorted(one for one in os.listdir("/proc") if one.isdigit()))
 """
     line = json.dumps({**job, "code": code})
-    started = [*lmopt._walled(False, str(tmp_path / "home")), sys.executable, "-I", "-c", bare]
-    (tmp_path / "home").mkdir()
+    home = tmp_path / "home"
+    home.mkdir()
+    started = [*lmopt._wall(False), "--bind", home, home, "--chdir", home, *lmopt._PYTHON, bare]
     done = subprocess.run(started, input=line, capture_output=True, text=True, check=False)
     output = json.loads(done.stdout)["output"]
     assert output.startswith("False False") and "Error\n" in output
