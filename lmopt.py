@@ -5650,17 +5650,11 @@ def predict(
     known = tuple(tools)
 
     def ask(step: Step, form: Adapter, inputs: dict[str, Any]) -> Request:
-        prompt = step.prompt
-        return Request(
-            form.render(made, _with_tools(prompt, known) if known else prompt, inputs),
-            prompt.model,
-            schema=form.schema(made) if form.schema else None,
-            step=step.path,
-            signature=made,
-            inputs=_owned(inputs),
-            adapter=form,
-            **_sampling(prompt.settings._data),
-        )
+        prompt = _with_tools(step.prompt, known) if known else step.prompt
+        said, schema = form.render(made, prompt, inputs), form.schema(made) if form.schema else None
+        facts: Any = {"step": step.path, "signature": made, "inputs": _owned(inputs)}
+        options = _sampling(prompt.settings._data)
+        return Request(said, prompt.model, schema=schema, adapter=form, **facts, **options)
 
     def body(step: Step, /, **inputs: Any) -> Flow:
         form = ADAPTERS.get(step.prompt.settings._data.get("adapter", ""), adapter)
@@ -5742,10 +5736,10 @@ def _told(request: Request, error: ParseError) -> Request:
     The reply itself is not shown: a small model would copy it.
     """
     *before, asked = request.messages
+    text, *media = [asked.content] if isinstance(asked.content, str) else asked.content
+    content, _, ending = str(text).rpartition("\n\n")
     told = f"An earlier reply could not be used: {error.told or error}."
-    content, _, ending = asked.text.rpartition("\n\n")
     text = "\n\n".join(filter(None, [content, told, ending]))
-    media = () if isinstance(asked.content, str) else asked.content[1:]
     last = evolve(asked, content=(text, *media) if media else text)
     return evolve(request, messages=(*before, last))
 
@@ -5784,12 +5778,10 @@ def pipeline(**steps: Program) -> Program:
     >>> pipeline(draft=predict("topic -> text"), check=predict("text -> verdict")).inputs
     (Field(name='topic', type=<class 'str'>, desc=''),)
     """
-    made: list[str] = []
-    takes: list[Field] = []
+    made, takes = list[str](), list[Field]()
     for index, (name, step) in enumerate(steps.items(), start=1):
         if not step.outputs and index < len(steps):
-            todo = "write a body with @program instead"
-            raise SignatureError("a step with unknown outputs", name, "predict", todo)
+            raise SignatureError("a step with unknown outputs", name, "predict", "write a @program")
         takes += [one for one in step.inputs if one.name not in made]
         made += step.outputs
 
@@ -5826,17 +5818,14 @@ def _alone_in(program: Any) -> dict[str, Program]:
 
 
 def _around(
-    body: Callable[..., Flow],
-    steps: Mapping[str, Program],
-    times: Mapping[str, int] = pytypes.MappingProxyType({}),
-    **changes: Any,
+    body: Callable[..., Flow], steps: Mapping[str, Program], times: Any = (), **changes: Any
 ) -> Program:
     """A program with the inputs and outputs of its steps, which run so many times, else once."""
-    known = steps.values()
+    known, often = steps.values(), dict(times)
     options = {
         "inputs": unique(concat(one.inputs for one in known), key=operator.attrgetter("name")),
         "outputs": unique(concat(one.outputs for one in known)),
-        "max_calls": sum(times.get(name, 1) * one.max_calls for name, one in steps.items()),
+        "max_calls": sum(often.get(name, 1) * one.max_calls for name, one in steps.items()),
     }
     return program(steps, **{**options, **changes})(body)
 
@@ -5860,32 +5849,38 @@ class Turn:
     attached: Record = field(default=Record(), converter=_record, eq=False, repr=False)
 
 
+@frozen
+class Cell:
+    """One step of an agent that writes code: what was run, and what came of it."""
+
+    code: str
+    output: str
+
+
 Tools = Iterable[Callable[..., Any] | Tool]
 _THOUGHT = Field("thought", desc="what is known, and what to do next")
+_CODE = Field("code", desc="Python code")
 _TRAJECTORY = Field("trajectory", list[Turn], "the steps so far")
+_HISTORY = Field("history", list[Cell], "the code so far, and what came of it")
+_UNUSED: Fields = {"trajectory": partial(Turn, "", "", {}), "history": partial(Cell, "")}
 
 
 def _agent(
     task: Signature,
     steps: dict[str, Program],
     turn: Callable[..., Flow],
-    failed: Callable[[str], Any],
     max_steps: int,
-    *,
-    session: Callable[[Steps, Fields], Any] = lambda steps, inputs: None,
-    shows: Callable[[Fields], Fields] = lambda inputs: inputs,
-    queries: int = 0,
-    **changes: Any,
+    name: str,
+    begin: Callable[[Steps, Fields], tuple[Fields, Any]] = lambda steps, inputs: (inputs, None),
+    **times: int,
 ) -> Program:
     """The program that acts until it is done, then answers from what was seen.
 
     Args:
-        steps: "act", "answer", and what else it runs.
-        turn: (what "act" made, the turns so far, the session) -> flow of the new turns, and whether
-            that is all; or the outputs, where no answer is needed.
-        failed: text -> the turn in which the reply could not be used.
-        session: (steps, inputs) -> what the turns of one run share.
-        shows: inputs -> those of "act" and "answer", but for what happened.
+        steps: "act", whose last input is what happened, "answer", and what else it runs.
+        turn: (what "act" made, the turns so far, what is shared) -> flow of the new turns, and
+            whether that is all; or the outputs, where no answer is needed.
+        begin: (steps, inputs) -> the other inputs of the steps, and what the turns of a run share.
     """
     _at_least_one("max_steps", max_steps)
     past = steps["act"].inputs[-1].name
@@ -5901,7 +5896,7 @@ def _agent(
                 del seen[0]
 
     def body(steps: Steps, /, **inputs: Any) -> Flow:
-        given, shared = shows(inputs), session(steps, inputs)
+        given, shared = begin(steps, inputs)
         seen, done = list[Any](), list[Any]()
         ended: Any = False
         while not ended and len(done) < max_steps:
@@ -5909,7 +5904,7 @@ def _agent(
                 made = yield from remembering(steps["act"], "act", given, seen)
             except ParseError as error:
                 # The reply itself is not shown: small models copy it.
-                turns = [failed(f"The reply could not be used: {error.told or error}.")]
+                turns = [_UNUSED[past](f"The reply could not be used: {error.told or error}.")]
             else:
                 turns, ended = yield from turn(made, done, shared)
             seen += turns
@@ -5918,9 +5913,9 @@ def _agent(
             ended = yield from remembering(steps["answer"], "answer", given, seen)
         return {**ended, past: tuple(done)}
 
-    times = {"act": 2 * max_steps, "query": queries}
+    often = {"act": 2 * max_steps, **times}
     outputs = [*steps["answer"].outputs, past]
-    return _around(body, steps, times, inputs=task.inputs, outputs=outputs, **changes)
+    return _around(body, steps, often, inputs=task.inputs, outputs=outputs, name=name)
 
 
 @factory
@@ -5989,7 +5984,7 @@ def react(
         left = max_steps - len(done)
         return (yield [called(step.thought, one, done[-1:]) for one in calls[:left]]), False
 
-    return _agent(made, steps, turn, partial(Turn, "", "", {}), max_steps, name=name)
+    return _agent(made, steps, turn, max_steps, name)
 
 
 def _tools(tools: Tools, *reserved: str) -> Record:
@@ -6000,8 +5995,8 @@ def _tools(tools: Tools, *reserved: str) -> Record:
     names = Counter([*reserved, *(one.name for one in made)])
     twice = [name for name, count in names.items() if count > 1]
     if twice:
-        expected, todo = "tools of different names", "name them: Tool.of(function, name=...)"
-        raise SignatureError("wrong tools", twice[:1], expected, todo)
+        todo = "name them: Tool.of(function, name=...)"
+        raise SignatureError("wrong tools", twice[:1], "tools of different names", todo)
     return Record({one.name: one for one in made})
 
 
@@ -6127,16 +6122,6 @@ names of the outside `functions`, the `cells` that ran before, and the `answers`
 their order, each {"value": ...} or {"error": ...}. Nothing else is remembered between two calls."""
 
 
-@frozen
-class Cell:
-    """Code that was run, and what came of it."""
-
-    code: str
-    output: str
-
-
-_CODE = Field("code", desc="Python code")
-_HISTORY = Field("history", list[Cell], "the code so far, and what came of it")
 _CALLS_OUTSIDE = 100  # for one piece of code
 
 
@@ -6194,8 +6179,8 @@ def _outside(tool: Tool, /, *args: Any, **kwargs: Any) -> Flow:
     """Call a tool for code; what goes wrong is raised there."""
     places = [one.name for one in tool.fields]
     if len(args) > len(places):
-        expected = f"{len(places)} at most"
-        raise DataError(f"too many arguments of {tool.name}", args, expected, "drop some")
+        what, most = f"too many arguments of {tool.name}", f"{len(places)} at most"
+        raise DataError(what, args, most, "drop some")
     given = tool.checked({**dict(zip(places, args, strict=False)), **kwargs})
     return (yield Call(tool.function, (), given, tool.name))
 
@@ -6295,15 +6280,14 @@ def code_act(
     answer = chain_of_thought(seen, name="answer", **options)
     steps = {"act": _acting(acting, known, options), "answer": answer}
 
-    def session(steps: Steps, inputs: Fields) -> Callable[[str], Flow]:
-        return _session(interpreter, inputs, known)
+    def begin(steps: Steps, inputs: Fields) -> tuple[Fields, Any]:
+        return inputs, _session(interpreter, inputs, known)
 
     def turn(step: Any, done: Sequence[Cell], run_code: Callable[[str], Flow]) -> Flow:
         result = yield from run_code(step.code)
         return [_ran(step.code, result)], step.finished and not result.error
 
-    failed = partial(Cell, "")
-    return _agent(made, steps, turn, failed, max_steps, session=session, name=name)
+    return _agent(made, steps, turn, max_steps, name, begin)
 
 
 @factory
@@ -6363,17 +6347,13 @@ def recursive(
         "answer": predict(reading, name="answer", **options),
     }
 
-    def session(steps: Steps, inputs: Fields) -> Callable[[str], Flow]:
-        query = _queries(steps["query"], max_queries)
-        return _session(interpreter, inputs, known, query=query)
-
-    def shows(inputs: Fields) -> Fields:
-        texts = {one: write(one.type, inputs[one.name]) for one in made.inputs}
-        lines = [
-            f"{one.name} ({one.words}), {len(text)} characters: {cut(text, preview_chars)}"
-            for one, text in texts.items()
-        ]
-        return {"variables": "\n".join(lines)}
+    def begin(steps: Steps, inputs: Fields) -> tuple[Fields, Any]:
+        query, lines = _queries(steps["query"], max_queries), list[str]()
+        for one in made.inputs:
+            text = write(one.type, inputs[one.name])
+            shown = cut(text, preview_chars)
+            lines.append(f"{one.name} ({one.words}), {len(text)} characters: {shown}")
+        return {"variables": "\n".join(lines)}, _session(interpreter, inputs, known, query=query)
 
     def turn(step: Any, done: Sequence[Cell], run_code: Callable[[str], Flow]) -> Flow:
         result = yield from run_code(step.code)
@@ -6385,8 +6365,7 @@ def recursive(
         except ParseError as error:
             return [Cell(step.code, f"What was submitted could not be used: {error}")], False
 
-    more: Any = {"session": session, "shows": shows, "queries": max_queries, "name": name}
-    return _agent(made, steps, turn, partial(Cell, ""), max_steps, **more)
+    return _agent(made, steps, turn, max_steps, name, begin, query=max_queries)
 
 
 def _queries(step: Program, left: int) -> Callable[..., Flow]:
@@ -6470,6 +6449,7 @@ names |= {name: outside(name) for name in state["functions"]}
 places = [home, os.devnull, sys.prefix, sys.base_prefix, *filter(None, sys.path), "/usr/lib",
           "/usr/share/zoneinfo", "/dev/urandom"]
 places = [os.path.realpath(one) for one in places]  # to read from; to write to, the first two
+changing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 looking = ("os.listdir", "os.scandir", "os.walk", "os.fwalk", "os.chdir", "os.add_dll_directory")
 forbidden = (
     "os.fork", "os.exec", "os.spawn", "os.posix_spawn", "os.system", "os.kill", "os.startfile",
@@ -6483,10 +6463,11 @@ def guard(event, args):
         raise PermissionError(f"{event} is not allowed here")
     if not event.startswith(("open", "os.", "shutil.")):
         return
-    flags = args[2] if event == "open" and isinstance(args[2], int) else 0
-    reads = event in looking or event == "open" and not flags & (
-        os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-    for path in args[:1] if event == "open" else args[:2]:
+    if event == "open":
+        args, reads = args[:1], not (args[2] or 0) & changing
+    else:
+        args, reads = args[:2], event in looking
+    for path in args:
         if isinstance(path, (str, bytes)):
             real = os.path.realpath(os.fsdecode(path))
             near = places if reads else places[:2]
@@ -6497,12 +6478,6 @@ for name in ("_posixsubprocess", "_ctypes", "ctypes", "_multiprocessing", "_test
     sys.modules[name] = None
 sys.addaudithook(guard)
 
-def run(code):
-    tree = ast.parse(code)
-    last = [tree.body.pop()] if tree.body and isinstance(tree.body[-1], ast.Expr) else []
-    exec(compile(tree, "<code>", "exec"), names)
-    exec(compile(ast.Interactive(last), "<code>", "single"), names)  # shows its value
-
 cells = [*state["cells"], job["code"]]
 for code in cells:
     random.seed(0)
@@ -6510,7 +6485,10 @@ for code in cells:
     submitted.clear()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            run(code)
+            tree = ast.parse(code)
+            last = [tree.body.pop()] if tree.body and isinstance(tree.body[-1], ast.Expr) else []
+            exec(compile(tree, "<code>", "exec"), names)
+            exec(compile(ast.Interactive(last), "<code>", "single"), names)  # shows its value
     except Pending:
         if asked:
             break
@@ -6614,27 +6592,20 @@ def _wall(network: bool) -> tuple[str, ...]:
 def _in_subprocess(
     command: tuple[str, ...], job: Fields, timeout: float, code: str, state: Any
 ) -> Result:
-    import subprocess
     import tempfile
+    from subprocess import DEVNULL, PIPE, Popen
 
     line = canonical({**job, "code": code, "state": state or _state({}, ())}) + "\n"
     own = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LC_ALL": "C.UTF-8"}
-    kept = {name: value for name, value in os.environ.items() if name == "SYSTEMROOT"}
+    own |= {name: value for name, value in os.environ.items() if name == "SYSTEMROOT"}
     with tempfile.TemporaryDirectory(prefix="lmopt", ignore_cleanup_errors=True) as folder:
         kind, start = "command", command
         if not command:
             wall = _wall(job["network"])
             inside = (*wall, "--bind", folder, folder, "--chdir", folder) if wall else ()
             kind, start = "bubblewrap" if wall else "process", (*inside, *_PYTHON)
-        process = subprocess.Popen(
-            [*start, _RUNNER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-            env=None if command else own | kept,
-            start_new_session=True,
-        )
+        ends: Any = {"stdin": PIPE, "stdout": PIPE, "stderr": DEVNULL, "start_new_session": True}
+        process = Popen([*start, _RUNNER], cwd=folder, env=None if command else own, **ends)
         text, late = _talk(process, line.encode(), timeout, 10 * job["output_limit"] + 2**20)
     try:
         made = jsonlib.loads(b"" if late else text)
@@ -6784,7 +6755,7 @@ def _attempting(
 
 def _rewarded(reward: Reward, inputs: Record, made: Prediction) -> Score:
     """The reward of an attempt; one that is wrong is the user's error."""
-    shown = {"inputs": dict(inputs), "prediction": dict(made)}
+    rest = {"inputs": dict(inputs), "prediction": dict(made)}, "a number", "correct the reward"
     try:
         result = reward(inputs, made)
         score = result if isinstance(result, Score) else Score(float(result))
@@ -6792,18 +6763,17 @@ def _rewarded(reward: Reward, inputs: Record, made: Prediction) -> Score:
         if stops(error):
             raise
         what = f"the reward raised {type(error).__name__} ({error}) for"
-        raise MetricError(what, shown, "a number", "correct the reward") from error
+        raise MetricError(what, *rest) from error
     if math.isnan(score.value):
-        raise MetricError("the reward is no number for", shown, "a number", "correct the reward")
+        raise MetricError("the reward is no number for", *rest)
     return score
 
 
 def _hinted(program: Program, hints: Fields) -> Program:
-    params = program.params
     told = {
-        path: evolve(params[path], instructions=f"{params[path].instructions}\n\nHint: {hint}")
-        for path, hint in hints.items()
-        if hint and path in params
+        path: evolve(prompt, instructions=f"{prompt.instructions}\n\nHint: {hints[path]}")
+        for path, prompt in program.params.items()
+        if hints.get(path)
     }
     return program.with_params(told) if told else program
 
@@ -6825,16 +6795,13 @@ def _advice(steps: Steps, name: str, made: Prediction, score: Score) -> Flow:
     """Ask for hints; where the reply cannot be used, there are none."""
     step, place = steps[name], made.trace[-1].path if made.trace else name
     local = {place if step.prompt else f"{place}.{one}": one for one in step.leaves}
-    given = {
-        "steps": {path: prompt.instructions for path, prompt in step.params.items()},
-        "attempt": [
-            jsonable({"step": local[e.path], "given": e.inputs, "made": e.outputs}, other=repr)
-            for e in made.trace
-            if e.kind == "step" and e.path in local
-        ],
-        "score": score.value,
-        "feedback": score.feedback,
-    }
+    told = {path: prompt.instructions for path, prompt in step.params.items()}
+    attempt = [
+        jsonable({"step": local[e.path], "given": e.inputs, "made": e.outputs}, other=repr)
+        for e in made.trace
+        if e.kind == "step" and e.path in local
+    ]
+    given = {"steps": told, "attempt": attempt, "score": score.value, "feedback": score.feedback}
     try:
         return (yield Run(steps["advise"], given, "advise")).advice
     except ParseError:
@@ -7008,8 +6975,7 @@ def parallel(**programs: Program) -> Program:
     made = Counter(concat(one.outputs for one in programs.values()))
     twice = [one for one, count in made.items() if count > 1]
     if twice:
-        todo = "rename the output of one of them"
-        raise SignatureError("two programs make one field", twice[0], "different outputs", todo)
+        raise SignatureError("two programs make one field", twice[0], "different outputs", "rename")
 
     def body(steps: Steps, /, **inputs: Any) -> Flow:
         return merge({}, *map(dict, (yield [_fed(steps, one, inputs) for one in programs])))
@@ -7097,9 +7063,8 @@ def fitting(leaf: Program, examples: Dataset) -> tuple[Record, ...]:
         for row in examples
     ]
     inputs = {one.name for one in task.inputs}
-    return tuple(
-        row for row in known if row.keys() - inputs and (not inputs or row.keys() & inputs)
-    )
+    made = [row for row in known if row.keys() - inputs]
+    return tuple(row for row in made if not inputs or row.keys() & inputs)
 
 
 def _is_blank(tp: Any, value: Any) -> bool:
@@ -7152,7 +7117,7 @@ def _knn_demos(
         step = steps[program.name]
         (vector,) = yield Call(embed, ([_asked_text(step, inputs)],), {}, "embed")
         likeness = [math.fsum(map(operator.mul, unit(vector), one)) for one in vectors]
-        order = sorted(range(len(rows)), key=lambda place: (-likeness[place], place))
+        order = sorted(range(len(rows)), key=likeness.__getitem__, reverse=True)
         nearest = [rows[place] for place in reversed(order[:k])]
         changed = {
             path: evolve(prompt, demos=fitting(step.leaves[path], nearest) or prompt.demos)
