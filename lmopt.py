@@ -38,6 +38,9 @@ Arguments that mean the same everywhere:
         rollout, extra.
     name: of the program; its path where it runs alone.
     program: of a module that runs another one, whose prompts then stand under its name.
+    options: of a module: what else `predict` takes, for the steps that are made.
+    interpreter: what runs code, such as `subprocess_python()`.
+    n, m, k, most, max_steps, max_tries: how many; less than 1 is a SignatureError.
     workers: threads; by default what the LM declares as `concurrency`, else this thread only.
     executor: any `concurrent.futures.Executor` to run on instead of threads; one with other
         processes needs a program, an LM, a metric and rows that pickle.
@@ -5731,10 +5734,7 @@ def _unrefused(response: Response) -> Response:
 
 
 def _told(request: Request, error: ParseError) -> Request:
-    """The request once more, with what was wrong with an earlier reply before its last line.
-
-    The reply itself is not shown: a small model would copy it.
-    """
+    """The request once more, with what was wrong with a reply, which small models would copy."""
     *before, asked = request.messages
     text, *media = [asked.content] if isinstance(asked.content, str) else asked.content
     content, _, ending = str(text).rpartition("\n\n")
@@ -5867,26 +5867,19 @@ _UNUSED: Fields = {"trajectory": partial(Turn, "", "", {}), "history": partial(C
 
 def _agent(
     task: Signature,
-    steps: dict[str, Program],
-    turn: Callable[..., Flow],
+    steps: dict[str, Program],  # "act", whose last input is what happened, "answer", and more
+    turn: Callable[..., Flow],  # (what "act" made, turns so far, state) -> new ones, is it done
     max_steps: int,
     name: str,
     begin: Callable[[Steps, Fields], tuple[Fields, Any]] = lambda steps, inputs: (inputs, None),
     **times: int,
 ) -> Program:
-    """The program that acts until it is done, then answers from what was seen.
-
-    Args:
-        steps: "act", whose last input is what happened, "answer", and what else it runs.
-        turn: (what "act" made, the turns so far, what is shared) -> flow of the new turns, and
-            whether that is all; or the outputs, where no answer is needed.
-        begin: (steps, inputs) -> the other inputs of the steps, and what the turns of a run share.
-    """
+    """The program that acts until it is done, or has the outputs; else answers from what it saw."""
     _at_least_one("max_steps", max_steps)
     past = steps["act"].inputs[-1].name
 
     def remembering(step: Program, name: str, given: Fields, seen: list[Any]) -> Flow:
-        """Run a step on what happened; where that is too long, forget the oldest of it."""
+        """Run a step on what was seen; where that is too long, forget the oldest of it."""
         while True:
             try:
                 return (yield Run(step, {**given, past: tuple(seen)}, name))
@@ -5896,17 +5889,16 @@ def _agent(
                 del seen[0]
 
     def body(steps: Steps, /, **inputs: Any) -> Flow:
-        given, shared = begin(steps, inputs)
+        given, state = begin(steps, inputs)
         seen, done = list[Any](), list[Any]()
         ended: Any = False
         while not ended and len(done) < max_steps:
             try:
                 made = yield from remembering(steps["act"], "act", given, seen)
             except ParseError as error:
-                # The reply itself is not shown: small models copy it.
                 turns = [_UNUSED[past](f"The reply could not be used: {error.told or error}.")]
             else:
-                turns, ended = yield from turn(made, done, shared)
+                turns, ended = yield from turn(made, done, state)
             seen += turns
             done += turns
         if not isinstance(ended, Mapping):
@@ -5939,11 +5931,10 @@ def react(
     Args:
         tools: functions with types and docstrings, or `Tool`s. Their descriptions are among the
             `texts` of the step "act", as "tool.NAME".
-        max_steps: 1 or more.
         native: use the tool calls of the provider, several at once where the model asks for them.
         approve: asked before each call; anything but True is why not, and is what is observed.
     Raises:
-        SignatureError: no tools, two of one name, one called "finish", or no steps.
+        SignatureError: no tools, two of one name, or one called "finish".
     Calls: one for each step, `max_steps` more where the prompt gets too long, and the answer.
     Reference: Yao et al. 2022, arXiv 2210.03629.
 
@@ -6050,12 +6041,11 @@ def _act_natively(seen: Signature, tools: Record, options: Fields) -> Program:
         for number, turn in enumerate(inputs["trajectory"], start=1):
             call = ToolCall(f"call_{number}", turn.tool, turn.arguments, turn.attached)
             said.append(Message("assistant", turn.thought, tool_calls=(call,)))
-            seen_media = isinstance(turn.observation, Media)
-            told = "See the next message." if seen_media else turn.observation
-            said.append(Message("tool", told, tool_call_id=call.id))
-            if seen_media:
-                content = (f"[{turn.observation.kind} 1]", turn.observation)
-                said.append(Message("user", content))
+            seen, shown = turn.observation, []
+            if isinstance(seen, Media):
+                shown = [Message("user", (f"[{seen.kind} 1]", seen))]
+                seen = "See the next message."
+            said += [Message("tool", seen, tool_call_id=call.id), *shown]
         known = [evolve(t, desc=prompt.texts.get(f"tool.{t.name}", t.desc)) for t in tools.values()]
         facts: dict[str, Any] = {"step": step.path, "inputs": Record(inputs), "tools": known}
         request = Request(said, prompt.model, **facts, **_sampling(prompt.settings))
@@ -6122,7 +6112,7 @@ names of the outside `functions`, the `cells` that ran before, and the `answers`
 their order, each {"value": ...} or {"error": ...}. Nothing else is remembered between two calls."""
 
 
-_CALLS_OUTSIDE = 100  # for one piece of code
+_CALLS_OUTSIDE = 100  # for one piece of code: answering some takes one more run of it
 
 
 def _ran(code: str, result: Result) -> Cell:
@@ -6138,10 +6128,7 @@ def _state(variables: Fields, functions: Iterable[str]) -> dict[str, Any]:
 def _session(
     interpreter: Interpreter, variables: Fields, tools: Record, **more: Callable[..., Flow]
 ) -> Callable[[str], Flow]:
-    """The flow that runs a piece of code where those before it left off, and returns the result.
-
-    Answering what the code calls outside takes one more run of it, so that there is a limit.
-    """
+    """The flow that runs a piece of code where those before it left off, and returns the result."""
     functions = {name: partial(_outside, tool) for name, tool in tools.items()} | more
     state = _state(variables, functions)
 
@@ -6198,10 +6185,8 @@ def program_of_thought(
 
     Code that raises is shown to the model with its error, and written anew.
 
-    Args:
-        max_tries: how many times code is written, 1 or more.
     Raises:
-        ParseError: (when it runs) the code of the last try failed too; says how.
+        ParseError: (when it runs) the code of all `max_tries` failed; says how the last one did.
     Calls: those of `predict` for each try, and of the answer.
     Reference: Chen et al. 2022, arXiv 2211.12588.
 
@@ -6252,9 +6237,7 @@ def code_act(
     The tools run here, not where the code runs: a call of one ends the code, and it is run again
     with the answer. What goes wrong in a step is what it observes, as in `react`.
 
-    Raises:
-        SignatureError: two tools of one name, or no steps.
-    Calls: one for each step, `max_steps` more where the prompt gets too long, and the answer.
+    Calls: as `react`.
     Reference: Wang et al. 2024, arXiv 2402.01030.
 
     >>> fake = lambda code, state: Result("4")
@@ -6312,12 +6295,11 @@ def recursive(
 
     Args:
         tools: further functions that the code may call.
-        max_queries: how many prompts one run may ask, 0 or more; one more raises in the code.
-        preview_chars: how much of an input is shown, 0 or more.
+        max_queries: how many prompts a run may ask about, 0 or more; one more raises in the code.
+        preview_chars: how much of each input is shown, 0 or more.
     Raises:
-        SignatureError: no steps; two tools of one name, or one called "query" or "submit".
-    Calls: one for each step, `max_steps` more where the prompt gets too long, `max_queries`, and
-        the answer.
+        SignatureError: two tools of one name, or one called "query" or "submit".
+    Calls: as `react`, and `max_queries`.
     Reference: Zhang et al. 2025, arXiv 2512.24601.
 
     >>> fake = lambda code, state: Result(answer={"count": 3})
@@ -6371,19 +6353,16 @@ def recursive(
 def _queries(step: Program, left: int) -> Callable[..., Flow]:
     """What `query` does in the code of one run."""
 
-    def query(*prompts: Any, **others: Any) -> Flow:
+    def query(*prompts: Any) -> Flow:
         nonlocal left
-        given = [*prompts, *others.values()]
-        if others or not prompts or not all(isinstance(one, str) for one in prompts):
-            raise DataError("wrong arguments of query", given, "texts", "pass prompts")
+        if not all(isinstance(one, str) for one in prompts):
+            raise DataError("wrong arguments of query", prompts, "texts", "pass prompts")
         if len(prompts) > left:
-            raise DataError(
-                "too many queries", len(prompts), f"{left} more at most", "do with less"
-            )
+            raise DataError("too many queries", len(prompts), f"{left} at most", "do with less")
         left -= len(prompts)
         replies = yield [Run(step, {"prompt": one}, "query") for one in prompts]
         texts = [one.reply for one in replies]
-        return texts if len(texts) > 1 else texts[0]
+        return texts[0] if len(texts) == 1 else texts
 
     return query
 
@@ -6669,14 +6648,10 @@ def best_of_n(
 ) -> Program:
     """Make the program that runs another up to `n` times, and returns what is rewarded most.
 
-    It stops at the first attempt that reaches the threshold; ties go to the earlier one. An attempt
-    in which the program fails counts as none; if all fail, the last error is raised. With `n=1` the
-    program runs once and its prediction is returned as it is. Set a temperature: attempts differ in
-    `rollout` only.
+    It stops at the first attempt whose reward reaches the threshold; ties go to the earlier one. An
+    attempt that fails counts as none; if all fail, the last error is raised. With `n=1` nothing is
+    rewarded. Set a temperature: attempts differ in `rollout` only.
 
-    Args:
-        reward: see `Reward`.
-        threshold: reward at which to stop.
     Raises:
         MetricError: (when it runs) the reward raised, or is no number; says for which prediction.
     Calls: `n` times those of the program.
@@ -6705,9 +6680,6 @@ def refine(
     each step; the prompts themselves stay as they are. The hints are what the reward says of single
     steps (`Score.steps`); where it says nothing of them, an LM is asked. Otherwise as `best_of_n`.
 
-    Args:
-        reward: see `Reward`; a `Score` may have feedback.
-        **options: what `predict` takes, for the step that gives hints.
     Calls: `n` times those of the program, and the hints between them.
     Reference: Madaan et al. 2023, arXiv 2303.17651, with the hints per step.
 
@@ -6812,10 +6784,9 @@ def vote(predictions: Sequence[Prediction], *, field: str | None = None) -> Pred
     """Return the earliest prediction with the value that most have, compared after `normalize`.
 
     Args:
-        predictions: one or more.
         field: whose values count; by default the last one.
     Raises:
-        DataError: there is no prediction, or it lacks the field.
+        DataError: there is no prediction, or one lacks the field.
 
     >>> vote([Prediction(a=one) for one in ("Paris", "Rome", "paris.")]).a
     'Paris'
@@ -6932,8 +6903,6 @@ def ensemble(
         programs: one or more; their prompts stand under "p0", "p1" and so on.
         reduce: list of predictions -> a prediction, or any mapping of fields.
         size: run so many of them only, drawn for each input.
-    Raises:
-        SignatureError: no programs, or a size that is more than there are.
     Calls: those of the programs that run.
 
     >>> three = ensemble([predict("question -> answer")] * 3)
@@ -6961,11 +6930,10 @@ def ensemble(
 def parallel(**programs: Program) -> Program:
     """Make the program that runs several programs at once, and returns the fields of all.
 
-    Args:
-        **programs: with different outputs; each gets the inputs that it needs.
+    Each gets the inputs that it needs. The first error, in order, is raised.
+
     Raises:
         SignatureError: two make the same field.
-        Exception: (when it runs) that of the first program, in order, that failed.
     Calls: those of the programs.
 
     >>> both = parallel(topic=predict("text -> topic"), mood=predict("text -> mood"))
@@ -6987,14 +6955,12 @@ def parallel(**programs: Program) -> Program:
 def each(program: Program, field: str, *, most: int = 100, name: str = "each") -> Program:
     """Make the program that runs another on every item of a list, all at once.
 
-    Its input `field` is a list; its outputs are lists, in the same order.
+    Its input `field` is a list, of `most` items at most; its outputs are lists, in the same order.
+    The first error, in order, is raised.
 
-    Args:
-        field: the input that is one item of the list.
-        most: how many items a list may have; more are a `DataError`.
     Raises:
         SignatureError: the program has no such input.
-        Exception: (when it runs) that of the first item, in order, that failed.
+        DataError: (when it runs) too long a list.
     Calls: those of the program for each item.
 
     >>> labels = each(predict("text -> label"), "text")
@@ -7028,7 +6994,7 @@ def retrieve(
 
     Args:
         search: (query, k) -> passages, the best first.
-        k: how many, 1 or more; what is returned beyond that is left out.
+        k: how many; what is returned beyond that is left out.
     Calls: none.
 
     >>> find = retrieve(lambda query, k: [f"about {query}"], 1)
@@ -7130,8 +7096,8 @@ def _knn_demos(
 
 def _asked_text(program: Program, example: Fields) -> str:
     """The inputs of a program, as the text that is embedded."""
-    given = select_inputs(program, example)
-    return "\n".join(f"{one.name}: {write(one.type, given[one.name])}" for one in program.inputs)
+    texts = _written(program.inputs, select_inputs(program, example))
+    return "\n".join(f"{name}: {text}" for name, text in texts.items())
 
 
 def unit(vector: Sequence[float]) -> tuple[float, ...]:
