@@ -6135,8 +6135,7 @@ def _session(
     def answered(name: str, args: Sequence[Any], kwargs: Fields) -> Flow:
         try:
             if name not in functions:
-                known = f"one of {', '.join(functions) or '(none)'}"
-                raise DataError("no such tool", name, known, "correct the name")
+                raise DataError("no such tool", name, f"one of {[*functions]}", "correct the name")
             return {"value": jsonable((yield from functions[name](*args, **kwargs)), other=repr)}
         except Exception as error:
             if stops(error) and not isinstance(error, ValueError):
@@ -6166,8 +6165,7 @@ def _outside(tool: Tool, /, *args: Any, **kwargs: Any) -> Flow:
     """Call a tool for code; what goes wrong is raised there."""
     places = [one.name for one in tool.fields]
     if len(args) > len(places):
-        what, most = f"too many arguments of {tool.name}", f"{len(places)} at most"
-        raise DataError(what, args, most, "drop some")
+        raise DataError(f"too many arguments of {tool.name}", args, f"{places}", "drop some")
     given = tool.checked({**dict(zip(places, args, strict=False)), **kwargs})
     return (yield Call(tool.function, (), given, tool.name))
 
@@ -6383,7 +6381,7 @@ with contextlib.suppress(ImportError):  # on Windows
     import resource
     for name, most in job["limits"].items():
         with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(getattr(resource, name), (most, most))
+            resource.setrlimit(getattr(resource, "RLIMIT_" + name), (most, most))
 if not job["network"]:
     with contextlib.suppress(Exception):  # where the kernel allows it
         import ctypes
@@ -6532,13 +6530,8 @@ def subprocess_python(
     >>> first.output, run_code("x + 1", first.state).output
     ('hello\\n', '21\\n')
     """
-    limits = {
-        "RLIMIT_CPU": math.ceil(timeout) + 1,
-        "RLIMIT_FSIZE": 64 * 2**20,
-        "RLIMIT_CORE": 0,
-        "RLIMIT_NOFILE": 64,
-        **({"RLIMIT_AS": memory_mb * 2**20} if memory_mb else {}),
-    }
+    memory, seconds = memory_mb * 2**20 or -1, math.ceil(timeout) + 1
+    limits = {"AS": memory, "CPU": seconds, "FSIZE": 64 * 2**20, "CORE": 0, "NOFILE": 64}
     job = {"limits": limits, "output_limit": output_limit, "network": network}
     return partial(_in_subprocess, tuple(command or ()), job, timeout)
 
@@ -6972,8 +6965,8 @@ def each(program: Program, field: str, *, most: int = 100, name: str = "each") -
         known = f"one of {', '.join(program.takes)}"
         raise SignatureError("no such input", field, known, "correct the name")
     _at_least_one("most", most)
-    many: Any = list  # of a type that only exists at run time
-    takes = [evolve(f, type=many[f.type]) if f.name == field else f for f in program.inputs]
+    many = pytypes.GenericAlias(list, (program.takes[field].type,))
+    takes = [evolve(one, type=many) if one.name == field else one for one in program.inputs]
 
     def body(steps: Steps, /, **inputs: Any) -> Flow:
         items, step = list(inputs[field]), steps[program.name]
@@ -7037,13 +7030,12 @@ def _is_blank(tp: Any, value: Any) -> bool:
     return (value is None and not _takes_none(tp)) or (value == "" and not _free(tp))
 
 
+Embed = Callable[[Sequence[str]], Sequence[Sequence[float]]]
+"""embed(texts) -> vectors, all of one length, such as an `embedder`."""
+
+
 def knn_demos(
-    program: Program,
-    examples: Dataset,
-    k: int,
-    embed: Callable[[Sequence[str]], Sequence[Sequence[float]]],
-    *,
-    name: str = "knn_demos",
+    program: Program, examples: Dataset, k: int, embed: Embed, *, name: str = "knn_demos"
 ) -> Program:
     """Make the program that runs another with the `k` examples that are most like the input.
 
@@ -7052,7 +7044,6 @@ def knn_demos(
 
     Args:
         examples: with the inputs of the program, and outputs of its steps.
-        embed: texts -> vectors, all of one length, such as an `embedder`.
     Raises:
         DataError: there are no examples, or one lacks an input.
     Calls: those of the program; and one of `embed` now, one in each run.
@@ -7075,7 +7066,12 @@ def knn_demos(
 
 @factory
 def _knn_demos(
-    program: Program, rows: Sequence[Record], vectors: Sequence[Any], k: int, embed: Any, name: str
+    program: Program,
+    rows: Sequence[Record],
+    vectors: Sequence[Any],
+    k: int,
+    embed: Embed,
+    name: str,
 ) -> Program:
     """`knn_demos` with the vectors at hand: sent elsewhere, it embeds nothing anew."""
 
