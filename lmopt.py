@@ -5993,10 +5993,10 @@ def _tools(tools: Tools, *reserved: str) -> Record:
 
 def _act(seen: Signature, tools: Record, options: Fields) -> Program:
     """The step that names one tool in a reply."""
-    names = {"type": "string", "enum": [*tools, "finish"]}
+    names = _Held({"type": "string", "enum": [*tools, "finish"]})
     shapes = [*unique([*(one.schema for one in tools.values()), _closed({})], key=canonical)]
-    called = Field("tool", Annotated[str, _Held(names)], "the name of the tool to call, or finish")
     held = Annotated[dict[str, Any], _Held({"anyOf": shapes})]
+    called = Field("tool", Annotated[str, names], "the name of the tool to call, or finish")
     given = Field("arguments", held, "of the tool, by name", default=Record())
     told = (
         f"{seen.instructions}\n\nWork in steps. In each step, think and call one tool; what it "
@@ -6373,10 +6373,9 @@ import ast, contextlib, io, json, os, random, sys, traceback
 sys.dont_write_bytecode = True
 job = json.loads(sys.stdin.readline())
 state, limit, home = job["state"], job["output_limit"], os.getcwd()
-reply = os.fdopen(os.dup(1), "w", encoding="utf-8")
-with open(os.devnull, "r+b") as nothing:
-    for descriptor in (0, 1, 2):
-        os.dup2(nothing.fileno(), descriptor)
+reply, nothing = os.dup(1), os.open(os.devnull, os.O_RDWR)
+for descriptor in (0, 1, 2):
+    os.dup2(nothing, descriptor)
 with contextlib.suppress(ImportError):  # on Windows
     import resource
     for name, most in job["limits"].items():
@@ -6476,12 +6475,12 @@ for code in cells:
         lines = [line for frame, line in traceback.walk_tb(failure.__traceback__)
                  if frame.f_code.co_filename == "<code>"]
         error.write(f"{type(failure).__name__}: {said}" + (f" (line {lines[-1]})" if lines else ""))
-with reply:
+with open(reply, "w") as file:
     json.dump({
         "output": out.shown(), "error": error.shown(), "calls": asked,
         "answer": submitted[0] if submitted else None,
         "state": None if asked else {**state, "cells": cells},
-    }, reply)
+    }, file)
 os._exit(0)
 """
 
@@ -7066,12 +7065,7 @@ def knn_demos(
 
 @factory
 def _knn_demos(
-    program: Program,
-    rows: Sequence[Record],
-    vectors: Sequence[Any],
-    k: int,
-    embed: Embed,
-    name: str,
+    program: Program, rows: Sequence[Record], vectors: list[Any], k: int, embed: Embed, name: str
 ) -> Program:
     """`knn_demos` with the vectors at hand: sent elsewhere, it embeds nothing anew."""
 
