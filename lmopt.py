@@ -5734,7 +5734,7 @@ def _unrefused(response: Response) -> Response:
 
 
 def _told(request: Request, error: ParseError) -> Request:
-    """The request once more, with what was wrong with a reply, which small models would copy."""
+    """The request once more, told what was wrong; not shown the reply, which small models copy."""
     *before, asked = request.messages
     text, *media = [asked.content] if isinstance(asked.content, str) else asked.content
     content, _, ending = str(text).rpartition("\n\n")
@@ -5800,7 +5800,7 @@ def _fed(steps: Steps, name: str, known: Fields) -> Run:
 
 
 def _attempted(effect: Any, *mild: type[Exception]) -> Flow:
-    """What comes of an effect, or its error; one that would stop an evaluation only if mild."""
+    """The outcome of an effect, or its error; what stops an evaluation is raised, if not mild."""
     try:
         return (yield effect)
     except Exception as error:
@@ -5862,7 +5862,7 @@ _THOUGHT = Field("thought", desc="what is known, and what to do next")
 _CODE = Field("code", desc="Python code")
 _TRAJECTORY = Field("trajectory", list[Turn], "the steps so far")
 _HISTORY = Field("history", list[Cell], "the code so far, and what came of it")
-_UNUSED: Fields = {"trajectory": partial(Turn, "", "", {}), "history": partial(Cell, "")}
+_UNUSABLE: Fields = {"trajectory": partial(Turn, "", "", {}), "history": partial(Cell, "")}
 
 
 def _agent(
@@ -5878,11 +5878,11 @@ def _agent(
     _at_least_one("max_steps", max_steps)
     past = steps["act"].inputs[-1].name
 
-    def remembering(step: Program, name: str, given: Fields, seen: list[Any]) -> Flow:
+    def remembering(steps: Steps, name: str, given: Fields, seen: list[Any]) -> Flow:
         """Run a step on what was seen; where that is too long, forget the oldest of it."""
         while True:
             try:
-                return (yield Run(step, {**given, past: tuple(seen)}, name))
+                return (yield Run(steps[name], {**given, past: tuple(seen)}, name))
             except ContextWindowExceeded:
                 if not seen:
                     raise
@@ -5894,15 +5894,15 @@ def _agent(
         ended: Any = False
         while not ended and len(done) < max_steps:
             try:
-                made = yield from remembering(steps["act"], "act", given, seen)
+                made = yield from remembering(steps, "act", given, seen)
             except ParseError as error:
-                turns = [_UNUSED[past](f"The reply could not be used: {error.told or error}.")]
+                turns = [_UNUSABLE[past](f"The reply could not be used: {error.told or error}.")]
             else:
                 turns, ended = yield from turn(made, done, state)
             seen += turns
             done += turns
         if not isinstance(ended, Mapping):
-            ended = yield from remembering(steps["answer"], "answer", given, seen)
+            ended = yield from remembering(steps, "answer", given, seen)
         return {**ended, past: tuple(done)}
 
     often = {"act": 2 * max_steps, **times}
