@@ -2167,8 +2167,8 @@ def mipro(
         yield hunt.start()
         yield hunt.demos()
         sets = yield from _sets(hunt, given, 0 if fixed else max(count - len(hunt.trials), 1))
-        wording = yield from _wording(hunt, texts)
-        yield from _pairs(hunt, sets, wording, tries(len(wording)), minibatch, full_every)
+        space = yield from _wording(hunt, texts, sets)
+        yield from _pairs(hunt, space, tries(len(hunt.paths)), minibatch, full_every)
 
     def bound(size: Size) -> Plan:
         size, many = evolve(size, val=min(size.val, most)), tries(size.steps)
@@ -2181,19 +2181,54 @@ def mipro(
     return optimizer("mipro", lm, search, bound, **rest)
 
 
-def _wording(hunt: Hunt, count: int) -> lmopt.Flow:
-    """For each step, its instructions and those that are proposed, each with another tip."""
+def _wording(hunt: Hunt, count: int, sets: Sequence[lmopt.Params]) -> lmopt.Flow:
+    """For each step what its instructions may be, with other tips proposed, and its examples."""
     examples, _ = _pictured(_fitting(_told(hunt.train[:20]), 16_000))
     made = yield hunt.ask(lmopt.predict(_SUMMARY, name="summary"), {"examples": examples})
-    wording = {}
+    space: list[_Choices] = []
     for path in hunt.paths:
         rng = lmopt.seeded(hunt.seed, "tips", path)
         tips = [rng.choice(TIPS) for _ in range(count - 1)]
         seen = yield hunt.cases(path, 16, count=count - 1)
-        data = made.summary if made else ""
-        told = yield hunt.propose(path, seen, tips=tips, data=data)
-        wording[path] = [hunt.program.params[path].instructions, *told]
-    return wording
+        told = yield hunt.propose(path, seen, tips=tips, data=made.summary if made else "")
+        texts = [hunt.program.params[path].instructions, *told]
+        space.append((path, [{"instructions": one} for one in texts]))
+        space.append((path, [{"demos": one[path].demos} for one in sets]))
+    return space
+
+
+def _pairs(
+    hunt: Hunt, space: Sequence[_Choices], tries: int, minibatch: int, full_every: int
+) -> lmopt.Flow:
+    """Choose from a space, which has two choices for each step, by TPE over minibatches."""
+    sizes, rows = [len(changes) for _, changes in space], range(len(hunt.val))
+    history = [((0, n) * (len(space) // 2), one.score or 0.0) for n, one in enumerate(hunt.trials)]
+    tried, scores = {choice for choice, _ in history}, dict[tuple[int, ...], list[float]]()
+    for number in range(1, tries + 1):
+        rng = lmopt.seeded(hunt.seed, "pairs", number - 1)
+        choice = tpe(history, sizes, rng)
+        places = sorted(rng.sample(rows, min(minibatch, len(rows))))
+        result = yield hunt.held(_changed(hunt.program.params, space, choice), places)
+        history.append((choice, result.score))
+        scores.setdefault(choice, []).append(result.score)
+        left = [one for one in scores if one not in tried]
+        if left and (number % full_every == 0 or number == tries):
+            best = max(left, key=lambda one: statistics.fmean(scores[one]))
+            tried.add(best)
+            params = _changed(hunt.program.params, space, best)
+            trial = yield hunt.trial(params, f"pairs {best} after {number} minibatches", 0)
+            history.append((best, trial.score or 0.0))
+
+
+_Choices = tuple[str, list[dict[str, Any]]]  # the path of a step, and changes to its prompt
+
+
+def _changed(
+    params: lmopt.Params, space: Iterable[_Choices], choice: Iterable[int]
+) -> lmopt.Params:
+    for (path, changes), place in zip(space, choice, strict=True):
+        params = params.replace(path, **changes[place])
+    return params
 
 
 _SUMMARY = lmopt.Signature(
@@ -2201,48 +2236,6 @@ _SUMMARY = lmopt.Signature(
     (lmopt.Field("summary", str, "two or three sentences"),),
     "Say what this data is like: its task, topics, form and values.",
 )
-
-
-def _pairs(
-    hunt: Hunt,
-    sets: Sequence[lmopt.Params],
-    wording: Mapping[str, Sequence[str]],
-    tries: int,
-    minibatch: int,
-    full_every: int,
-) -> lmopt.Flow:
-    """Choose an instruction and a set of demonstrations for each step, by TPE over minibatches."""
-    sizes = [size for texts in wording.values() for size in (len(texts), len(sets))]
-    history = [((0, n) * len(wording), one.score or 0.0) for n, one in enumerate(hunt.trials)]
-    scores: dict[tuple[int, ...], list[float]] = {}
-    tried = {choice for choice, _ in history}
-    for number in range(tries):
-        rng = lmopt.seeded(hunt.seed, "pairs", number)
-        choice = tpe(history, sizes, rng)
-        places = sorted(rng.sample(range(len(hunt.val)), min(minibatch, len(hunt.val))))
-        result = yield hunt.held(_paired(hunt, sets, wording, choice), places)
-        history.append((choice, result.score))
-        scores.setdefault(choice, []).append(result.score)
-        left = [one for one in scores if one not in tried]
-        if left and (number % full_every == full_every - 1 or number == tries - 1):
-            best = max(left, key=lambda one: math.fsum(scores[one]) / len(scores[one]))
-            tried.add(best)
-            note = f"pairs {best} after {number + 1} minibatches"
-            trial = yield hunt.trial(_paired(hunt, sets, wording, best), note, 0)
-            history.append((best, trial.score or 0.0))
-
-
-def _paired(
-    hunt: Hunt,
-    sets: Sequence[lmopt.Params],
-    wording: Mapping[str, Sequence[str]],
-    choice: Sequence[int],
-) -> lmopt.Params:
-    params = hunt.program.params
-    for place, (path, texts) in enumerate(wording.items()):
-        text, demos = texts[choice[2 * place]], sets[choice[2 * place + 1]][path].demos
-        params = params.replace(path, instructions=text, demos=demos)
-    return params
 
 
 def gepa(
@@ -2298,20 +2291,19 @@ def gepa(
         trial = yield hunt.start()
         yield hunt.demos(min(len(rungs), max((most - size) // (2 * size), 0)))
         merges, idle, turns = max_merges if merge else 0, 0, Counter[int]()
-        batch = min(minibatch, len(hunt.train))
+        batch, stream = min(minibatch, len(hunt.train)), _shuffled(hunt)
         for number in itertools.count():
-            if idle > 50 and (hunt.top.score or 0.0) < 1.0:
-                what = "gepa ended: 50 minibatches in a row gave nothing new"
-                warnings.warn(f"{what}, after {hunt.runs} of {most} runs", stacklevel=2)
             full = hunt.runs + 2 * batch + size + 8 > most
             if full or idle > 50 or (trial and stop and stop(trial)):
-                return
-            rng, merged = lmopt.seeded(hunt.seed, "gepa", number), None
-            if trial and merges and number:
-                merged = yield from _merging(hunt, rng)
-                merges -= merged is not None
-            trial = merged or (yield from _mutating(hunt, rng, _batch(hunt, number, batch), turns))
+                break
+            rng, places = lmopt.seeded(hunt.seed, "gepa", number), list(take(batch, stream))
+            merged = trial and merges and number and (yield from _merging(hunt, rng))
+            merges -= bool(merged)
+            trial = merged or (yield from _mutating(hunt, rng, places, turns))
             idle = 0 if trial else idle + 1
+        if idle > 50 and (hunt.top.score or 0.0) < 1.0:
+            what = "gepa ended: 50 minibatches in a row gave nothing new"
+            warnings.warn(f"{what}, after {hunt.runs} of {most} runs", stacklevel=2)
 
     def bound(size: Size) -> Plan:
         runs = budget(size.steps, size.val, size.rungs)
@@ -2320,33 +2312,27 @@ def gepa(
     return optimizer("gepa", lm, search, bound, **options)
 
 
-def _front(hunt: Hunt) -> list[int]:
-    """For each trial, on how many rows it leads; 0 for one that is out."""
-    whole = [place for place, one in enumerate(hunt.trials) if one.evaluation and not one.out]
-    rows = [hunt.trials[place].evaluation.rows for place in whole]  # type: ignore[union-attr]
-    found = dict(zip(whole, pareto([[row.score for row in one] for one in rows]), strict=True))
-    return [found.get(place, 0) for place in range(len(hunt.trials))]
+def _front(hunt: Hunt) -> dict[int, int]:
+    """On how many rows each trial of the Pareto front leads."""
+    known = {n: one.evaluation for n, one in enumerate(hunt.trials) if not one.out}
+    scores = [[row.score for row in one.rows] for one in known.values() if one]
+    return {n: leads for n, leads in zip(known, pareto(scores), strict=True) if leads}
 
 
-def _batch(hunt: Hunt, number: int, size: int) -> list[int]:
-    """The next places of a stream of training rows that is shuffled anew for each pass."""
-    count, places = len(hunt.train), []
-    for place in range(number * size, (number + 1) * size):
-        order = list(range(count))
-        lmopt.seeded(hunt.seed, "epoch", place // count).shuffle(order)
-        places.append(order[place % count])
-    return places
+def _shuffled(hunt: Hunt) -> Iterator[int]:
+    """Places of rows to learn from, without end, in another order in each pass."""
+    for epoch in itertools.count():
+        order = list(range(len(hunt.train)))
+        lmopt.seeded(hunt.seed, "epoch", epoch).shuffle(order)
+        yield from order
 
 
 def _mutating(
     hunt: Hunt, rng: random.Random, places: Sequence[int], turns: Counter[int]
 ) -> lmopt.Flow:
-    """Reflect on one step of a candidate of the front, as a part of `gepa`.
-
-    Its steps take turns. Returns the trial of the child, None where it does no better on these rows
-    than the candidate.
-    """
-    parent = rng.choices(range(len(hunt.trials)), _front(hunt))[0]
+    """Reflect on a step of one of the front; return its child's trial, None if it is no better."""
+    front = _front(hunt)
+    parent = rng.choices(list(front), list(front.values()))[0]
     params = hunt.trials[parent].params
     before = yield hunt.rows(params, places)
     path = hunt.paths[turns[parent] % len(hunt.paths)]
@@ -2363,17 +2349,13 @@ def _mutating(
 
 
 def _merging(hunt: Hunt, rng: random.Random) -> lmopt.Flow:
-    """Join what two candidates of the front have found, as a part of `gepa`.
-
-    Returns the trial of the child, None where there is nothing new to merge.
-    """
-    alive = [index for index, weight in enumerate(_front(hunt)) if weight]
-    pairs = list(itertools.combinations(alive, 2))
+    """Join what two of the front have found; return the child's trial, None if it is not new."""
+    pairs = list(itertools.combinations(_front(hunt), 2))
     rng.shuffle(pairs)
     for pair in pairs:
         low, high = sorted(pair, key=lambda index: hunt.trials[index].score or 0.0)
-        child = yield from _joined(hunt, low, high)
-        if child is not None and not hunt.knows(child):
+        child = yield from _joined(hunt, hunt.trials[low].params, hunt.trials[high].params)
+        if not hunt.knows(child):
             return (yield hunt.trial(child, f"merged from {pair[0]} and {pair[1]}", high))
     return None
 
@@ -2381,25 +2363,19 @@ def _merging(hunt: Hunt, rng: random.Random) -> lmopt.Flow:
 _JOIN = "Join the instructions with these, so that what either knows is kept: "
 
 
-def _joined(hunt: Hunt, low: int, high: int) -> lmopt.Flow:
-    """The steps that each of two trials alone has changed; or instructions that join theirs."""
-    one, other = hunt.trials[low].params, hunt.trials[high].params
-    mixed = _mixed(hunt.trials[0].params, one, other)
-    if mixed is not None:
-        return mixed
-    differ = [path for path in hunt.paths if one[path].instructions != other[path].instructions]
+def _joined(hunt: Hunt, low: lmopt.Params, high: lmopt.Params) -> lmopt.Flow:
+    """The second with the steps that only the first has changed, or with a text joined of both."""
+    start = hunt.trials[0].params
+    taken = {path: low[path] for path in start if low[path] != start[path] == high[path]}
+    if taken and len(taken) < len(start):
+        return lmopt.Params({**high, **taken})
+    differ = [path for path in hunt.paths if low[path].instructions != high[path].instructions]
     for path in differ[:1]:
-        seen = yield hunt.cases(path, 8, params=other)
-        tips = [_JOIN + one[path].instructions]
-        for text in (yield hunt.propose(path, seen, tips=tips, params=other)):
-            return other.replace(path, instructions=text)
-    return None
-
-
-def _mixed(start: lmopt.Params, low: lmopt.Params, high: lmopt.Params) -> lmopt.Params | None:
-    changed = [path for path, prompt in low.items() if prompt != start[path]]
-    taken = {path: low[path] for path in changed if high[path] == start[path]}
-    return lmopt.Params({**high, **taken}) if taken and len(taken) < len(start) else None
+        seen = yield hunt.cases(path, 8, params=high)
+        tips = [_JOIN + low[path].instructions]
+        for text in (yield hunt.propose(path, seen, tips=tips, params=high)):
+            return high.replace(path, instructions=text)
+    return high
 
 
 def simba(
@@ -3059,9 +3035,9 @@ def grpo(
     _check(1, steps=steps, minibatch=minibatch)
 
     def search(hunt: Hunt) -> lmopt.Flow:
-        params = (yield hunt.start()).params
+        params, stream = (yield hunt.start()).params, _shuffled(hunt)
         for number in range(steps):
-            places = sorted(set(_batch(hunt, number, min(minibatch, len(hunt.train)))))
+            places = sorted(set(take(min(minibatch, len(hunt.train)), stream)))
             rollouts = [1 + number * group + place for place in range(group)]
             asked = [resampled(params, one, temperature=temperature) for one in rollouts]
             runs = yield hunt.rows(asked, places)
