@@ -2057,6 +2057,13 @@ def _facilities(vectors: Sequence[Sequence[float]], k: int) -> list[int]:
 # rows. The proposer is an ordinary program: see `proposer`.
 
 
+def _reworded(hunt: Hunt, path: str, shown: int, count: int, note: str) -> lmopt.Flow:
+    """Race new instructions of a step of the best so far, each from other things it does wrong."""
+    seen, base = (yield hunt.cases(path, shown, count=count)), hunt.top.params
+    texts = yield hunt.propose(path, seen)
+    yield hunt.contest((base.replace(path, instructions=text), note) for text in texts)
+
+
 def copro(
     lm: lmopt.LM, *, breadth: int = 10, depth: int = 3, shown: int = 16, **options: Unpack[Options]
 ) -> Optimizer:
@@ -2085,12 +2092,8 @@ def copro(
     def search(hunt: Hunt) -> lmopt.Flow:
         yield hunt.start()
         yield hunt.demos()
-        for number in range(depth):
-            for path in hunt.paths:
-                seen, base = (yield hunt.cases(path, shown, count=breadth)), hunt.top.params
-                texts = yield hunt.propose(path, seen)
-                made = [base.replace(path, instructions=text) for text in texts]
-                yield hunt.contest((one, f"round {number + 1}, {path}") for one in made)
+        for number, path in itertools.product(range(depth), hunt.paths):
+            yield from _reworded(hunt, path, shown, breadth, f"round {number + 1}, {path}")
 
     def bound(size: Size) -> Plan:
         rounds = depth * size.steps
@@ -2514,17 +2517,14 @@ def infer_rules(
         most = hunt.options.most(hunt.program, hunt.train)
         taught, note = yield from _lessons(hunt, _Lesson(hunt.train, given, most, hunt.seed))
         yield hunt.trial(taught, note, 0)
-        texts, demos = {}, hunt.top.params
+        start, demos, size = hunt.program.params, hunt.top.params, min(shown, len(hunt.train))
+        told = [_labelled_case(hunt.program, row) for row in hunt.train]
+        draws = (lmopt.seeded(hunt.seed, "rules", number) for number in range(candidates))
+        seen, texts = [rng.sample(told, size) for rng in draws], {}
         for path in hunt.paths:
-            seen = []
-            for number in range(candidates):
-                rng = lmopt.seeded(hunt.seed, "rules", number)
-                rows = rng.sample(hunt.train, min(shown, len(hunt.train)))
-                seen.append(_labelled_cases(hunt.program, rows))
-            texts[path] = yield hunt.propose(path, seen, tips=tips, params=hunt.program.params)
-        for base, what in ((hunt.program.params, "rules"), (demos, "rules with demonstrations")):
-            made = _ruled(base, texts)
-            yield hunt.contest([(one, f"{what} {n + 1}") for n, one in enumerate(made)], 0)
+            texts[path] = yield hunt.propose(path, seen, tips=tips, params=start)
+        yield hunt.contest(_ruled(start, texts, "rules"), 0)
+        yield hunt.contest(_ruled(demos, texts, "rules with demonstrations"), 0)
 
     def bound(size: Size) -> Plan:
         runs = (2 * candidates + 2 + size.rungs) * size.val
@@ -2533,30 +2533,20 @@ def infer_rules(
     return optimizer("infer_rules", lm, search, bound, **rest)
 
 
-def _ruled(base: lmopt.Params, texts: Mapping[str, Sequence[str]]) -> list[lmopt.Params]:
+def _ruled(base: lmopt.Params, texts: Mapping[str, Sequence[str]], what: str) -> Iterator[_Tried]:
     """The parameters with the first text of each step, with the second, and so on."""
-    made = []
+    known = {path: itertools.cycle(some) for path, some in texts.items() if some}
     for number in range(max(map(len, texts.values()))):
-        params = base
-        for path, known in texts.items():
-            if known:
-                params = params.replace(path, instructions=known[number % len(known)])
-        made.append(params)
-    return made
+        for path, some in known.items():
+            base = base.replace(path, instructions=next(some))
+        yield base, f"{what} {number + 1}"
 
 
-def _labelled_cases(program: lmopt.Program, rows: Iterable[lmopt.Record]) -> list[Any]:
-    """Examples as cases: what goes in, and what is expected."""
+def _labelled_case(program: lmopt.Program, row: lmopt.Record) -> Any:
+    """An example as a case: what goes in, and what is expected."""
     names = {one.name for one in program.inputs}
-    parts = [
-        {
-            "inputs": {name: value for name, value in row.items() if name in names},
-            "expected": {name: value for name, value in row.items() if name not in names},
-        }
-        for row in rows
-    ]
-    made: list[Any] = _told(parts)
-    return made
+    given = {name: value for name, value in row.items() if name in names}
+    return _told({"inputs": given, "expected": {n: v for n, v in row.items() if n not in names}})
 
 
 def avatar(
@@ -2645,10 +2635,7 @@ def auto(  # type: ignore[misc]
     >>> trials[0].score, trials[-1].score
     (0.0, 1.0)
     """
-    (given, rest), moves = _taught(options), [_reworded, _redrawn]
-    if space is not None:
-        _check_space(space)
-        moves.append(partial(_reset, space))
+    (given, rest), choices = _taught(options), {} if space is None else _choices(space)
 
     def search(hunt: Hunt) -> lmopt.Flow:
         each = max(_usual_calls(hunt.program), 1)
@@ -2661,9 +2648,13 @@ def auto(  # type: ignore[misc]
         with suppress(CallsSpent):
             yield hunt.demos(max(runs // (5 * len(hunt.val)), 1))
             while (hunt.top.score or 0.0) < 1.0 and hunt.left > len(hunt.val) * each:
-                spent = hunt.calls
-                for move in moves:
-                    yield from move(hunt, given, turn)
+                spent, path = hunt.calls, hunt.paths[turn % len(hunt.paths)]
+                yield from _reworded(hunt, path, 16, 3, f"new instructions of {path}")
+                yield from _redrawn(hunt, given, turn)
+                if choices:
+                    rng = lmopt.seeded(hunt.seed, "settings", turn)
+                    chosen = [{n: rng.choice(c) for n, c in choices.items()} for _ in range(2)]
+                    yield hunt.contest(hunt.new(_tuned(hunt, hunt.top.params, c) for c in chosen))
                 turn += 1
                 if hunt.calls == spent:
                     break
@@ -2685,17 +2676,8 @@ def _slices(val: Examples, runs: int) -> tuple[Examples, Examples]:
     return val[:size], val[size:][:kept]
 
 
-def _reworded(hunt: Hunt, given: _Teaching, turn: int) -> lmopt.Flow:
-    """New instructions of one step of the best, from what it does wrong."""
-    path, base = hunt.paths[turn % len(hunt.paths)], hunt.top.params
-    seen = yield hunt.cases(path, 16, count=3)
-    texts = yield hunt.propose(path, seen)
-    note = f"new instructions of {path}"
-    yield hunt.contest((base.replace(path, instructions=text), note) for text in texts)
-
-
 def _redrawn(hunt: Hunt, given: _Teaching, turn: int) -> lmopt.Flow:
-    """Other demonstrations of the best: of rows that it gets wrong, and of runs that go well."""
+    """Race other demonstrations of the best: of rows it gets wrong, and of runs that go well."""
     made, rng = list[_Tried](), lmopt.seeded(hunt.seed, "redrawn", turn)
     base, order = hunt.top.params, tuple(rng.sample(hunt.train, len(hunt.train)))
     count = max(len(prompt.demos) for prompt in base.values())
@@ -2703,41 +2685,28 @@ def _redrawn(hunt: Hunt, given: _Teaching, turn: int) -> lmopt.Flow:
         seen = yield hunt.rows(base, rng.sample(range(len(order)), min(32, len(order))))
         wrong = [row.example for row in seen.rows if row.score < 1.0][: (count + 1) // 2]
         taken = list(unique([*wrong, *order]))[:count]
-        made.append((_shown_by(hunt.program, base, taken), "rows that went wrong shown"))
-    outputs = {one.name for leaf in hunt.program.leaves.values() if leaf.signature
-               for one in leaf.signature.outputs}  # fmt: skip
+        shown = _redemoed(hunt.program, base, lambda _, leaf: lmopt.fitting(leaf, taken) or None)
+        made.append((shown, "rows that went wrong shown"))
+    tasks = [leaf.signature for leaf in hunt.program.leaves.values()]
+    outputs = {one.name for task in tasks if task for one in task.outputs}
     if given.max_bootstrapped and outputs - order[0].keys():  # runs show more than labels do
         own = given if given.teacher is not None else evolve(given, teacher=base)
         lesson = _Lesson(order, own, count, rng.getrandbits(32))
         params, note = yield from _lessons(hunt, lesson)
-        made.append((_with_demos(base, params), note))
+        made.append((_redemoed(hunt.program, base, lambda path, _: params[path].demos), note))
     yield hunt.contest(made)
 
 
-def _shown_by(
-    program: lmopt.Program, params: lmopt.Params, rows: Iterable[lmopt.Record]
+def _redemoed(
+    program: lmopt.Program,
+    params: lmopt.Params,
+    choose: Callable[[str, lmopt.Program], Sequence[lmopt.Record] | None],
 ) -> lmopt.Params:
-    """The parameters with rows as demonstrations of the steps that have their fields."""
-    known = list(rows)
+    """The parameters with the demonstrations that are chosen for each step; None leaves its own."""
     for path, leaf in program.leaves.items():
-        if demos := lmopt.fitting(leaf, known):
+        if (demos := choose(path, leaf)) is not None:
             params = params.replace(path, demos=demos)
     return params
-
-
-def _with_demos(params: lmopt.Params, shown: lmopt.Params) -> lmopt.Params:
-    """The parameters with the demonstrations of others."""
-    return lmopt.Params({n: evolve(one, demos=shown[n].demos) for n, one in params.items()})
-
-
-def _reset(
-    space: Mapping[str, Sequence[Any]], hunt: Hunt, given: _Teaching, turn: int
-) -> lmopt.Flow:
-    """Other settings of the best."""
-    rng = lmopt.seeded(hunt.seed, "settings", turn)
-    chosen = [{name: rng.choice(list(one)) for name, one in space.items()} for _ in range(2)]
-    made = [(_tuned(hunt, hunt.top.params, one), _listed(one)) for one in chosen]
-    yield hunt.contest(hunt.new(made))
 
 
 def _last_word(
@@ -2745,28 +2714,29 @@ def _last_word(
 ) -> lmopt.Flow:
     """The best, if a paired test finds it better than the start, else the start."""
     top = best(hunt.trials, level=1.0 if refit else 0.7)  # what is refitted will cost more anyway
-    tested = list[tuple[lmopt.Row, ...]]()
-    for params in (start.params, top.params) if kept else ():
-        try:
-            made = yield hunt.teach(hunt.program, kept, unspoilt(hunt.program, params, kept))
-            tested.append(made.rows)
-        except CallsSpent as error:
-            tested.append(error.rows)
-    count = min(map(len, tested), default=0)
-    pair = [lmopt.Evaluation(rows[:count]) for rows in tested] if count else []
+    tested = yield from _each(partial(_tested, hunt, kept), [start, top])
+    count = min(map(len, tested))
     both = [one.evaluation.rows if one.evaluation else () for one in (start, top)]
-    if pair:
-        both = [(*rows, *one.rows) for rows, one in zip(both, pair, strict=True)]
-    found = lmopt.compare(*map(lmopt.Evaluation, both)) if len(both[0]) == len(both[1]) else None
+    pair = [(*old, *new[:count]) for old, new in zip(both, tested, strict=True)]
+    found = lmopt.compare(*map(lmopt.Evaluation, pair)) if len(pair[0]) == len(pair[1]) else None
     sure = found is not None and found.difference > 0 and found.p_value < level
-    winner, shown = (top, pair[1:]) if sure else (start, pair[:1])
-    result = shown[0] if pair else winner.evaluation
+    winner = top if sure else start
+    result = lmopt.Evaluation(tested[sure][:count]) if count else winner.evaluation
+    slice_ = f"; scored on {count} rows it was not picked on" if count else ""
     test = f"; {found.difference:+.3f} against the start, p = {found.p_value:.3g}" if found else ""
-    slice_ = f"; scored on {count} rows it was not picked on" if pair else ""
     params = _refitted(hunt, winner.params, refit) if sure and refit else winner.params
     filled = "; then demonstrations from all rows, not scored again" * (params != winner.params)
     note = f"{winner.note}{slice_}{test}{filled}"
     yield hunt.last(params, note, result, _place(hunt.trials, winner))
+
+
+def _tested(hunt: Hunt, rows: Examples, trial: Trial) -> lmopt.Flow:
+    """Run a trial on other rows; return what the calls were enough for."""
+    try:
+        made = yield hunt.teach(hunt.program, rows, unspoilt(hunt.program, trial.params, rows))
+    except CallsSpent as error:
+        made = error
+    return made.rows
 
 
 def _refitted(hunt: Hunt, params: lmopt.Params, rows: Examples) -> lmopt.Params:
@@ -2814,19 +2784,20 @@ def tune(
     15
     """
     _check(1, trials=trials)
-    _check_space(space)
-    names, choices = list(space), [list(one) for one in space.values()]
-    grid = math.prod(map(len, choices))
+    choices = _choices(space)
+    sizes = list(map(len, choices.values()))
+    grid = math.prod(sizes)
 
     def search(hunt: Hunt) -> lmopt.Flow:
         start = yield hunt.start()
         history: list[tuple[Sequence[int], float]] = []
-        every = itertools.product(*(range(len(one)) for one in choices))
+        every = itertools.product(*map(range, sizes))
         for number in range(min(grid, trials)):
             rng = lmopt.seeded(hunt.seed, "tune", number)
-            choice = next(every) if grid <= trials else tpe(history, [*map(len, choices)], rng)
-            chosen = {n: c[i] for n, c, i in zip(names, choices, choice, strict=True)}
-            trial = yield hunt.trial(_tuned(hunt, start.params, chosen), _listed(chosen), 0)
+            choice = next(every) if grid <= trials else tpe(history, sizes, rng)
+            picked = zip(choices.items(), choice, strict=True)
+            chosen = {name: known[place] for (name, known), place in picked}
+            trial = yield hunt.trial(*_tuned(hunt, start.params, chosen), 0)
             history.append((choice, trial.score or 0.0))
 
     def bound(size: Size) -> Plan:
@@ -2835,37 +2806,30 @@ def tune(
     return optimizer("tune", lm, search, bound, parts=False, **options)
 
 
-def _check_space(space: Mapping[str, Sequence[Any]]) -> None:
-    if not space or not all(map(list, space.values())):
-        raise lmopt.DataError("nothing to choose from", dict(space), "name=[...]", "add choices")
-    for name, choices in space.items():
-        if name not in ("model", "demos"):
-            lmopt.Prompt(settings={name: first(choices)})  # complains now
+def _choices(space: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    choices = {name: list(one) for name, one in space.items()}
+    if not choices or not all(choices.values()):
+        raise lmopt.DataError("nothing to choose from", choices, "name=[...]", "add choices")
+    for name in choices.keys() - {"model", "demos"}:
+        lmopt.Prompt(settings={name: choices[name][0]})  # complains now
+    return choices
 
 
-def _listed(chosen: lmopt.Fields) -> str:
-    return ", ".join(f"{name}={value}" for name, value in chosen.items())
-
-
-def _tuned(hunt: Hunt, params: lmopt.Params, chosen: lmopt.Fields) -> lmopt.Params:
-    special = {name: value for name, value in chosen.items() if name in ("model", "demos")}
-    settings = {name: value for name, value in chosen.items() if name not in special}
-    if "demos" in special:
-        params = _resized(hunt, params, special["demos"])
+def _tuned(hunt: Hunt, params: lmopt.Params, chosen: lmopt.Fields) -> _Tried:
+    """The parameters with settings, and with so many demonstrations, labelled ones after others."""
+    changes = {"model": chosen["model"]} if "model" in chosen else {}
+    settings = {name: value for name, value in chosen.items() if name not in ("model", "demos")}
     for path, prompt in params.items():
-        model = special.get("model", prompt.model)
-        params = params.replace(path, model=model, settings=prompt.settings | settings)
-    return params
+        params = params.replace(path, settings=prompt.settings | settings, **changes)
 
-
-def _resized(hunt: Hunt, params: lmopt.Params, count: int) -> lmopt.Params:
-    """The parameters with so many demonstrations, filled up with labelled examples."""
-    for path, leaf in hunt.program.leaves.items():
+    def demos(path: str, leaf: lmopt.Program) -> Sequence[lmopt.Record]:
         known = params[path].demos
-        more = labeled(leaf, hunt.train, len(known) + count, seed=hunt.seed)
-        demos = [*known, *(one for one in more if one not in known)][:count]
-        params = params.replace(path, demos=demos)
-    return params
+        more = labeled(leaf, hunt.train, len(known) + chosen["demos"], seed=hunt.seed)
+        return [*known, *(one for one in more if one not in known)][: chosen["demos"]]
+
+    if "demos" in chosen:
+        params = _redemoed(hunt.program, params, demos)
+    return params, ", ".join(f"{name}={value}" for name, value in chosen.items())
 
 
 # == 6. Weights ====================================================================================
@@ -2894,29 +2858,21 @@ def chat_examples(
     >>> [one["role"] for one in chat_examples(qa, rows.rows)["predict"][0]["messages"]]
     ['system', 'user', 'assistant']
     """
+    if not keep_demos:
+        program = program.with_params(_redemoed(program, program.params, lambda *_: ()))
     leaves = {path: leaf for path, leaf in program.leaves.items() if leaf.max_calls}
     made: dict[str, list[dict[str, Any]]] = {path: [] for path in leaves}
-    for row in rows:
-        for event in row.prediction.trace:
-            if event.kind == "step" and not event.error and event.path in leaves:
-                asked = _first_request(leaves[event.path], event.inputs, keep_demos)
-                reply = lmopt.render_outputs(asked.adapter, asked.signature, event.outputs)
-                made[event.path].append({"messages": [*_turns(asked), _turn("assistant", reply)]})
+    for event in itertools.chain.from_iterable(row.prediction.trace for row in rows):
+        if event.kind == "step" and not event.error and event.path in leaves:
+            asked: Any = next(leaves[event.path].flow(**event.inputs))
+            reply = lmopt.render_outputs(asked.adapter, asked.signature, event.outputs)
+            made[event.path].append(_conversation(asked, reply))
     return made
 
 
-def _first_request(leaf: lmopt.Program, inputs: lmopt.Fields, keep_demos: bool) -> Any:
-    if leaf.prompt is not None and not keep_demos:
-        leaf = leaf.with_params({leaf.root: evolve(leaf.prompt, demos=())})
-    return next(leaf.flow(**inputs))
-
-
-def _turns(request: lmopt.Request) -> list[dict[str, str]]:
-    return [_turn(one.role, one.text) for one in request.messages]
-
-
-def _turn(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
+def _conversation(request: lmopt.Request, reply: str) -> dict[str, Any]:
+    turns = [*((one.role, one.text) for one in request.messages), ("assistant", reply)]
+    return {"messages": [{"role": role, "content": text} for role, text in turns]}
 
 
 def finetune(
@@ -2954,6 +2910,7 @@ def finetune(
     ['start', 'trained on 3 of 3 runs: -3']
     """
     given = _Teaching(teacher=teacher, teacher_lm=teacher_lm, threshold=threshold)
+    changes = {} if keep_demos else {"demos": ()}
 
     def search(hunt: Hunt) -> lmopt.Flow:
         yield hunt.start()
@@ -2961,17 +2918,13 @@ def finetune(
         ran = yield hunt.teach(guide, hunt.train, guide.params, teacher_lm)
         taken = passed(ran, threshold)
         told = chat_examples(hunt.program, taken, keep_demos=keep_demos)
-        told = {path: examples for path, examples in told.items() if path in hunt.paths}
-        groups = [[path] for path in told] if per_step else [list(told)]
-        names = []
-        for paths in groups:
-            examples = [one for path in paths for one in told[path]]
-            if not examples:
-                continue
-            base = _model_of(hunt, params, paths)
-            names.append((yield hunt.trained(trainer, examples, base, settings)))
-            params = _trained(params, paths, names[-1], keep_demos)
-        if not any(told.values()):
+        known, names = [path for path in told if path in hunt.paths], list[str]()
+        for paths in [[path] for path in known] if per_step else [known]:
+            if examples := [one for path in paths for one in told[path]]:
+                train = partial(hunt.trained, trainer, examples, settings=settings)
+                params, name = yield from _training(hunt, params, paths, train, **changes)
+                names.append(name)
+        if not names:
             what = f"none of {len(ran.rows)} runs reached the threshold: nothing was trained"
             warnings.warn(what, stacklevel=2)
         note = f"trained on {len(taken)} of {len(ran.rows)} runs: {', '.join(names) or 'nothing'}"
@@ -2984,20 +2937,16 @@ def finetune(
     return optimizer("finetune", lm, search, bound, **options)
 
 
-def _model_of(hunt: Hunt, params: lmopt.Params, paths: Sequence[str]) -> str:
-    """The weights that some steps use now."""
+def _training(
+    hunt: Hunt, params: lmopt.Params, paths: Iterable[str], train: partial[Want], **changes: Any
+) -> lmopt.Flow:
+    """Train the weights that some steps use now; return the parameters with them, and the name."""
     named = [params[path].model for path in paths]
-    return next(filter(None, named), None) or str(getattr(hunt.lm, "model", ""))
-
-
-def _trained(
-    params: lmopt.Params, paths: Iterable[str], model: str, keep_demos: bool
-) -> lmopt.Params:
-    """The parameters with other weights for some steps."""
+    base = next(filter(None, named), None) or str(getattr(hunt.lm, "model", ""))
+    model = yield train(base)
     for path in paths:
-        demos = params[path].demos if keep_demos else ()
-        params = params.replace(path, model=model or None, demos=demos)
-    return params
+        params = params.replace(path, model=model or None, **changes)
+    return params, model
 
 
 def grpo(
@@ -3044,9 +2993,8 @@ def grpo(
             told = rewarded(hunt.program, [one.rows for one in runs])
             reward = statistics.fmean(row.score for one in runs for row in one.rows)
             if told:
-                base = _model_of(hunt, params, hunt.paths)
-                model = yield hunt.trained(trainer, told, base, settings)
-                params = _trained(params, hunt.paths, model, True)
+                train = partial(hunt.trained, trainer, told, settings=settings)
+                params, model = yield from _training(hunt, params, hunt.paths, train)
                 yield hunt.trial(params, f"step {number + 1}: mean reward {reward:.3f}, {model}")
 
     def bound(size: Size) -> Plan:
@@ -3072,10 +3020,9 @@ def rewarded(program: lmopt.Program, runs: Sequence[Sequence[lmopt.Row]]) -> lis
         for row in same if spread_ > 0 else ():
             for event in row.prediction.trace:
                 if event.kind == "lm" and event.request is not None and event.response is not None:
-                    said = _turn("assistant", event.response.text)
-                    made = {"messages": [*_turns(event.request), said], "path": event.path}
-                    gain = (row.score - mean) / spread_
-                    told.append({**made, "advantage": gain, "logprobs": event.response.logprobs})
+                    made = {"path": event.path, "logprobs": event.response.logprobs}
+                    said = _conversation(event.request, event.response.text)
+                    told.append({**said, **made, "advantage": (row.score - mean) / spread_})
     return told
 
 
@@ -3172,57 +3119,59 @@ class _OpenAITrainer:
         path = Path(write_examples(examples, self.folder))
         asked = lmopt.canonical([base_model, settings, self.base_url])
         known = path.with_name(f"{path.stem}-{lmopt.seeded(0, asked).getrandbits(40):010x}.job")
-        job = known.read_text(encoding="utf-8") if known.exists() else ""
-        if not job:
+        if not known.exists():
             files = {"file": (path.name, path.read_bytes()), "purpose": (None, "fine-tune")}
             sent = yield from self._ask("POST", "/files", files=files)
             told = {"model": base_model, "training_file": sent["id"], **settings}
-            job = (yield from self._ask("POST", "/fine_tuning/jobs", json=told))["id"]
-            lmopt.write_whole(job, known)
+            begun = yield from self._ask("POST", "/fine_tuning/jobs", json=told)
+            lmopt.write_whole(begun["id"], known)
+        job = known.read_text(encoding="utf-8")
         try:
-            return (yield from self._waited(job, known))
+            state = yield from self._ended(job)
         except GeneratorExit:  # Ctrl-C
             with suppress(Exception):
                 self._send("POST", f"/fine_tuning/jobs/{job}/cancel", {})
             known.unlink(missing_ok=True)
             raise
+        if state["status"] == "succeeded":
+            return str(state["fine_tuned_model"])
+        known.unlink(missing_ok=True)  # the next time begins a new one
+        why = (state.get("error") or {}).get("message") or state["status"]
+        raise lmopt.LMError("the training failed", why, "a trained model", f"see job {job}")
 
-    def _waited(self, job: str, known: Any) -> lmopt.Flow:
+    def _ended(self, job: str) -> lmopt.Flow:
         while True:
             state = yield from self._ask("GET", f"/fine_tuning/jobs/{job}")
-            if state["status"] == "succeeded":
-                return str(state["fine_tuned_model"])
-            if state["status"] in ("failed", "cancelled"):
-                known.unlink(missing_ok=True)  # the next time begins a new one
-                why = (state.get("error") or {}).get("message") or state["status"]
-                raise lmopt.LMError("the training failed", why, "a trained model", f"see job {job}")
+            if state["status"] in ("succeeded", "failed", "cancelled"):
+                return state
             yield lmopt.Sleep(self.poll)
 
     def _ask(self, method: str, path: str, **body: Any) -> lmopt.Flow:
         """A request over HTTP; one that may pass is tried again."""
-        for left in range(self.attempts - 1, -1, -1):
-            status, data = yield lmopt.invoke(self._send, method, path, body)
-            if 200 <= status < 300:
-                return data
-            passes = status == 0 or status in (408, 409, 429) or status >= 500
-            if not (passes and left):
-                what = f"{self.base_url}{path} answered {status or 'nothing'}"
-                raise lmopt.LMError(what, data, "200", "see the answer", status=status or None)
+        for left in reversed(range(self.attempts)):
+            try:
+                return (yield lmopt.invoke(self._send, method, path, body))
+            except lmopt.LMError as error:
+                if not (error.retryable and left):
+                    raise
             yield lmopt.Sleep(self.poll)
 
-    def _send(self, method: str, path: str, body: lmopt.Fields) -> tuple[int, Any]:
-        """Status and data of an answer; 0 where there is none."""
+    def _send(self, method: str, path: str, body: lmopt.Fields) -> Any:
         import httpx
 
         key = self.key() if callable(self.key) else self.key or os.environ.get("OPENAI_API_KEY", "")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
+        url, status = self.base_url + path, 0
         try:
-            sent = httpx.request(
-                method, self.base_url + path, headers=headers, timeout=self.timeout, **body
-            )
-            return sent.status_code, sent.json() if sent.is_success else sent.text[:500]
+            sent = httpx.request(method, url, headers=headers, timeout=self.timeout, **body)
+            if sent.is_success:
+                return sent.json()
+            status, said = sent.status_code, sent.text[:500]
         except (httpx.TransportError, ValueError) as error:
-            return 0, lmopt.describe(error)
+            said = lmopt.describe(error)
+        passes = status in (0, 408, 409, 429) or status >= 500
+        what, facts = f"{url} answered {status or 'nothing'}", {"status": status or None}
+        raise lmopt.LMError(what, said, "200", "see the answer", **facts, retryable=passes)
 
 
 # == 7. Combinators ================================================================================
