@@ -2478,8 +2478,8 @@ def _with_demo(
     """The parameters with a run as one more demonstration of each step; old ones make room."""
     for path, demo in step_demos(hunt.program, row).items():
         old = list(params[path].demos)
-        while len(old) >= max(most, len(params[path].demos)):
-            old.pop(rng.randrange(len(old)))
+        if len(old) >= most:
+            del old[rng.randrange(len(old))]
         params = params.replace(path, demos=(*old, demo))
     return params
 
@@ -3066,15 +3066,8 @@ def jsonl_trainer(folder: lmopt.Path_) -> Trainer:
     return train
 
 
-def openai_trainer(
-    folder: lmopt.Path_,
-    *,
-    base_url: str = "https://api.openai.com/v1",
-    api_key: str | Callable[[], str] | None = None,
-    poll: float = 30.0,
-    timeout: float = 60.0,
-    attempts: int = 5,
-) -> Trainer:
+@frozen(eq=False, repr=False)
+class openai_trainer:
     """Make a trainer at OpenAI, or whatever else has its end points for files and jobs.
 
     It uploads the examples, begins a job and waits for it. Killed and started again, it goes on
@@ -3092,17 +3085,13 @@ def openai_trainer(
     >>> openai_trainer("jobs", api_key="secret")
     <trainer at https://api.openai.com/v1>
     """
-    return _OpenAITrainer(str(folder), base_url.rstrip("/"), api_key, poll, timeout, attempts)
 
-
-@frozen(eq=False, repr=False)
-class _OpenAITrainer:
-    folder: str
-    base_url: str
-    key: Any
-    poll: float
-    timeout: float
-    attempts: int
+    folder: lmopt.Path_
+    base_url: str = field(default="https://api.openai.com/v1", kw_only=True)
+    api_key: str | Callable[[], str] | None = field(default=None, kw_only=True)
+    poll: float = field(default=30.0, kw_only=True)
+    timeout: float = field(default=60.0, kw_only=True)
+    attempts: int = field(default=5, kw_only=True)
 
     def __repr__(self) -> str:
         return f"<trainer at {self.base_url}>"
@@ -3159,9 +3148,10 @@ class _OpenAITrainer:
     def _send(self, method: str, path: str, body: lmopt.Fields) -> Any:
         import httpx
 
-        key = self.key() if callable(self.key) else self.key or os.environ.get("OPENAI_API_KEY", "")
+        given = self.api_key() if callable(self.api_key) else self.api_key
+        key = given or os.environ.get("OPENAI_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        url, status = self.base_url + path, 0
+        url, status = self.base_url.rstrip("/") + path, 0
         try:
             sent = httpx.request(method, url, headers=headers, timeout=self.timeout, **body)
             if sent.is_success:
@@ -3183,18 +3173,15 @@ _HANDED = ("propose", "prompt_lm", "seed", "max_labeled", "max_prompt_tokens", "
 def _inside(outer: _Options, optimizer: Optimizer, *more: str) -> Optimizer:
     """An optimizer inside another one: it has its options where it has none of its own."""
     own, plain = optimizer.options, _Options()
-    handed = {
-        name: getattr(outer, name)
-        for name in (*_HANDED, *more)
-        if getattr(own, name) == getattr(plain, name)
-    }
+    names = [one for one in (*_HANDED, *more) if getattr(own, one) == getattr(plain, one)]
+    handed = {name: getattr(outer, name) for name in names}
     return evolve(optimizer, options=evolve(own, **handed, within=outer.within + own.within))
 
 
 def _inner(
     hunt: Hunt,
     optimizer: Optimizer,
-    params: lmopt.Params | None,
+    params: Mapping[str, lmopt.Prompt],
     tell: Callable[[Trial], Trial | None],
     *more: str,
     share: int = 1,
@@ -3205,23 +3192,23 @@ def _inner(
     It has its share of the calls that are left, but for those to keep. Where nothing is kept, the
     other one has no more either when they are spent.
     """
-    spent, allowed = hunt.calls, _inside(hunt.options, optimizer, *more)
-    own = math.inf if allowed.options.calls is None else allowed.options.calls
-    ours = (hunt.left - keep) / share
-    if ours < own:
-        most = max(int(ours), 0)
-        allowed = evolve(allowed, options=evolve(allowed.options, calls=most, sized=bool(keep)))
+    spent, part = hunt.calls, _inside(hunt.options, optimizer, *more)
+    own, ours = part.options.calls, (hunt.left - keep) / share
+    cut = ours < (math.inf if own is None else own)
+    if cut:
+        less = evolve(part.options, calls=max(int(ours), 0), sized=bool(keep))
+        part = evolve(part, options=less)
 
     def counted(trial: Trial) -> Trial | None:
         hunt.calls = spent + trial.calls
         return tell(trial)
 
-    flow = allowed.flow(hunt.program.with_params(params or {}), hunt.train, hunt.metric)
+    flow = part.flow(hunt.program.with_params(params), hunt.train, hunt.metric)
     try:
         yield from relayed(flow, counted)
     except CallsSpent as error:
         hunt.calls = max(hunt.calls, spent + error.used)
-        if ours < own and not keep:
+        if cut and not keep:
             raise
 
 
@@ -3241,8 +3228,7 @@ def _checked(optimizer: Any) -> Optimizer:
 
 def _shared(optimizers: Iterable[Optimizer], **options: Unpack[Options]) -> Options:
     """The options of a combinator: what runs rows for it is by default what does for its parts."""
-    optimizers = tuple(map(_checked, optimizers))
-    chosen = [one.options for one in optimizers]
+    chosen = [_checked(one).options for one in optimizers]
     workers = max([one.workers for one in chosen if one.workers], default=None)
     executor = next((one.executor for one in chosen if one.executor), None)
     return {"workers": workers, "executor": executor, **options}
@@ -3255,7 +3241,7 @@ def _best(hunt: Hunt, optimizer: Optimizer, left: int = 1) -> lmopt.Flow:
     """
     made = [Trial(hunt.program.params)]
     keep = left * len(hunt.val) * hunt.program.max_calls
-    yield from _inner(hunt, optimizer, None, made.append, share=left, keep=keep)
+    yield from _inner(hunt, optimizer, {}, made.append, share=left, keep=keep)
     return best(made)
 
 
@@ -3302,12 +3288,13 @@ def _link(hunt: Hunt, optimizer: Optimizer, before: Trial | None) -> lmopt.Flow:
     if hunt.left < 1:
         raise hunt._spent()
     places, start = list[int](), before and evolve(before, final=False)
-    again = start is not None and not before.final  # type: ignore[union-attr]
-    made = [start] if start and again else []  # the score of a last word compares with no other
+    # The score of a last word compares with no other.
+    made = [start] if start and before and not before.final else []
+    comparable = bool(made and made[0].score is not None)
     base = _place(hunt.trials, start) if start else None
 
     def tell(trial: Trial) -> Trial | None:
-        if start and not places and (trial.score is None or (again and start.score is not None)):
+        if start and not places and (trial.score is None or comparable):
             places.append(base or 0)  # it starts with the best so far
             return None
         parent = base if trial.parent is None else places[trial.parent]
@@ -3316,22 +3303,21 @@ def _link(hunt: Hunt, optimizer: Optimizer, before: Trial | None) -> lmopt.Flow:
         hunt.trials.append(evolve(made[-1], final=False))
         return hunt.trials[-1]
 
-    yield from _inner(hunt, optimizer, start.params if start else None, tell, "valset")
-    known = [one for one in (*made, *filter(None, [start])) if one.evaluation]
+    yield from _inner(hunt, optimizer, start.params if start else {}, tell, "valset")
+    known = [one for one in (*made, start) if one and one.evaluation]
     if made and made[-1].score is None and known and hunt.lm is not None:
-        return (yield from _settled(hunt, best(known), made[-1]))
+        made = [best(known), (yield from _settled(hunt, best(known), made[-1]))]
     return best(made) if made else before
 
 
 def _settled(hunt: Hunt, after: Trial, new: Trial) -> lmopt.Flow:
-    """Score what has no score on the rows of what has one; return the better of the two."""
-    assert after.evaluation is not None
-    rows = tuple(row.example for row in after.evaluation.rows)
+    """Score what has no score on the rows of what has one; return its trial."""
+    rows = tuple(row.example for row in after.evaluation.rows) if after.evaluation else ()
     shown = yield hunt.teach(hunt.program, rows, unspoilt(hunt.program, new.params, rows))
     parent, note = _place(hunt.trials, new), f"{new.note}; scored"
     hunt.trials.append(Trial(new.params, shown.score, note, parent, hunt.calls, shown))
     yield hunt.trials[-1]
-    return best([after, hunt.trials[-1]])
+    return hunt.trials[-1]
 
 
 def _place(trials: Sequence[Trial], trial: Trial) -> int:
@@ -3406,22 +3392,20 @@ def limit(
     if trials is None and calls is None:
         raise lmopt.DataError("no limit", None, "trials= or calls=", "pass one")
     _check(1, trials=1 if trials is None else trials)
-    known = optimizer.options.calls
-    most = min((one for one in (calls, known) if one is not None), default=None)
-    optimizer = evolve(optimizer, options=evolve(optimizer.options, calls=most))
+    known = [one for one in (calls, optimizer.options.calls) if one is not None]
+    options = evolve(optimizer.options, calls=min(known, default=None))
+    optimizer = evolve(optimizer, options=options)
 
     def search(hunt: Hunt) -> lmopt.Flow:
-        count = 0
+        left = iter(range(1, trials or 1))
 
         def change(effect: Any) -> lmopt.Flow:
-            nonlocal count
             outcome = yield effect
-            count += isinstance(effect, Trial)
-            if count == trials:
+            if isinstance(effect, Trial) and next(left, None) is None:
                 raise _Enough
             return outcome
 
-        flow = _inner(hunt, optimizer, None, lambda trial: trial)
+        flow = _inner(hunt, optimizer, {}, lambda trial: trial)
         with suppress(_Enough):
             yield from lmopt.through(flow, change)
 
