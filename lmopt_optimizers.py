@@ -29,7 +29,8 @@ Sections: 1 Contract · 2 Parts · 3 Few-shot · 4 Instructions · 5 Settings ·
 7 Combinators · 8 Laws · 9 Report · 10 Command line
 
 Arguments that mean the same everywhere stand in `Options`, and for those that bootstrap in
-`Teaching`; `lm` runs the program, and the teacher where there is no `teacher_lm`.
+`Teaching`; `lm` runs the program, and the teacher where there is no `teacher_lm`. Counts are 1 or
+more, scores and levels 0 to 1, where nothing else is said.
 """
 
 from __future__ import annotations
@@ -2069,13 +2070,9 @@ def copro(
 ) -> Optimizer:
     """Improve instructions step by step, by coordinate ascent over proposals.
 
-    In each round, for each step, `breadth` texts are proposed, each from what went wrong on `shown`
-    rows of the training half, and from the earlier proposals with their scores; they race.
+    In each of `depth` rounds, for each step, `breadth` texts are proposed, each from what went
+    wrong on `shown` rows of the training half, and from earlier proposals and scores; they race.
 
-    Args:
-        breadth: proposals in a round for each step, 1 or more.
-        depth: rounds, 1 or more.
-        shown: rows that a proposal looks at for what goes wrong, 1 or more.
     Calls: for each round and step, runs on the rows shown, `breadth` proposals and their scoring.
     Reference: Opsahl-Ong et al. 2024, arXiv 2406.11695, and OPRO, Yang et al. 2023, arXiv
     2309.03409. Here proposals see failures, not only the instructions, and rows to score on are
@@ -2113,14 +2110,13 @@ TIPS = (
 )
 """What `mipro` suggests to the proposer, one at a time; the first is to suggest nothing."""
 
-_SIZES = {"light": (6, 100), "medium": (12, 300), "heavy": (18, 1000)}
-
 
 def _sizes(auto: str) -> tuple[int, int]:
     """How many candidates, and rows to score on."""
-    if auto not in _SIZES:
-        raise lmopt.DataError("no size", auto, ", ".join(_SIZES), "correct auto")
-    return _SIZES[auto]
+    known = {"light": (6, 100), "medium": (12, 300), "heavy": (18, 1000)}
+    if auto not in known:
+        raise lmopt.DataError("no size", auto, ", ".join(known), "correct auto")
+    return known[auto]
 
 
 def mipro(
@@ -2137,16 +2133,14 @@ def mipro(
 
     Sets of demonstrations are bootstrapped, instructions are proposed from a summary of the data,
     the program's description, its failures and tips; then a seeded TPE chooses a pair for each
-    step. A pair is scored on a minibatch; after every `full_every` of them the one with the highest
+    step. A pair is scored on `minibatch` rows; after every `full_every` pairs the one with the best
     mean is scored on all held-out rows, which alone decide. `max_labeled=0` with
     `max_bootstrapped=0` leaves demonstrations alone.
 
     Args:
         auto: 6, 12 or 18 candidates, and at most 100, 300 or 1,000 rows to score on.
         candidates: sets of demonstrations, and about half as many texts, 2 or more; beats `auto`.
-        trials: pairs to try, 1 or more; by default as in the paper's code.
-        minibatch: rows for a first score, 1 or more.
-        full_every: minibatches between full scores, 1 or more.
+        trials: pairs to try; by default as in the paper's code.
     Calls: bootstrapping, proposals, `minibatch` runs for each trial, and the full scores.
     Reference: Opsahl-Ong et al. 2024, arXiv 2406.11695. Here the best pair of the minibatches races
     the best so far, and no proposal is thrown away.
@@ -2155,8 +2149,8 @@ def mipro(
     Optimizer(name='mipro')
     """
     sized, most = (6, 1000) if auto is None else _sizes(auto)
-    count, (given, rest) = candidates or sized, _taught(options)
-    _check(2, candidates=count if candidates is None else candidates)
+    count, (given, rest) = sized if candidates is None else candidates, _taught(options)
+    _check(2, candidates=count)
     _check(1, minibatch=minibatch, full_every=full_every)
     fixed = not given.max_bootstrapped and rest.get("max_labeled") == 0
     texts = count if fixed else max(count // 2, 2)
@@ -2255,7 +2249,7 @@ def gepa(
     """Evolve instructions by reflection on feedback, from a Pareto front of candidates.
 
     A candidate is drawn from those that are best on some held-out row, more often the more rows it
-    leads. It runs on a minibatch of the training half; one of its steps, in turn, gets new
+    leads. It runs on `minibatch` rows of the training half; one of its steps, in turn, gets new
     instructions from what it did there and the feedback on it. Where the child does better on the
     minibatch, it is scored on the held-out rows, and joins unless it is behind the best on the
     first of these. Two candidates of the front are merged: step by step where each has changed what
@@ -2265,9 +2259,7 @@ def gepa(
         max_runs: program runs in all; the search ends before one more would be too many. It scores
             on a twelfth as many rows at most.
         auto: how many, by the number of steps and held-out rows, where that is not given.
-        minibatch: rows to reflect on, 1 or more.
-        merge: whether to merge.
-        max_merges: at most so often.
+        merge, max_merges: whether to merge, and how often at most.
         stop: called with each trial; True ends the search.
     Calls: those of `max_runs` runs, and at most one proposal for every two minibatches.
     Reference: Agrawal et al. 2025, arXiv 2507.19457. Here scores that are known are used again, the
@@ -2363,9 +2355,6 @@ def _merging(hunt: Hunt, rng: random.Random) -> lmopt.Flow:
     return None
 
 
-_JOIN = "Join the instructions with these, so that what either knows is kept: "
-
-
 def _joined(hunt: Hunt, low: lmopt.Params, high: lmopt.Params) -> lmopt.Flow:
     """The second with the steps that only the first has changed, or with a text joined of both."""
     start = hunt.trials[0].params
@@ -2375,7 +2364,8 @@ def _joined(hunt: Hunt, low: lmopt.Params, high: lmopt.Params) -> lmopt.Flow:
     differ = [path for path in hunt.paths if low[path].instructions != high[path].instructions]
     for path in differ[:1]:
         seen = yield hunt.cases(path, 8, params=high)
-        tips = [_JOIN + low[path].instructions]
+        join = "Join the instructions with these, so that what either knows is kept"
+        tips = [f"{join}: {low[path].instructions}"]
         for text in (yield hunt.propose(path, seen, tips=tips, params=high)):
             return high.replace(path, instructions=text)
     return high
@@ -2393,16 +2383,14 @@ def simba(
 ) -> Optimizer:
     """Learn from the rows on which runs differ most, by a demonstration or by new instructions.
 
-    In each step, programs of the pool run `candidates` times on a minibatch of the training half,
-    each with a rollout of its own. Where the best and the worst run of a row lie farthest apart, a
-    program of the pool gets the best run as a demonstration, or instructions that contrast the two;
-    where no run went better than another, instructions from what was expected. The best of these on
-    the minibatch is scored on the held-out rows and joins the pool.
+    In each of so many steps, programs of the pool run `candidates` times on a minibatch of the
+    training half, each with a rollout of its own, and as many are made. Where the best and the
+    worst run of a row lie farthest apart, a program of the pool gets the best run as a
+    demonstration, or instructions that contrast the two; where no run went better than another,
+    instructions from what was expected. The best of these on the minibatch is scored on the
+    held-out rows and joins the pool.
 
     Args:
-        steps: how many, 1 or more.
-        candidates: runs of a row, and programs made in a step, 1 or more.
-        minibatch: rows of a step, 1 or more.
         max_demos: demonstrations of a step, or as many as the program has; an old one makes room
             for a new one. With 0 only instructions are written.
         temperature: of the choice from the pool, more than 0.
@@ -2494,13 +2482,10 @@ def infer_rules(
 ) -> Optimizer:
     """Have rules inferred from labelled examples, and keep those that score best.
 
-    Each candidate has other rules, inferred from another draw of the training half, once without
-    demonstrations and once with the best: labelled ones, or those of `bootstrap_few_shot`.
+    Each of the candidates has so many rules, inferred from another draw of `shown` examples of the
+    training half, once without demonstrations and once with the best: labelled ones, or those of
+    `bootstrap_few_shot`.
 
-    Args:
-        candidates: how many sets of rules, 1 or more.
-        rules: how many rules to ask for.
-        shown: examples to infer them from, 1 or more.
     Calls: bootstrapping, a proposal for each candidate and step, and the scoring of both.
     Reference: InferRules of DSPy, https://dspy.ai. Here the candidate that scored best is returned.
 
@@ -2563,10 +2548,10 @@ def avatar(
     Made for agents, whose trajectories are among what is shown; good for any program.
 
     Args:
-        rounds: how many, 1 or more; it ends before where no run goes badly.
-        upper: score from which a run went well, 0 to 1.
-        lower: score up to which it went badly, 0 to 1.
-        shown: runs of either kind at most, 1 or more.
+        rounds: how many; it ends before where no run goes badly.
+        upper: score from which a run went well.
+        lower: score up to which it went badly.
+        shown: runs of either kind at most.
     Calls: for each round, runs on the training half, a proposal for each step, and a scoring.
     Reference: Wu et al. 2024, arXiv 2406.11200. Here new instructions are measured before they are
     kept.
@@ -2624,7 +2609,7 @@ def auto(  # type: ignore[misc]
         refit: whether to draw the demonstrations at last from all rows, those to score on too, as
             many as were chosen, or all; the score is that of before. Without, of several that are
             as good the one that costs least a run is taken, see `best`.
-        level: how probable the gain over the start may be by chance, 0 to 1.
+        level: how probable the gain over the start may be by chance.
     Returns:
         an optimizer, whose last trial has the score on the rows that it was not picked on.
     Calls: `calls`.
@@ -2765,7 +2750,7 @@ def tune(
     trials: int = 20,
     **options: Unpack[Options],
 ) -> Optimizer:
-    """Choose settings by trying them: all combinations where they are few, else by TPE.
+    """Choose settings by trying them: all combinations, or where these are more, `trials` by TPE.
 
     Every step gets the same. Without a `valset` it scores on all of the training set, for nothing
     is learned of it.
@@ -2773,7 +2758,6 @@ def tune(
     Args:
         space: choices by name: a sampling setting, `adapter` (chat, json, xml or plain), `model`,
             or `demos`, the number of demonstrations, filled up with labelled examples.
-        trials: how many combinations to try at most, 1 or more.
     Raises:
         DataError: there is nothing to choose from.
         ParamsError: an unknown setting.
@@ -2895,9 +2879,7 @@ def finetune(
     Args:
         trainer: (examples, base model, **settings) -> name of the trained model; such as
             `openai_trainer`, `jsonl_trainer` or any function. What it raises is raised.
-        teacher: a program with the same steps, or other parameters; by default the program.
-        teacher_lm: answers the teacher, by default `lm`.
-        threshold: score from which a run is taken, 0 to 1.
+        teacher, teacher_lm, threshold: as in `Teaching`.
         keep_demos: train with the demonstrations in the prompt, and leave them there.
         per_step: a model for each step; else one for all.
         settings: for the trainer.
@@ -2962,18 +2944,15 @@ def grpo(
 ) -> Optimizer:
     """Train weights by reinforcement: what scored better than its like becomes more probable.
 
-    In each step, each row of a minibatch runs `group` times. The rewards are those of the metric;
-    the advantage of a run is its reward, less the mean of its group, by the standard deviation of
-    that; a group with equal rewards teaches nothing and is left out. The trainer gets the requests
-    with the replies, their advantages and log-probabilities, and returns the next step's model.
+    In each step, each row of a minibatch runs `group` times, 2 or more. The rewards are those of
+    the metric; the advantage of a run is its reward, less the mean of its group, by the standard
+    deviation of that; a group with equal rewards teaches nothing and is left out. The trainer gets
+    the requests with the replies, their advantages and log-probabilities, and returns the next
+    step's model.
 
     Args:
-        trainer: (examples, base model, **settings) -> name of the trained model.
-        group: runs of a row, 2 or more.
-        steps: how many, 1 or more.
-        minibatch: rows of a step, 1 or more.
+        trainer, settings: as in `finetune`.
         temperature: of the runs, more than 0.
-        settings: for the trainer.
     Calls: for each step `group` runs for each row of a minibatch, and a scoring.
     Reference: Shao et al. 2024, arXiv 2402.03300.
 
@@ -3098,8 +3077,7 @@ class openai_trainer:
 
     def __call__(self, examples: Sequence[lmopt.Fields], base_model: str, **settings: Any) -> str:
         """Train in this thread."""
-        made: str = lmopt.drive(self.flow(examples, base_model, **settings), lmopt.stub_lm())
-        return made
+        return str(lmopt.drive(self.flow(examples, base_model, **settings), lmopt.stub_lm()))
 
     def flow(
         self, examples: Sequence[lmopt.Fields], base_model: str, **settings: Any
@@ -3187,11 +3165,7 @@ def _inner(
     share: int = 1,
     keep: int = 0,
 ) -> lmopt.Flow:
-    """Run an optimizer inside another one; `tell` as in `relayed`.
-
-    It has its share of the calls that are left, but for those to keep. Where nothing is kept, the
-    other one has no more either when they are spent.
-    """
+    """Run an optimizer on its share of the calls that are left, but for those to keep, if any."""
     spent, part = hunt.calls, _inside(hunt.options, optimizer, *more)
     own, ours = part.options.calls, (hunt.left - keep) / share
     cut = ours < (math.inf if own is None else own)
@@ -3208,7 +3182,7 @@ def _inner(
         yield from relayed(flow, counted)
     except CallsSpent as error:
         hunt.calls = max(hunt.calls, spent + error.used)
-        if cut and not keep:
+        if cut and not keep:  # the other one has no more either
             raise
 
 
@@ -3235,10 +3209,7 @@ def _shared(optimizers: Iterable[Optimizer], **options: Unpack[Options]) -> Opti
 
 
 def _best(hunt: Hunt, optimizer: Optimizer, left: int = 1) -> lmopt.Flow:
-    """Run an optimizer on the training half, `left` of them to go; return its best trial.
-
-    The calls that its scoring takes, and that of the others, are kept.
-    """
+    """Run one of the `left` optimizers, with calls kept to score them; return its best trial."""
     made = [Trial(hunt.program.params)]
     keep = left * len(hunt.val) * hunt.program.max_calls
     yield from _inner(hunt, optimizer, {}, made.append, share=left, keep=keep)
@@ -3353,9 +3324,6 @@ def best_of(*optimizers: Optimizer, lm: lmopt.LM, **options: Unpack[Options]) ->
 def only(path: str, optimizer: Optimizer) -> Optimizer:
     """Let an optimizer change one step, or all steps below a path; the others stay as they are.
 
-    Args:
-        path: of the step, or of a program that has steps.
-        optimizer: what changes it.
     Raises:
         ParamsError: (when it searches) there is no such path.
     Calls: those of the optimizer.
@@ -3379,8 +3347,7 @@ def limit(
     """Stop an optimizer early.
 
     Args:
-        optimizer: what to stop.
-        trials: after so many, the start included; 1 or more.
+        trials: after so many, the start included.
         calls: before it makes more LM calls than that.
     Calls: those of the optimizer at most.
 
@@ -3424,7 +3391,7 @@ def if_better(
     Args:
         optimizer: gets the training half.
         lm: runs both on the held-out rows.
-        level: how probable a difference may be by chance, between 0 and 1.
+        level: how probable a difference may be by chance.
     Calls: those of the optimizer, and two scorings.
 
     >>> rows = [{"animal": f"{a} {n}", "sound": a[:2]} for n in range(20) for a in ("dog", "cat")]
