@@ -2623,8 +2623,7 @@ def auto(  # type: ignore[misc]
     (given, rest), choices = _taught(options), {} if space is None else _choices(space)
 
     def search(hunt: Hunt) -> lmopt.Flow:
-        each = max(_usual_calls(hunt.program), 1)
-        most = hunt.most or 0
+        each, most = max(_usual_calls(hunt.program), 1), hunt.most or 0
         runs = most // each
         hunt.val, kept = _slices(hunt.whole, runs)
         slack = 2 * hunt.program.max_calls + len(kept) * each // 2  # replies that cannot be read
@@ -3022,8 +3021,7 @@ def write_examples(examples: Sequence[lmopt.Fields], folder: lmopt.Path_) -> str
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     Path(folder).mkdir(parents=True, exist_ok=True)
     path = Path(folder, f"train-{name}.jsonl")
-    if not path.exists():
-        lmopt.write_whole(text, path)
+    lmopt.write_whole(text, path)
     return str(path)
 
 
@@ -3361,10 +3359,11 @@ def limit(
     _check(1, trials=1 if trials is None else trials)
     known = [one for one in (calls, optimizer.options.calls) if one is not None]
     options = evolve(optimizer.options, calls=min(known, default=None))
-    optimizer = evolve(optimizer, options=options)
+    if trials is None:
+        return evolve(optimizer, options=options)
 
     def search(hunt: Hunt) -> lmopt.Flow:
-        left = iter(range(1, trials or 1))
+        left = iter(range(1, trials))
 
         def change(effect: Any) -> lmopt.Flow:
             outcome = yield effect
@@ -3372,15 +3371,11 @@ def limit(
                 raise _Enough
             return outcome
 
-        flow = _inner(hunt, optimizer, {}, lambda trial: trial)
+        flow = lmopt.through(optimizer.search(hunt), partial(_satisfy, hunt))
         with suppress(_Enough):
             yield from lmopt.through(flow, change)
 
-    if trials is None:
-        return optimizer
-    bound = partial(_bounds, optimizers=[optimizer])
-    name = f"limit({optimizer.name})"
-    return evolve(optimizer, name=name, search=search, bound=bound, parts=False)
+    return evolve(optimizer, name=f"limit({optimizer.name})", search=search, options=options)
 
 
 def if_better(
