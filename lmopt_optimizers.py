@@ -2728,14 +2728,13 @@ def _refitted(hunt: Hunt, params: lmopt.Params, rows: Examples) -> lmopt.Params:
     every = hunt.train + rows
     most, all_ = (hunt.options.most(hunt.program, one) for one in (hunt.train, every))
     for path, leaf in hunt.program.leaves.items():
-        known = set(lmopt.fitting(leaf, every))
-        own = [demo for demo in params[path].demos if demo not in known]
-        count = len(params[path].demos) - len(own)
-        if count and hunt.options.max_labeled != 0:
-            full = len(params[path].demos) >= most and hunt.options.max_tokens_per_run is None
-            size = max(all_ - len(own), count) if full else count
-            demos = [*own, *labeled(leaf, every, size, seed=hunt.seed)]
-            params = params.replace(path, demos=demos)
+        demos, known = params[path].demos, set(lmopt.fitting(leaf, every))
+        own = [demo for demo in demos if demo not in known]
+        if len(own) < len(demos) and hunt.options.max_labeled != 0:
+            full = len(demos) >= most and hunt.options.max_tokens_per_run is None
+            size = max(all_, len(demos)) if full else len(demos)
+            more = labeled(leaf, every, size - len(own), seed=hunt.seed)
+            params = params.replace(path, demos=[*own, *more])
     return params
 
 
