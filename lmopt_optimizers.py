@@ -3362,11 +3362,11 @@ def limit(
         return evolve(optimizer, options=options)
 
     def search(hunt: Hunt) -> lmopt.Flow:
-        left = iter(range(1, trials))
+        count = itertools.count(1)
 
         def change(effect: Any) -> lmopt.Flow:
             outcome = yield effect
-            if isinstance(effect, Trial) and next(left, None) is None:
+            if isinstance(effect, Trial) and next(count) == trials:
                 raise _Enough
             return outcome
 
