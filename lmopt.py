@@ -92,6 +92,7 @@ from datetime import time as clock
 from decimal import Decimal
 from enum import Enum, EnumMeta
 from functools import lru_cache, partial
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar, Union
 
@@ -2457,7 +2458,6 @@ class Media:
             OSError: the file cannot be read.
         """
         import mimetypes
-        from pathlib import Path
 
         file = Path(path)
         guessed = media_type or mimetypes.guess_type(file.name)[0]
@@ -9214,7 +9214,6 @@ class _Sqlite:
 def _connect(path: str) -> sqlite3.Connection:
     """Open the file so that writers wait for each other, and readers for nobody."""
     import sqlite3
-    from pathlib import Path
 
     made = sqlite3.connect(path, timeout=60.0, isolation_level=None, check_same_thread=False)
     patience = time.monotonic() + 60.0
@@ -9269,14 +9268,12 @@ def record(path: Path_) -> Middleware:
     Calls: one for each request that is not on the cassette.
 
     >>> import tempfile
-    >>> from pathlib import Path
     >>> hello = Request([Message("user", "Hi")])
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = record(Path(folder, "calls.jsonl"))(scripted_lm(["Hello"]))(hello)
     ...     replay_lm(Path(folder, "calls.jsonl"))(hello).text
     'Hello'
     """
-    from pathlib import Path
 
     folder = Path(path).resolve().parent
     if not folder.is_dir():  # found out now, not after the first call is paid for
@@ -9305,7 +9302,6 @@ class _Cassette:
     @contextmanager
     def _open(self, mode: str) -> Iterator[Any]:
         """Open the file, and keep other threads and processes away from it."""
-        from pathlib import Path
 
         with self._lock, Path(self.path).open(mode) as file, _locked(file):
             yield file
@@ -9341,7 +9337,6 @@ class _Cassette:
 
     def call(self, place: int) -> dict[str, Any]:
         """Read one line: key, lm, step, request and response."""
-        from pathlib import Path
 
         with Path(self.path).open("rb") as file:
             file.seek(place)
@@ -9432,7 +9427,6 @@ def replay_lm(path: Path_, *, strict: bool = False, lm: Any = None) -> ReplayLM:
     Calls: none.
 
     >>> import tempfile
-    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     tape = Path(folder, "calls.jsonl")
     ...     answer = predict("q -> a")(record(tape)(stub_lm()), q="?")
@@ -9440,7 +9434,6 @@ def replay_lm(path: Path_, *, strict: bool = False, lm: Any = None) -> ReplayLM:
     ...         predict("q -> a")(lm, q="?") == answer
     True
     """
-    from pathlib import Path
 
     tape = _Cassette(os.fspath(path))
     if not tape.places and not Path(path).exists():
@@ -10605,16 +10598,14 @@ def loads(text: str) -> Params:
     'Be brief.'
     """
     what = "these are no parameters"
-    prompts: Any = None
     try:
         data = jsonlib.loads(text, object_pairs_hook=_once_each)
     except (ValueError, RecursionError) as error:
         raise ParamsError(what, text, "JSON", f"restore the file ({error})") from error
     if not isinstance(data, dict) or data.get("format") != _FORMAT:
-        todo = "save parameters with this version"
-        raise ParamsError(what, text, f"format {_FORMAT!r}", todo)
+        raise ParamsError(what, text, f"format {_FORMAT!r}", "save them with this version")
+    prompts = data.get("params")
     try:
-        prompts = data.get("params")
         if not isinstance(prompts, dict):
             raise ValueError("params are no object")
         made = _not_deep(coerce(dict[str, dict[str, Any]], prompts))
@@ -10627,11 +10618,10 @@ def loads(text: str) -> Params:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        names = Counter(name for name, _ in pairs)
+    names = Counter(pluck(0, pairs))
+    if len(names) < len(pairs):
         raise ValueError(f"{names.most_common(1)[0][0]!r} stands there twice")
-    return made
+    return dict(pairs)
 
 
 def save(params: Mapping[str, Prompt], path: Path_) -> None:
@@ -10642,7 +10632,6 @@ def save(params: Mapping[str, Prompt], path: Path_) -> None:
         OSError: the file cannot be written.
 
     >>> import tempfile
-    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save({"predict": Prompt("Be brief.")}, Path(folder, "params.json"))
     ...     load(Path(folder, "params.json"))["predict"].instructions
@@ -10657,13 +10646,11 @@ def write_whole(text: str, path: Path_) -> None:
     """Write a text to a file, whole or not at all: a crash leaves the old one.
 
     >>> import tempfile
-    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_whole("text", Path(folder, "file"))
     ...     Path(folder, "file").read_text()
     'text'
     """
-    from pathlib import Path
 
     target = Path(path).resolve()
     draft = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
@@ -10684,12 +10671,11 @@ def load(path: Path_) -> Params:
     Traceback (most recent call last):
     FileNotFoundError: [Errno 2] No such file or directory: 'none.json'
     """
-    from pathlib import Path
 
     try:
         return loads(Path(path).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        todo = f"restore the file ({error})"
+        todo = f"restore it ({error})"
         raise ParamsError("this is no text", str(path), "UTF-8", todo) from error
     except ParamsError as error:
         raise ParamsError(f"{path}: {error}") from error
@@ -10711,35 +10697,23 @@ def diff(a: Mapping[str, Prompt], b: Mapping[str, Prompt]) -> str:
 
     lines: list[str] = []
     for path in dict.fromkeys([*a, *b]):
-        before, after = _prompt_lines(a.get(path)), _prompt_lines(b.get(path))
-        aligned = _aligned(before, after)
-        found = [*unified_diff(before, aligned, path, path, n=0, lineterm="")]
-        moved = [] if aligned == after else ["demonstrations in another order"]
-        lines += (found or [f"--- {path}", f"+++ {path}"]) + moved if found or moved else []
+        before, after, moved = a.get(path), b.get(path), False
+        if before and after:
+            old, new = _told_apart(before.demos), _told_apart(after.demos)
+            kept, added = [one for one in old if one in new], [one for one in new if one not in old]
+            moved = kept != [one for one in new if one in old]
+            after = evolve(after, demos=[new[one] for one in kept + added])
+        sides = _prompt_lines(before), _prompt_lines(after)
+        found = [*unified_diff(*sides, path, path, n=0, lineterm="")]
+        head = [f"--- {path}", f"+++ {path}"] if moved and not found else []
+        lines += head + found + ["demonstrations in another order"] * moved
     return "\n".join(line for line in lines if not line.startswith("@@"))
 
 
-def _aligned(before: list[str], after: list[str]) -> list[str]:
-    """The lines after a change, demonstrations that only moved in the order they had before."""
-    old, new = ([one for one in side if one.startswith("demo: ")] for side in (before, after))
-    left = Counter(old) & Counter(new)
-    moved = list(_counted_off(old, left))
-    places = Counter(left)
-    made, again = [], iter(moved)
-    for line in after:
-        shared = line.startswith("demo: ") and places[line] > 0
-        places[line] -= shared
-        made.append(next(again) if shared else line)
-    return made
-
-
-def _counted_off(lines: Iterable[str], counts: Counter[str]) -> Iterator[str]:
-    """As many of each line as there are in the counts, in the order of the lines."""
-    left = Counter(counts)
-    for line in lines:
-        if left[line] > 0:
-            left[line] -= 1
-            yield line
+def _told_apart(demos: Sequence[Record]) -> dict[tuple[str, int], Record]:
+    """Demonstrations by their text, and by how many equal ones stand before each."""
+    texts = [one.to_json() for one in demos]
+    return {(text, texts[:n].count(text)): demos[n] for n, text in enumerate(texts)}
 
 
 def read_examples(path: Path_) -> tuple[Record, ...]:
@@ -10753,13 +10727,11 @@ def read_examples(path: Path_) -> tuple[Record, ...]:
         OSError: the file cannot be read.
 
     >>> import tempfile
-    >>> from pathlib import Path
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = Path(folder, "rows.csv").write_text("text,label\\nhello,greeting\\n")
     ...     read_examples(Path(folder, "rows.csv"))
     (Record(text='hello', label='greeting'),)
     """
-    from pathlib import Path
 
     file = Path(path)
     readers = {".csv": _read_csv, ".json": _read_json, ".jsonl": _read_lines}
@@ -10802,25 +10774,22 @@ def _read_csv(text: str) -> Iterator[Record]:
     import csv
     import io
 
-    head = text.partition("\n")[0]
-    mark = max(",;\t", key=head.count)
+    mark = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=mark)
-    names: list[str] = []
+    rows = filter(None, reader)
     most = csv.field_size_limit(len(text) + 1)  # a cell may be a whole document
     try:
-        for cells in filter(None, reader):
-            place = f"line {reader.line_num}"
-            if names and len(cells) != len(names):
-                what, expected = f"{place} has {len(cells)} cells", f"{len(names)}: {names}"
-                raise DataError(what, cells, expected, "quote the commas")
-            if names:
-                yield Record(zip(names, cells, strict=True))
-            names = names or cells
-            if len(set(names)) < len(names):
-                what = f"{place} names a column twice"
-                raise DataError(what, names, "distinct names", "rename one")
+        names = next(rows, [])
         if not names:
             raise DataError("an empty file", text, "a line with the names", "add rows")
+        if len(set(names)) < len(names):
+            what = f"line {reader.line_num} names a column twice"
+            raise DataError(what, names, "distinct names", "rename one")
+        for cells in rows:
+            if len(cells) != len(names):
+                what = f"line {reader.line_num} has {len(cells)} cells"
+                raise DataError(what, cells, f"{len(names)}: {names}", "quote the commas")
+            yield Record(zip(names, cells, strict=True))
     except csv.Error as error:
         what = f"line {reader.line_num} is no CSV"
         raise DataError(what, str(error), "cells and commas", "correct it") from error
