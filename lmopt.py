@@ -8778,29 +8778,27 @@ def _azure_key(key: str) -> dict[str, str]:
 # perform it, so each is defined once for threads, event loops and batches.
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Middleware(Made):
     """A function LM -> LM.
 
     Attributes:
         flow: (layer, request) -> flow of one call; `layer.inner` is the inner LM.
         identity: inner LM -> what decides the answers of the outer one.
-        holds: (layer, request) -> whether it answers that itself, without the inner LM.
+        holds: (layer, request) -> whether it, or a layer below, answers that without asking an LM.
         around: call of a tool -> flow that performs it, where a driver runs a program.
+        left: what of a budget is left.
     """
 
-    flow: Callable[[Layer, Request], Flow] = field(repr=False)
-    identity: Callable[[Any], str] = field(default=lambda inner: identity(inner), repr=False)
-    holds: Callable[[Layer, Request], bool] = field(default=lambda *call: False, repr=False)
-    around: Callable[[Call], Flow] | None = field(default=None, repr=False)
-    alike: bool = True  # whether the inner LM is asked the same
-    purse: Any = field(default=None, repr=False)  # of a budget
+    flow: Callable[[Layer, Request], Flow]
+    identity: Callable[[Any], str] = lambda inner: identity(inner)
+    holds: Callable[[Layer, Request], bool] = lambda layer, request: _held(layer.inner, request)
+    around: Callable[[Call], Flow] | None = None
+    left: Callable[[], dict[str, float]] = dict
     made: Any = _made()
 
     def __call__(self, inner: Any) -> Layer:
         """Return the outer LM."""
-        if self.purse is not None:
-            self.purse.check_price(inner)
         return Layer(self, inner, self.identity(inner))
 
 
@@ -8835,13 +8833,13 @@ class Layer:
     def batch(self) -> Callable[[Sequence[Request]], list[Any]]:
         """Answer many requests in lock-step, where the inner LM does."""
         _ = self.inner.batch  # an AttributeError where it does not
-        return self._batch
 
-    def _batch(self, requests: Sequence[Request]) -> list[Any]:
-        here = _Here(self.inner)
-        flows = (_layered(self.flow(one), self.inner) for one in requests)
-        with closing(here):
-            return [value if error is None else error for value, error in _lockstep(flows, here)]
+        def answered(requests: Sequence[Request]) -> list[Any]:
+            flows = (_layered(self.flow(one), self.inner) for one in requests)
+            with closing(_Here(self.inner)) as here:
+                return [error or value for value, error in _lockstep(flows, here)]
+
+        return answered
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self.middleware, (self.inner,)
@@ -8864,8 +8862,13 @@ def middleware(flow: Callable[[Request], Flow]) -> Middleware:
     >>> loud(stub_lm())(Request([Message("user", "Hello")])).text
     'TEXT'
     """
-    alike = getattr(flow, "__module__", "") == __name__  # ours ask what they are asked
-    return Middleware(lambda layer, request: flow(request), alike=alike)
+    # What a layer below holds says nothing: it may be asked something else.
+    return Middleware(lambda layer, request: flow(request), holds=lambda *call: False)
+
+
+def _held(lm: Any, request: Request) -> bool:
+    """Whether a layer of an LM answers a request from what it holds."""
+    return isinstance(lm, Layer) and lm.middleware.holds(lm, request)
 
 
 def identity(lm: Any) -> str:
@@ -8881,41 +8884,41 @@ def identity(lm: Any) -> str:
 
 
 def _who(value: Any, depth: int = 3) -> str:
-    """The name of a function or a class, and the plain values and functions that it holds."""
-    if isinstance(value, partial):
-        given: dict[Any, Any] = {**dict(enumerate(value.args)), **value.keywords}
-        return f"{_who(value.func)}{_holding(given, depth)}"
-    held: dict[Any, Any] = {}
-    named = value
-    if isinstance(value, pytypes.FunctionType):
-        code = value.__code__
-        if "<" in value.__qualname__:  # others may have that name too
-            held = {"names": " ".join(code.co_names), **dict(enumerate(code.co_consts))}
-        with suppress(ValueError):  # a cell that is empty yet
-            cells = [cell.cell_contents for cell in value.__closure__ or ()]
-            held |= dict(zip(code.co_freevars, cells, strict=True))
-    elif isinstance(value, pytypes.MethodType):
+    """The name of a function or a class, and the plain values, functions and LMs that it holds."""
+    if isinstance(value, pytypes.MethodType):
         return f"{_who(value.__self__, depth)}.{value.__func__.__name__}"
-    elif not isinstance(value, type):
-        slots = concat(getattr(kind, "__slots__", ()) for kind in type(value).__mro__)
-        mine = {name: getattr(value, name) for name in slots if hasattr(value, name)}
-        mine |= getattr(value, "__dict__", {})  # what begins with "_" is its state
-        named, held = type(value), {n: v for n, v in mine.items() if not n.startswith("_")}
-    module = str(named.__module__).replace("__mp_main__", "__main__")  # as workers call it
-    return f"{module}.{named.__qualname__}{_holding(held, depth)}"
-
-
-def _holding(held: Mapping[Any, Any], depth: int) -> str:
-    """What of some values can be written down: plain ones, functions and other LMs."""
-    plain = {}
-    for name, one in held.items():
+    if isinstance(value, partial):
+        name, held = _who(value.func), dict[Any, Any](enumerate(value.args), **value.keywords)
+    else:
+        named = value if isinstance(value, (type, pytypes.FunctionType)) else type(value)
+        module = str(named.__module__).replace("__mp_main__", "__main__")  # as workers call it
+        name, held = f"{module}.{named.__qualname__}", _held_by(value)
+    said: dict[str, Any] = {}
+    for key, one in held.items():
         if isinstance(one, (str, int, float)):
-            plain[str(name)] = one
+            said[str(key)] = one
         elif hasattr(one, "identity"):
-            plain[str(name)] = str(one.identity)
+            said[str(key)] = str(one.identity)
         elif depth and callable(one) and not isinstance(one, type):
-            plain[str(name)] = _who(one, depth - 1)
-    return canonical(plain) if plain else ""
+            said[str(key)] = _who(one, depth - 1)
+    return name + (canonical(said) if said else "")
+
+
+def _held_by(value: Any) -> dict[Any, Any]:
+    """The attributes of an object, but for its state; of a function what it closes over."""
+    if isinstance(value, type):
+        return {}
+    if not isinstance(value, pytypes.FunctionType):
+        slots = concat(getattr(kind, "__slots__", ()) for kind in type(value).__mro__)
+        names = [*slots, *getattr(value, "__dict__", {})]
+        return {n: getattr(value, n) for n in names if hasattr(value, n) and not n.startswith("_")}
+    held: dict[Any, Any] = {}
+    if "<" in value.__qualname__:  # others may have that name too
+        code = value.__code__
+        held = {"names": " ".join(code.co_names), **dict(enumerate(code.co_consts))}
+    with suppress(ValueError):  # a cell that is empty yet
+        held |= inspect.getclosurevars(value).nonlocals
+    return held
 
 
 @factory
@@ -8945,7 +8948,7 @@ def retry(
     if attempts < 1:
         raise DataError("too few attempts", attempts, "1 or more", "raise attempts")
 
-    def flow(request: Request) -> Flow:
+    def flow(layer: Layer, request: Request) -> Flow:
         for attempt in range(attempts - 1):
             try:
                 return (yield request)
@@ -8958,7 +8961,7 @@ def retry(
             yield Sleep(asked_for + jitter)
         return (yield request)
 
-    return middleware(flow)
+    return Middleware(flow)
 
 
 @factory
@@ -8984,43 +8987,41 @@ def throttle(
     >>> lm(Request([Message("user", "Hi")])).text
     'text'
     """
-    limits = (per_minute, tokens_per_minute)
-    if limits == (None, None) or any(one is not None and one < 1 for one in limits):
-        todo = "pass per_minute= or tokens_per_minute="
-        raise DataError("no limit to keep", limits, "1 or more", todo)
-    window = _Window(per_minute or math.inf, tokens_per_minute or math.inf, clock)
+    _limited(1, per_minute=per_minute, tokens_per_minute=tokens_per_minute)
+    most, tokens = per_minute or math.inf, tokens_per_minute or math.inf
+    begun, lock = deque[list[float]](), threading.Lock()  # of the last minute: when, and tokens
 
-    def flow(request: Request) -> Flow:
+    def enter(call: list[float]) -> float:
+        """Book a call, or tell how many seconds to wait."""
+        with lock:
+            call[0] = now = clock()
+            while begun and begun[0][0] + 60 <= now:
+                begun.popleft()
+            full = len(begun) >= most or sum(pluck(1, begun)) + call[1] > tokens
+            if begun and full:
+                return min(max(begun[0][0] + 60 - now, 0.001), 60.0)
+            begun.append(call)
+            return 0.0
+
+    def flow(layer: Layer, request: Request) -> Flow:
         written = sum(len(one.text) for one in request.messages) / 4 + (request.max_tokens or 0)
-        while not (place := window.enter(written))[1]:
-            yield Sleep(place[0])
+        call = [0.0, written]
+        while seconds := enter(call):
+            yield Sleep(seconds)
         response = yield request
-        spent = response.usage.input_tokens + response.usage.output_tokens
-        place[1][1] = spent or place[1][1]  # what it took in truth
+        call[1] = response.usage.input_tokens + response.usage.output_tokens or written
         return response
 
-    return middleware(flow)
+    return Middleware(flow)
 
 
-class _Window:
-    """The calls of the last minute: when they begin, and their tokens."""
-
-    def __init__(self, calls: float, tokens: float, clock: Callable[[], float]) -> None:
-        self.calls, self.tokens, self.clock = calls, tokens, clock
-        self.begun, self.lock = deque[list[float]](), threading.Lock()
-
-    def enter(self, size: float) -> tuple[float, list[float]]:
-        """Book a call of so many tokens: (0, what was booked), or (seconds to wait, nothing)."""
-        with self.lock:
-            now = self.clock()
-            while self.begun and self.begun[0][0] + 60 <= now:
-                self.begun.popleft()
-            read = sum(tokens for _, tokens in self.begun)
-            full = len(self.begun) >= self.calls or read + size > self.tokens
-            if self.begun and full:
-                return min(max(self.begun[0][0] + 60 - now, 0.001), 60.0), []
-            self.begun.append([now, size])
-            return 0.0, self.begun[-1]
+def _limited(least: int, **given: float | None) -> dict[str, float]:
+    """The limits that are given, checked."""
+    known = {name: limit for name, limit in given.items() if limit is not None}
+    if not known or not all(limit >= least for limit in known.values()):
+        todo = f"pass one of {', '.join(given)}"
+        raise DataError("no limit to keep", given, f"{least} or more", todo)
+    return known
 
 
 @factory
@@ -9041,10 +9042,10 @@ def timeout(seconds: float) -> Middleware:
     if not seconds > 0:
         raise DataError("no time at all", seconds, "more than 0 seconds", "raise it")
 
-    def flow(request: Request) -> Flow:
+    def flow(layer: Layer, request: Request) -> Flow:
         return (yield _Within(_once(request), seconds, request.step))
 
-    return middleware(flow)
+    return Middleware(flow)
 
 
 # -- what was answered before: caches and cassettes --
@@ -9102,7 +9103,7 @@ def _recalling(
         return _kept_response(text)
 
     def holds(layer: Layer, request: Request) -> bool:
-        return find(layer.identity, request.key) is not None
+        return find(layer.identity, request.key) is not None or _held(layer.inner, request)
 
     return Middleware(flow, holds=holds)
 
@@ -9543,17 +9544,21 @@ def budget(
     Traceback (most recent call last):
     lmopt.BudgetExceeded: the budget is spent: {'calls': 1}; expected at most {'calls': 1}; raise it
     """
-    limits = {"calls": calls, "tokens": tokens, "usd": usd}
-    known = {name: limit for name, limit in limits.items() if limit is not None}
-    if not known or not all(limit >= 0 for limit in known.values()):
-        todo = "pass calls=, tokens= or usd="
-        raise DataError("no limit to keep", limits, "0 or more", todo)
-    purse = _Purse(known)
+    purse = _Purse(_limited(0, calls=calls, tokens=tokens, usd=usd))
+
+    def check(lm: Any, priced: object) -> None:
+        if usd is not None and not priced:
+            what = "a budget in dollars for an LM without a price"
+            todo = "say what a million tokens cost: price=(0.15, 0.60)"
+            raise DataError(what, _innermost(lm), "a price", todo)
+
+    def whose(inner: Any) -> str:
+        check(inner, getattr(inner, "price", 0) is not None)
+        return identity(inner)
 
     def flow(layer: Layer, request: Request) -> Flow:
         try:
-            while (ended := purse.reserve()) is not None:
-                yield _Wait(ended)
+            yield from purse.reserve()
         except BudgetExceeded:
             if _held(layer.inner, request):
                 return (yield request)
@@ -9561,12 +9566,14 @@ def budget(
         response = None
         try:
             response = yield request
-            purse.check_cost(response)
+            free = not any(getattr(layer.inner, "price", None) or [True])
+            check(layer.inner, response.usage.cost or response.cached or free)
             return response
         finally:
             purse.settle(response)
 
-    return Middleware(flow, made="a budget cannot be sent to another process", purse=purse)
+    made = "a budget cannot be sent to another process"
+    return Middleware(flow, whose, left=purse.left, made=made)
 
 
 def budget_left(lm: Any) -> dict[str, float]:
@@ -9577,17 +9584,8 @@ def budget_left(lm: Any) -> dict[str, float]:
     """
     if not isinstance(lm, Layer):
         return {}
-    purse = lm.middleware.purse
-    left: dict[str, float] = merge_with(min, budget_left(lm.inner), purse.left() if purse else {})
+    left: dict[str, float] = merge_with(min, budget_left(lm.inner), lm.middleware.left())
     return left
-
-
-def _held(lm: Any, request: Request) -> bool:
-    """Whether a layer of an LM answers a request from what it holds."""
-    if not isinstance(lm, Layer):
-        return False
-    below = lm.middleware.alike and _held(lm.inner, request)
-    return lm.middleware.holds(lm, request) or below
 
 
 class _Purse:
@@ -9597,53 +9595,32 @@ class _Purse:
         from concurrent.futures import Future
 
         self.limits, self.under_way, self.lock = limits, 0, threading.Lock()
-        self.free = False  # whether the LM's price is nothing
         self.spent: dict[str, float] = {"calls": 0, "tokens": 0, "usd": 0}
         self.dearest: dict[str, float] = {"calls": 1, "tokens": 0, "usd": 0}
-        self.future, self.settled = Future, Future[None]()
-
-    def reserve(self) -> Future[None] | None:
-        """Reserve a call; where only calls under way are in the way, return what to wait for."""
-        with self.lock:
-            tight = [name for name in self.limits if not self._fits(name)]
-            if not tight:
-                self.under_way += 1
-                return None
-            if self.under_way:
-                return self.settled
-            shown = {name: round(self.spent[name], 6) for name in self.limits}
-            raise BudgetExceeded("the budget is spent", shown, f"at most {self.limits}", "raise it")
-
-    def _fits(self, name: str) -> bool:
-        spent, limit = self.spent[name], self.limits[name]
-        return spent < limit and spent + (self.under_way + 1) * self.dearest[name] <= limit
+        self.future, self.settled = Future, Future[None]()  # of the next call to end
 
     def left(self) -> dict[str, float]:
-        """What may still be spent."""
         return {name: limit - self.spent[name] for name, limit in self.limits.items()}
 
-    def check_price(self, lm: Any) -> None:
-        """Refuse to count the dollars of an LM that would know its price, and does not."""
-        if "usd" in self.limits and getattr(lm, "price", 0) is None:
-            raise self._unpriced(lm)
-        price = getattr(lm, "price", None)
-        self.free = price is not None and not any(price)
-
-    def check_cost(self, response: Response) -> None:
-        """Refuse an answer that does not say what it cost."""
-        unknown = not (response.usage.cost or response.cached or self.free)
-        if unknown and "usd" in self.limits:
-            raise self._unpriced(response.usage)
-
-    def _unpriced(self, lm: Any) -> DataError:
-        lm, todo = _innermost(lm), "say what a million tokens cost: price=(0.15, 0.60)"
-        return DataError("a budget in dollars for an LM without a price", lm, "a price", todo)
+    def reserve(self) -> Flow:
+        """Reserve a call; where only calls under way are in the way, wait for them."""
+        while True:
+            with self.lock:
+                ahead, left = self.under_way + 1, self.left()
+                if all(n > 0 and n >= ahead * self.dearest[name] for name, n in left.items()):
+                    self.under_way += 1
+                    return
+                if not self.under_way:
+                    shown = {name: round(self.spent[name], 6) for name in left}
+                    most = f"at most {self.limits}"
+                    raise BudgetExceeded("the budget is spent", shown, most, "raise it")
+                ended = self.settled
+            yield _Wait(ended)
 
     def settle(self, response: Response | None) -> None:
         """Book what a call took; a failed one is a call without a known price."""
-        spent = Usage() if response is None else response.usage
-        tokens = spent.input_tokens + spent.output_tokens
-        took = {"calls": 1, "tokens": tokens, "usd": spent.cost}
+        used = Usage() if response is None else response.usage
+        took = {"calls": 1, "tokens": used.input_tokens + used.output_tokens, "usd": used.cost}
         with self.lock:
             self.under_way -= 1
             if response is None or not response.cached:
@@ -9670,20 +9647,17 @@ def route(lms: Mapping[str, LM], default: LM | None = None) -> LM:
     'from the small one'
     """
     known = dict(lms)
-    last = partial(_unserved, tuple(known)) if default is None else default
+    return _routed(known)(partial(_unserved, tuple(known)) if default is None else default)
 
+
+@factory
+def _routed(lms: dict[str, LM]) -> Middleware:
     def flow(layer: Layer, request: Request) -> Flow:
-        chosen = known.get(request.model or "")
+        chosen = lms.get(request.model or "")
         return (yield request if chosen is None else invoke(chosen, request))
 
-    whose = canonical([identity(last), {name: identity(lm) for name, lm in known.items()}])
-    made: Any = (_routed, (known, default), {})
-    return Middleware(flow, lambda inner: whose, made=made)(last)
-
-
-def _routed(lms: Mapping[str, LM], default: LM | None) -> Middleware:
-    """The middleware of a route, where it arrives in another process."""
-    return typing.cast(Layer, route(lms, default)).middleware
+    named = {name: identity(lm) for name, lm in lms.items()}
+    return Middleware(flow, lambda inner: canonical([identity(inner), named]))
 
 
 def _unserved(known: tuple[str, ...], request: Request) -> Response:
@@ -9709,22 +9683,19 @@ def fallback(*others: LM, when: Callable[[LMError], bool] | None = None) -> Midd
     >>> lm(Request([Message("user", "Hi")])).text
     'Hello'
     """
-    goes_on = when or _passing
+    goes_on = when or (lambda one: one.retryable or isinstance(one, ContextWindowExceeded))
 
     def flow(layer: Layer, request: Request) -> Flow:
-        for effect in (request, *(invoke(other, request) for other in others[:-1])):
+        *before, last_ = request, *(invoke(other, request) for other in others)
+        for effect in before:
             try:
                 return (yield effect)
             except LMError as error:
-                if not goes_on(error) or not others:
+                if not goes_on(error):
                     raise
-        return (yield invoke(others[-1], request))
+        return (yield last_)
 
     return Middleware(flow, lambda inner: canonical([identity(one) for one in (inner, *others)]))
-
-
-def _passing(error: LMError) -> bool:
-    return error.retryable or isinstance(error, ContextWindowExceeded)
 
 
 @factory
@@ -9759,15 +9730,14 @@ def log(write: Callable[[Record], Any] | None = None) -> Middleware:
             say(Record({**facts(outcome), "seconds": seconds, "error": failure}))
 
     def of_request(request: Request, response: Response | None) -> Fields:
-        answer = response or Response("")
-        return {
-            "step": request.step or "",
-            "key": request.key,
-            "model": answer.model or request.model or "",
-            "usage": answer.usage,
-            "finish_reason": answer.finish_reason if response else "",
-            "cached": answer.cached,
+        blank = {
+            "model": request.model or "",
+            "usage": Usage(),
+            "finish_reason": "",
+            "cached": False,
         }
+        came = {name: getattr(response, name, "") or value for name, value in blank.items()}
+        return {"step": request.step or "", "key": request.key, **came}
 
     return Middleware(
         lambda layer, request: told(request, partial(of_request, request)),
