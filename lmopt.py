@@ -9051,19 +9051,6 @@ def timeout(seconds: float) -> Middleware:
 # -- what was answered before: caches and cassettes --
 
 
-class _Lock:
-    """A lock that a forked process does not find held by threads it does not have."""
-
-    def __init__(self) -> None:
-        self._by_process: dict[int, threading.Lock] = {}
-
-    def __enter__(self) -> None:
-        self._by_process.setdefault(os.getpid(), threading.Lock()).acquire()
-
-    def __exit__(self, *_: Any) -> None:
-        self._by_process[os.getpid()].release()
-
-
 def _recalling(
     find: Callable[[str, str], str | None], keep: Callable[[str, Request, str], str]
 ) -> Middleware:
@@ -9071,60 +9058,47 @@ def _recalling(
 
     Args:
         find: (identity, key of a request) -> text of the response, None where it is not known.
-        keep: (identity, request, text) -> the text that is kept.
+        keep: (identity, request, text) -> the text that is kept, of another process maybe.
     """
     under_way: dict[tuple[Any, ...], Future[None]] = {}  # each with a future of its end
     failed: list[str] = []  # what is asked after that would be paid for and lost
-    lock = _Lock()
 
     def flow(layer: Layer, request: Request) -> Flow:
         from concurrent.futures import Future
 
         call = layer.identity, request.key
+        place = os.getpid(), *call  # a process that was forked waits for none of its parent's
         while (text := find(*call)) is None:
-            place = os.getpid(), *call  # a process that was forked waits for none of its parent's
-            with lock:
-                mine = place not in under_way
-                ended = under_way.setdefault(place, Future())
-            if not mine:
+            mine = Future[None]()
+            if (ended := under_way.setdefault(place, mine)) is not mine:
                 yield _Wait(ended)
                 continue
             try:
-                if (text := find(*call)) is None:  # it may have been kept since
-                    if failed:
-                        todo = "mend that, and make the LM anew; nothing more is paid for"
-                        what = "not asked, since an earlier answer could not be kept"
-                        raise DataError(what, failed[0], "a store that can be written", todo)
-                    response = yield request
-                    return (yield from _kept(keep, layer.identity, request, response, failed))
+                if find(*call) is None:  # it may have been kept since
+                    return (yield from ask(layer.identity, request))
             finally:
-                with lock:
-                    under_way.pop(place).set_result(None)
+                under_way.pop(place).set_result(None)
         return _kept_response(text)
+
+    def ask(lm: str, request: Request) -> Flow:
+        if failed:
+            what = "not asked, since an earlier answer could not be kept"
+            todo = "mend that, and make the LM anew; nothing more is paid for"
+            raise DataError(what, failed[0], "a store that can be written", todo)
+        response = yield request
+        made = _response_text(response)
+        try:
+            text = yield invoke(keep, lm, request, made)
+        except (OSError, DataError) as error:  # a full disk is no wrong answer
+            failed.append(str(error))
+            what, todo = "an answer could not be kept", f"see the disk ({error})"
+            raise DataError(what, response.text, "a file", todo, response=response) from error
+        return response if text == made else _kept_response(text)
 
     def holds(layer: Layer, request: Request) -> bool:
         return find(layer.identity, request.key) is not None or _held(layer.inner, request)
 
     return Middleware(flow, holds=holds)
-
-
-def _kept(
-    keep: Callable[..., str],
-    lm: str,
-    request: Request,
-    response: Response,
-    failed: list[str],
-) -> Flow:
-    """Keep a response; return the one that stands."""
-    made = _response_text(response)
-    try:
-        text = yield invoke(keep, lm, request, made)
-    except (OSError, DataError) as error:  # a full disk is no wrong answer
-        what, todo = "an answer could not be kept", f"see the disk ({error})"
-        kept = {"response": response}  # it is paid for
-        failed.append(str(error))
-        raise DataError(what, response.text, "a file", todo, **kept) from error
-    return response if text == made else _kept_response(text)
 
 
 def _response_text(response: Response) -> str:
@@ -9137,11 +9111,9 @@ def _kept_response(text: str) -> Response:
         data = jsonlib.loads(text)
         if not isinstance(data["text"], str):
             raise TypeError(f"its text is {data['text']!r}")
-        if "usage" in data:
-            data["usage"] = Usage(**data["usage"])
-        if "tool_calls" in data:
-            data["tool_calls"] = tuple(ToolCall(**one) for one in data["tool_calls"])
-        return Response(**data, cached=True)
+        spent = Usage(**data.pop("usage", {}))
+        calls = [ToolCall(**one) for one in data.pop("tool_calls", ())]
+        return Response(**data, usage=spent, tool_calls=calls, cached=True)
     except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
         todo = f"delete what is kept there ({error!r})"
         raise DataError("what was kept is no response", text, "a response", todo) from error
@@ -9167,7 +9139,9 @@ def cache(store: Path_ | MutableMapping[str, str]) -> Middleware:
     >>> lm(hello).cached, lm(hello).cached
     (False, True)
     """
-    kept: Any = _Sqlite(os.fspath(store)) if isinstance(store, (str, os.PathLike)) else store
+    kept: Any = {} if store == ":memory:" else store
+    if isinstance(kept, (str, os.PathLike)):
+        kept = _Sqlite(os.fspath(kept))
 
     def find(lm: str, key: str) -> Any:
         return kept.get(f"{_sha256(lm)}{key}")
@@ -9182,18 +9156,18 @@ class _Sqlite:
     """Texts by key in an SQLite file; in each process a connection to read by, and one to write."""
 
     def __init__(self, path: str) -> None:
-        self._path, self._locks = path, (_Lock(), _Lock())
+        self._path = path
+        self._locks: dict[tuple[int, bool], threading.Lock] = {}
         self._connections: dict[tuple[int, bool], sqlite3.Connection] = {}
         weakref.finalize(self, _disconnect, self._connections)
-        self._ask("SELECT 1")
+        self.get("")
 
     def _ask(self, command: str, *values: str, write: bool = False) -> list[tuple[Any, ...]]:
         import sqlite3
 
-        write = write and self._path != ":memory:"  # which each connection has for itself
-        with self._locks[write]:
+        mine = os.getpid(), write  # what a process was forked with is of no use to it
+        with self._locks.setdefault(mine, threading.Lock()):
             try:
-                mine = os.getpid(), write
                 if mine not in self._connections:
                     self._connections[mine] = _connect(self._path)
                 return self._connections[mine].execute(command, values).fetchall()
@@ -9217,11 +9191,12 @@ def _connect(path: str) -> sqlite3.Connection:
     import sqlite3
 
     made = sqlite3.connect(path, timeout=60.0, isolation_level=None, check_same_thread=False)
-    patience = time.monotonic() + 60.0
     try:
-        while not _prepared(made, patience):
-            time.sleep(0.005)
-    except BaseException as error:
+        with suppress(sqlite3.OperationalError):  # another one that opens it turns it to WAL
+            made.execute("PRAGMA journal_mode = WAL")
+        made.execute("PRAGMA synchronous = NORMAL")
+        made.execute("CREATE TABLE IF NOT EXISTS calls (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+    except sqlite3.DatabaseError as error:
         made.close()
         if "readonly" not in str(error):
             raise
@@ -9230,26 +9205,10 @@ def _connect(path: str) -> sqlite3.Connection:
     return made
 
 
-def _prepared(connection: sqlite3.Connection, patience: float) -> bool:
-    """Set up a new connection; SQLite does not wait for others by itself when it turns to WAL."""
-    import sqlite3
-
-    try:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        table = "calls (key TEXT PRIMARY KEY, value TEXT NOT NULL)"
-        connection.execute(f"CREATE TABLE IF NOT EXISTS {table}")
-    except sqlite3.OperationalError as error:
-        if "locked" not in str(error) or time.monotonic() > patience:
-            raise
-        return False
-    return True
-
-
 def _disconnect(connections: dict[tuple[int, bool], sqlite3.Connection]) -> None:
-    for write in (False, True):
-        if made := connections.pop((os.getpid(), write), None):
-            made.close()
+    for (process, _), connection in connections.items():
+        if process == os.getpid():
+            connection.close()
 
 
 @factory
@@ -9275,7 +9234,6 @@ def record(path: Path_) -> Middleware:
     ...     replay_lm(Path(folder, "calls.jsonl"))(hello).text
     'Hello'
     """
-
     folder = Path(path).resolve().parent
     if not folder.is_dir():  # found out now, not after the first call is paid for
         raise DataError("no such folder for a cassette", str(folder), "a folder", "make it first")
@@ -9290,12 +9248,10 @@ class _Cassette:
     """A file of recorded calls, and where in it each of them stands."""
 
     def __init__(self, path: str) -> None:
-        self.path, self._lock = path, _Lock()
-        self.places: dict[str, dict[str, int]] = {}  # by LM and by request, the offset of the line
-        self._end, self._count, self._torn, self._node, self._stale = 0, 0, -1, 0, False
-        if os.path.exists(path):  # noqa: PTH110 - pathlib is imported where it is used
-            with self._open("rb") as file:
-                self._read(file)
+        self.path, self._locks = path, dict[int, threading.Lock]()
+        self.places: dict[str, dict[str, int]] = {}  # by request and by LM, the offset of the line
+        self._end, self._torn, self._node = 0, -1, 0
+        self._update()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path,)
@@ -9303,88 +9259,83 @@ class _Cassette:
     @contextmanager
     def _open(self, mode: str) -> Iterator[Any]:
         """Open the file, and keep other threads and processes away from it."""
-
-        with self._lock, Path(self.path).open(mode) as file, _locked(file):
+        mine = self._locks.setdefault(os.getpid(), threading.Lock())  # a fork's is held by nobody
+        with mine, Path(self.path).open(mode) as file, _locked(file):
             yield file
 
-    def _read(self, file: Any) -> None:
+    def _update(self, *, anew: bool = False) -> None:
+        """Read what the file holds by now, if it is there."""
+        with suppress(FileNotFoundError), self._open("rb") as file:
+            self._read(file, anew)
+
+    def _read(self, file: Any, anew: bool = False) -> None:
         """Take in the lines that were added since; a last one that is torn is left out."""
-        node = os.fstat(file.fileno()).st_ino
-        other = self._stale or (self._end and node != self._node)
-        if other or file.seek(0, os.SEEK_END) < self._end:  # another file stands there now
-            self.places.clear()
-            self._end, self._count, self._torn, self._stale = 0, 0, -1, False
-        self._node = node
+        node, size = os.fstat(file.fileno()).st_ino, file.seek(0, os.SEEK_END)
+        if anew or node != self._node or size < self._end:  # another file stands there now
+            self.places, self._end, self._torn, self._node = {}, 0, -1, node
         file.seek(self._end)
         for line in file:
             try:
                 call = jsonlib.loads(line)
                 _ = call["request"]["messages"], call["response"]["text"] + call["lm"] + call["key"]
-                self.places.setdefault(call["lm"], {}).setdefault(call["key"], self._end)
             except (ValueError, LookupError, TypeError, RecursionError) as error:
                 if not line.endswith(b"\n") and line[:9] == _LINE[: len(line)]:
                     return self._tear()
+                file.seek(0)
+                what = f"line {file.read(self._end).count(10) + 1} is no recorded call"
                 shown, todo = line.decode("utf-8", "replace"), f"restore or delete it ({error!r})"
-                what = f"{self.path}: line {self._count + 1} is no recorded call"
-                raise DataError(what, shown, "a call as JSON", todo) from error
-            self._end, self._count = self._end + len(line), self._count + 1
+                raise DataError(f"{self.path}: {what}", shown, "a call as JSON", todo) from error
+            self.places.setdefault(call["key"], {}).setdefault(call["lm"], self._end)
+            self._end += len(line)
 
     def _tear(self) -> None:
         """Warn of what a writer that was killed left behind, once."""
         if self._torn != self._end:
             what = f"{self.path}: the last line was torn, and is dropped; its call is made again"
-            warnings.warn(what, stacklevel=5)
+            warnings.warn(what, stacklevel=6)
         self._torn = self._end
+
+    def all(self) -> list[int]:
+        """The places of all calls, in their order."""
+        return sorted(concat(one.values() for one in self.places.values()))
 
     def call(self, place: int) -> dict[str, Any]:
         """Read one line: key, lm, step, request and response."""
-
         with Path(self.path).open("rb") as file:
             file.seek(place)
             made: dict[str, Any] = jsonlib.loads(file.readline())
             return made
 
-    def find(self, lm: str, key: str) -> str | None:
-        """The text of the response of an LM to a request, if the file holds it by now."""
-        for _ in range(2):
-            place = self.places.get(lm, {}).get(key)
-            if place is not None:
-                with suppress(OSError, ValueError, LookupError, TypeError):
-                    call = self.call(place)
-                    if (call["lm"], call["key"]) == (lm, key):
-                        return _dump(call["response"])
-                self._stale = True
-            if not self._grown():
-                return None
-            with suppress(FileNotFoundError), self._open("rb") as file:
-                self._read(file)
+    def _response(self, lm: str, key: str) -> str | None:
+        """The text of a response, if its line stands where it stood."""
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            call = self.call(self.places[key][lm])
+            if (call["lm"], call["key"]) == (lm, key):
+                return _dump(call["response"])
         return None
 
-    def _grown(self) -> bool:
-        """Whether there is more to read, or another file."""
-        try:
-            found = os.stat(self.path)  # noqa: PTH116 - pathlib is imported where it is used
-        except FileNotFoundError:
-            return False
-        return self._stale or (found.st_size, found.st_ino) != (self._end, self._node)
+    def find(self, lm: str, key: str) -> str | None:
+        """The text of the response of an LM to a request, if the file holds it by now."""
+        if (text := self._response(lm, key)) is not None:
+            return text
+        self._update(anew=lm in self.places.get(key, ()))
+        return self._response(lm, key)
 
     def keep(self, lm: str, request: Request, text: str) -> str:
         """Append a call, unless another process was faster; return the response that stands."""
-        said = request.said()
-        call = {"key": request.key, "lm": lm, "step": request.step, "request": said}
+        call = {"key": request.key, "lm": lm, "step": request.step, "request": request.said()}
         line = f'{_dump(call)[:-1]}, "response": {text}}}\n'.encode()
         with self._open("ab+") as file:
             self._read(file)
-            if (place := self.places.get(lm, {}).get(request.key)) is not None:
-                return _dump(self.call(place)["response"])
+            if (known := self._response(lm, request.key)) is not None:
+                return known
             self._append(file, line)
             self._read(file)
         return text
 
     def _append(self, file: Any, line: bytes) -> None:
         """Write a line, after what is left of one that was torn is gone."""
-        if file.seek(0, os.SEEK_END) > self._end and self._torn == self._end:
-            file.truncate(self._end)
+        file.truncate(self._end)
         file.seek(max(self._end - 1, 0))
         whole = file.read(1) in (b"\n", b"")
         file.write(line if whole else b"\n" + line)
@@ -9435,7 +9386,6 @@ def replay_lm(path: Path_, *, strict: bool = False, lm: Any = None) -> ReplayLM:
     ...         predict("q -> a")(lm, q="?") == answer
     True
     """
-
     tape = _Cassette(os.fspath(path))
     if not tape.places and not Path(path).exists():
         what, todo = "there is no such cassette; record it first", "lm = lmopt.record(path)(lm)"
@@ -9455,63 +9405,54 @@ class ReplayLM:
     @property
     def identity(self) -> str:
         """That of the recorded LM, so that a cache before it knows its answers."""
-        return self.whose or first([*self.tape.places, "replay_lm"])
+        return self.whose or first([*concat(self.tape.places.values()), "replay_lm"])
 
     def __call__(self, request: Request) -> Response:
         """Answer from the cassette."""
-        key = request.key
-        known = {lm: places[key] for lm, places in self.tape.places.items() if key in places}
-        if self.whose is not None:
-            known = {lm: place for lm, place in known.items() if lm == self.whose}
-        if len(known) != 1:
-            raise _missed(self.tape, request, list(known))
-        (place,) = known.values()
-        self.used.add(place)
-        return _kept_response(_dump(self.tape.call(place)["response"]))
+        places = self.tape.places.get(request.key, {})
+        lms = [lm for lm in places if self.whose in (None, lm)]
+        if len(lms) != 1:
+            raise _missed(self.tape, request, lms)
+        self.used.add(places[lms[0]])
+        return _kept_response(_dump(self.tape.call(places[lms[0]])["response"]))
 
     def __enter__(self) -> ReplayLM:
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        places = sorted(concat(one.values() for one in self.tape.places.values()))
+        places = self.tape.all()
         left = [place for place in places if place not in self.used]
         if self.strict and kind is None and left:
+            what = f"{len(left)} of {len(places)} recorded calls were not asked for; the first"
             said = self.tape.call(left[0])["request"]["messages"][-1:]
-            what, todo = f"{len(left)} of {len(places)} recorded calls were not asked for", "record"
-            raise ReplayMiss(f"{what}; the first", said, "all of them", f"{todo} again")
+            raise ReplayMiss(what, said, "all of them", "record again")
 
 
 def _missed(tape: _Cassette, request: Request, several: list[str]) -> ReplayMiss:
     """Word a miss: what was asked, the nearest call on the cassette, and what differs."""
+    from difflib import unified_diff
+
     last_ = request.messages[-1].text if request.messages else ""
     if several:
         todo = "say whose answer: replay_lm(path, lm=...)"
         return ReplayMiss("several LMs answered this request", last_, f"one of {several}", todo)
-    said, words_ = request.said(), _words_of(request.said())
-    calls = map(tape.call, sorted(concat(one.values() for one in tape.places.values())))
-    asked = (call["request"] for call in calls)
-    nearest = max(asked, key=lambda one: _likeness(words_, _words_of(one)), default=None)
-    shown = "it is empty"
-    if nearest is not None:
-        import difflib
 
-        before, after = (
-            jsonlib.dumps(one, indent=1, ensure_ascii=False) for one in (nearest, said)
-        )
-        pieces = (before.replace("\\n", "\n").split("\n"), after.replace("\\n", "\n").split("\n"))
-        lines = difflib.unified_diff(*pieces, "recorded", "asked", n=0, lineterm="")
-        shown = cut("the nearest one differs in\n" + "\n".join(lines), 2000)
-    todo = f"record it; {shown}"
-    return ReplayMiss(f"a request that is not on {tape.path}", last_, "a recorded one", todo)
+    def words_of(said: dict[str, Any]) -> Counter[str]:
+        return Counter(re.findall(r"\w+", _dump(said)))
 
+    def likeness(said: dict[str, Any]) -> float:
+        words = words_of(said)
+        return (asked & words).total() / (asked | words).total()
 
-def _words_of(said: dict[str, Any]) -> Counter[str]:
-    return Counter(re.findall(r"\w+", _dump(said)))
-
-
-def _likeness(one: Counter[str], other: Counter[str]) -> float:
-    """The share of words that two texts have in common."""
-    return (one & other).total() / max((one | other).total(), 1)
+    asked, shown = words_of(request.said()), "it is empty"
+    if places := tape.all():
+        nearest = max((tape.call(place)["request"] for place in places), key=likeness)
+        texts = (_dump(one, indent=1).replace("\\n", "\n") for one in (nearest, request.said()))
+        old, new = (text.split("\n") for text in texts)
+        changes = unified_diff(old, new, "recorded", "asked", n=0, lineterm="")
+        shown = cut("the nearest one differs in\n" + "\n".join(changes), 2000)
+    what, todo = f"a request that is not on {tape.path}", f"record it; {shown}"
+    return ReplayMiss(what, last_, "a recorded one", todo)
 
 
 # -- what a call may cost, and what becomes of it --

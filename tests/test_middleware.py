@@ -932,10 +932,14 @@ def test_what_a_cache_holds_can_be_read_where_it_cannot_be_written(tmp_path, mon
     made.execute("PRAGMA journal_mode = DELETE")
     made.close()
 
-    def refused(connection, patience):  # as a file or folder without the right to write does
-        raise sqlite3.OperationalError("attempt to write a readonly database")
+    class Refusing(sqlite3.Connection):  # as a file or folder without the right to write does
+        def execute(self, *_):
+            raise sqlite3.OperationalError("attempt to write a readonly database")
 
-    monkeypatch.setattr(lmopt, "_prepared", refused)
+    writing = functools.partial(sqlite3.connect, factory=Refusing)
+    reading = sqlite3.connect
+    connect = lambda path, **how: (reading if "uri" in how else writing)(path, **how)  # noqa: E731
+    monkeypatch.setattr(sqlite3, "connect", connect)
     inner = Counting()
     inner.identity = lmopt.identity(echo)
     lm = cache(path)(inner)
