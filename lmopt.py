@@ -8835,9 +8835,8 @@ class Layer:
         _ = self.inner.batch  # an AttributeError where it does not
 
         def answered(requests: Sequence[Request]) -> list[Any]:
-            flows = (_layered(self.flow(one), self.inner) for one in requests)
-            with closing(_Here(self.inner)) as here:
-                return [error or value for value, error in _lockstep(flows, here)]
+            flows = tuple(_caught(self.flow(one)) for one in requests)
+            return [error or value for value, error in _Here(self.inner).drive(_once(flows))]
 
         return answered
 
@@ -8989,14 +8988,13 @@ def throttle(
     """
     _limited(1, per_minute=per_minute, tokens_per_minute=tokens_per_minute)
     most, tokens = per_minute or math.inf, tokens_per_minute or math.inf
-    begun, lock = deque[list[float]](), threading.Lock()  # of the last minute: when, and tokens
+    begun, lock = list[list[float]](), threading.Lock()  # of the last minute: when, and tokens
 
     def enter(call: list[float]) -> float:
         """Book a call, or tell how many seconds to wait."""
         with lock:
             call[0] = now = clock()
-            while begun and begun[0][0] + 60 <= now:
-                begun.popleft()
+            begun[:] = [one for one in begun if now < one[0] + 60]
             full = len(begun) >= most or sum(pluck(1, begun)) + call[1] > tokens
             if begun and full:
                 return min(max(begun[0][0] + 60 - now, 0.001), 60.0)
@@ -9260,8 +9258,12 @@ class _Cassette:
     def _open(self, mode: str) -> Iterator[Any]:
         """Open the file, and keep other threads and processes away from it."""
         mine = self._locks.setdefault(os.getpid(), threading.Lock())  # a fork's is held by nobody
-        with mine, Path(self.path).open(mode) as file, _locked(file):
-            yield file
+        with mine, Path(self.path).open(mode) as file:
+            _lock(file, True)
+            try:
+                yield file
+            finally:
+                _lock(file, False)
 
     def _update(self, *, anew: bool = False) -> None:
         """Read what the file holds by now, if it is there."""
@@ -9344,24 +9346,17 @@ class _Cassette:
         self._end += not whole
 
 
-@contextmanager
-def _locked(file: Any) -> Iterator[None]:
-    """Hold the lock that all processes ask for before they touch a cassette."""
+def _lock(file: Any, hold: bool) -> None:
+    """Take, or give back, the lock that all processes ask for before they touch a cassette."""
     if sys.platform == "win32":
         import msvcrt
 
-        file.seek(1 << 40)  # the lock of a byte that nobody will ever write
-        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-        try:
-            yield
-        finally:
-            file.seek(1 << 40)
-            msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+        file.seek(1 << 40)  # a byte that nobody will ever write
+        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if hold else msvcrt.LK_UNLCK, 1)
     else:
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX)  # closing the file gives it back
-        yield
+        fcntl.flock(file, fcntl.LOCK_EX if hold else fcntl.LOCK_UN)
 
 
 def replay_lm(path: Path_, *, strict: bool = False, lm: Any = None) -> ReplayLM:
@@ -9421,7 +9416,7 @@ class ReplayLM:
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         places = self.tape.all()
-        left = [place for place in places if place not in self.used]
+        left = sorted({*places} - self.used)
         if self.strict and kind is None and left:
             what = f"{len(left)} of {len(places)} recorded calls were not asked for; the first"
             said = self.tape.call(left[0])["request"]["messages"][-1:]
