@@ -8889,7 +8889,7 @@ def _who(value: Any, depth: int = 3) -> str:
     if isinstance(value, partial):
         name, held = _who(value.func), dict[Any, Any](enumerate(value.args), **value.keywords)
     else:
-        named = value if isinstance(value, (type, pytypes.FunctionType)) else type(value)
+        named = value if isinstance(value, pytypes.FunctionType) else type(value)
         module = str(named.__module__).replace("__mp_main__", "__main__")  # as workers call it
         name, held = f"{module}.{named.__qualname__}", _held_by(value)
     said: dict[str, Any] = {}
@@ -8905,8 +8905,6 @@ def _who(value: Any, depth: int = 3) -> str:
 
 def _held_by(value: Any) -> dict[Any, Any]:
     """The attributes of an object, but for its state; of a function what it closes over."""
-    if isinstance(value, type):
-        return {}
     if not isinstance(value, pytypes.FunctionType):
         slots = concat(getattr(kind, "__slots__", ()) for kind in type(value).__mro__)
         names = [*slots, *getattr(value, "__dict__", {})]
@@ -9297,31 +9295,28 @@ class _Cassette:
             warnings.warn(what, stacklevel=6)
         self._torn = self._end
 
-    def all(self) -> list[int]:
-        """The places of all calls, in their order."""
-        return sorted(concat(one.values() for one in self.places.values()))
+    def all(self) -> list[tuple[str, str]]:
+        """The LM and the request's key of each call, in their order."""
+        return [(lm, key) for key, lms in self.places.items() for lm in lms]
 
-    def call(self, place: int) -> dict[str, Any]:
-        """Read one line: key, lm, step, request and response."""
-        with Path(self.path).open("rb") as file:
-            file.seek(place)
-            made: dict[str, Any] = jsonlib.loads(file.readline())
-            return made
-
-    def _response(self, lm: str, key: str) -> str | None:
-        """The text of a response, if its line stands where it stood."""
+    def call(self, lm: str, key: str) -> Any:
+        """Read a call: key, lm, step, request, response. None if it does not stand there."""
         with suppress(OSError, ValueError, LookupError, TypeError):
-            call = self.call(self.places[key][lm])
+            place = self.places[key][lm]
+            with Path(self.path).open("rb") as file:
+                file.seek(place)
+                call = jsonlib.loads(file.readline())
             if (call["lm"], call["key"]) == (lm, key):
-                return _dump(call["response"])
+                return call
         return None
 
     def find(self, lm: str, key: str) -> str | None:
         """The text of the response of an LM to a request, if the file holds it by now."""
-        if (text := self._response(lm, key)) is not None:
-            return text
-        self._update(anew=lm in self.places.get(key, ()))
-        return self._response(lm, key)
+        call = self.call(lm, key)
+        if call is None:
+            self._update(anew=lm in self.places.get(key, ()))
+            call = self.call(lm, key)
+        return call and _dump(call["response"])
 
     def keep(self, lm: str, request: Request, text: str) -> str:
         """Append a call, unless another process was faster; return the response that stands."""
@@ -9329,8 +9324,8 @@ class _Cassette:
         line = f'{_dump(call)[:-1]}, "response": {text}}}\n'.encode()
         with self._open("ab+") as file:
             self._read(file)
-            if (known := self._response(lm, request.key)) is not None:
-                return known
+            if known := self.call(lm, call["key"]):
+                return _dump(known["response"])
             self._append(file, line)
             self._read(file)
         return text
@@ -9395,7 +9390,7 @@ class ReplayLM:
     tape: _Cassette = field(repr=False)
     strict: bool
     whose: str | None
-    used: set[int] = field(factory=set, init=False, repr=False, eq=False)
+    used: set[tuple[str, str]] = field(factory=set, init=False, repr=False, eq=False)
 
     @property
     def identity(self) -> str:
@@ -9404,22 +9399,22 @@ class ReplayLM:
 
     def __call__(self, request: Request) -> Response:
         """Answer from the cassette."""
-        places = self.tape.places.get(request.key, {})
-        lms = [lm for lm in places if self.whose in (None, lm)]
+        key = request.key
+        lms = [lm for lm in self.tape.places.get(key, ()) if self.whose in (None, lm)]
         if len(lms) != 1:
             raise _missed(self.tape, request, lms)
-        self.used.add(places[lms[0]])
-        return _kept_response(_dump(self.tape.call(places[lms[0]])["response"]))
+        self.used.add((lms[0], key))
+        return _kept_response(self.tape.find(lms[0], key) or "")
 
     def __enter__(self) -> ReplayLM:
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        places = self.tape.all()
-        left = sorted({*places} - self.used)
+        calls = self.tape.all()
+        left = [one for one in calls if one not in self.used]
         if self.strict and kind is None and left:
-            what = f"{len(left)} of {len(places)} recorded calls were not asked for; the first"
-            said = self.tape.call(left[0])["request"]["messages"][-1:]
+            what = f"{len(left)} of {len(calls)} recorded calls were not asked for; the first"
+            said = self.tape.call(*left[0])["request"]["messages"][-1:]
             raise ReplayMiss(what, said, "all of them", "record again")
 
 
@@ -9440,8 +9435,8 @@ def _missed(tape: _Cassette, request: Request, several: list[str]) -> ReplayMiss
         return (asked & words).total() / (asked | words).total()
 
     asked, shown = words_of(request.said()), "it is empty"
-    if places := tape.all():
-        nearest = max((tape.call(place)["request"] for place in places), key=likeness)
+    if calls := tape.all():
+        nearest = max((tape.call(*one)["request"] for one in calls), key=likeness)
         texts = (_dump(one, indent=1).replace("\\n", "\n") for one in (nearest, request.said()))
         old, new = (text.split("\n") for text in texts)
         changes = unified_diff(old, new, "recorded", "asked", n=0, lineterm="")
