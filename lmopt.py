@@ -8936,9 +8936,7 @@ def retry(
     Calls: `attempts` at most.
     Reference: "full jitter", Brooker 2015, Exponential Backoff And Jitter.
 
-    >>> failing = LMError("busy")
-    >>> failing.retryable = True
-    >>> lm = retry(base=0.0)(scripted_lm([failing, "Hello"]))
+    >>> lm = retry(base=0.0)(scripted_lm([LMError("busy", retryable=True), "Hello"]))
     >>> lm(Request([Message("user", "Hi")])).text
     'Hello'
     """
@@ -8959,6 +8957,15 @@ def retry(
         return (yield request)
 
     return Middleware(flow)
+
+
+def _limited(least: int, **given: float | None) -> dict[str, float]:
+    """The limits that are given, checked."""
+    known = {name: limit for name, limit in given.items() if limit is not None}
+    if not known or not all(limit >= least for limit in known.values()):
+        todo = f"pass one of {', '.join(given)}"
+        raise DataError("no limit to keep", given, f"{least} or more", todo)
+    return known
 
 
 @factory
@@ -9011,15 +9018,6 @@ def throttle(
     return Middleware(flow)
 
 
-def _limited(least: int, **given: float | None) -> dict[str, float]:
-    """The limits that are given, checked."""
-    known = {name: limit for name, limit in given.items() if limit is not None}
-    if not known or not all(limit >= least for limit in known.values()):
-        todo = f"pass one of {', '.join(given)}"
-        raise DataError("no limit to keep", given, f"{least} or more", todo)
-    return known
-
-
 @factory
 def timeout(seconds: float) -> Middleware:
     """Give up on a call after some seconds in all, however slowly it drips.
@@ -9050,12 +9048,7 @@ def timeout(seconds: float) -> Middleware:
 def _recalling(
     find: Callable[[str, str], str | None], keep: Callable[[str, Request, str], str]
 ) -> Middleware:
-    """Answer from a store, or ask and keep the answer; equal requests at once are sent once.
-
-    Args:
-        find: (identity, key of a request) -> text of the response, None where it is not known.
-        keep: (identity, request, text) -> the text that is kept, of another process maybe.
-    """
+    """Answer from a store, or ask and keep the answer; equal requests at once are sent once."""
     under_way: dict[tuple[Any, ...], Future[None]] = {}  # each with a future of its end
     failed: list[str] = []  # what is asked after that would be paid for and lost
 
@@ -9066,7 +9059,8 @@ def _recalling(
         place = os.getpid(), *call  # a process that was forked waits for none of its parent's
         while (text := find(*call)) is None:
             mine = Future[None]()
-            if (ended := under_way.setdefault(place, mine)) is not mine:
+            ended = under_way.setdefault(place, mine)
+            if ended is not mine:
                 yield _Wait(ended)
                 continue
             try:
@@ -9324,7 +9318,7 @@ class _Cassette:
         line = f'{_dump(call)[:-1]}, "response": {text}}}\n'.encode()
         with self._open("ab+") as file:
             self._read(file)
-            if known := self.call(lm, call["key"]):
+            if known := self.call(lm, request.key):
                 return _dump(known["response"])
             self._append(file, line)
             self._read(file)
@@ -9577,23 +9571,20 @@ def route(lms: Mapping[str, LM], default: LM | None = None) -> LM:
     >>> lm(Request([Message("user", "Hi")], model="small")).text
     'from the small one'
     """
-    known = dict(lms)
-    return _routed(known)(partial(_unserved, tuple(known)) if default is None else default)
+    return _routed(dict(lms))(default)
 
 
 @factory
 def _routed(lms: dict[str, LM]) -> Middleware:
     def flow(layer: Layer, request: Request) -> Flow:
-        chosen = lms.get(request.model or "")
-        return (yield request if chosen is None else invoke(chosen, request))
+        chosen = lms.get(request.model or "", layer.inner)
+        if chosen is None:
+            todo = "load parameters of this program's models, or add the LM to route"
+            raise LMError("nothing serves this model", request.model, f"one of {list(lms)}", todo)
+        return (yield request if chosen is layer.inner else invoke(chosen, request))
 
     named = {name: identity(lm) for name, lm in lms.items()}
     return Middleware(flow, lambda inner: canonical([identity(inner), named]))
-
-
-def _unserved(known: tuple[str, ...], request: Request) -> Response:
-    todo = "load parameters of this program's models, or add the LM to route"
-    raise LMError("nothing serves this model", request.model, f"one of {list(known)}", todo)
 
 
 @factory
@@ -9608,9 +9599,7 @@ def fallback(*others: LM, when: Callable[[LMError], bool] | None = None) -> Midd
         LMError: (when asked) that of the last LM, or one not to go on after.
     Calls: one of each LM at most.
 
-    >>> failing = LMError("down")
-    >>> failing.retryable = True
-    >>> lm = fallback(scripted_lm(["Hello"]))(scripted_lm([failing]))
+    >>> lm = fallback(scripted_lm(["Hello"]))(scripted_lm([LMError("down", retryable=True)]))
     >>> lm(Request([Message("user", "Hi")])).text
     'Hello'
     """
