@@ -10541,7 +10541,6 @@ def write_whole(text: str, path: Path_) -> None:
     ...     Path(folder, "file").read_text()
     'text'
     """
-
     target = Path(path).resolve()
     draft = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
@@ -10561,7 +10560,6 @@ def load(path: Path_) -> Params:
     Traceback (most recent call last):
     FileNotFoundError: [Errno 2] No such file or directory: 'none.json'
     """
-
     try:
         return loads(Path(path).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
