@@ -318,8 +318,7 @@ def jsonable(value: Any, *, other: _Turn = None, media: _Turn = None) -> Any:
     Of an attrs object, the attributes that take part in equality are written.
 
     Args:
-        value: any value of the types that signatures understand.
-        other: called with a value that is none of them; without it that is a DataError.
+        other: called with a value of an unknown type; without it that is a DataError.
         media: called with each image, audio or file; without it they are written out.
 
     >>> jsonable(Record(tags={"b", "a"}, who=Usage(calls=1)))["tags"]
@@ -329,8 +328,8 @@ def jsonable(value: Any, *, other: _Turn = None, media: _Turn = None) -> Any:
     if kind in (str, int, float, bool, type(None)):
         return value
     turn = partial(jsonable, other=other, media=media)
-    if isinstance(value, Media) and media:
-        return media(value)
+    if isinstance(value, Media):
+        return media(value) if media else {value.kind: value.url, "name": value.name}
     if simpler := _simpler(kind):
         return turn(simpler(value))
     if isinstance(value, (str, int, float)):
@@ -343,21 +342,7 @@ def jsonable(value: Any, *, other: _Turn = None, media: _Turn = None) -> Any:
         return sorted(map(turn, value), key=canonical)
     if other is not None:
         return other(value)
-    what = f"a {kind.__name__} has no JSON form"
-    raise DataError(what, value, "plain data", "convert it first")
-
-
-def _attrs_dict(value: Any) -> dict[str, Any]:
-    known = [a for a in attrs.fields(type(value)) if a.eq]
-    return {a.alias or a.name: getattr(value, a.name) for a in known}
-
-
-def _data_dict(value: Any) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in value.__dataclass_fields__}
-
-
-def _has(name: str) -> Callable[[Any], bool]:
-    return lambda kind: hasattr(kind, name)
+    raise DataError(f"a {kind.__name__} has no JSON form", value, "plain data", "convert it first")
 
 
 def _is_text_like(kind: Any) -> bool:
@@ -368,29 +353,34 @@ def _is_text_like(kind: Any) -> bool:
     )
 
 
-# What kind of value it is, and the simpler value that stands for it in JSON.
-_SIMPLER: tuple[tuple[Callable[[Any], bool], Callable[[Any], Any]], ...] = (
-    (lambda kind: issubclass(kind, Enum), lambda value: value.value),
-    (lambda kind: issubclass(kind, (date, clock)), lambda value: value.isoformat()),
-    (lambda kind: issubclass(kind, Decimal), str),
-    (lambda kind: issubclass(kind, timedelta), lambda value: value.total_seconds()),
-    (_has("as_posix"), lambda value: value.as_posix()),
-    (_has("get_secret_value"), lambda value: value.get_secret_value()),
-    (_has("tolist"), lambda value: value.tolist()),  # of numpy and pandas
-    (lambda kind: issubclass(kind, Media), lambda one: {one.kind: one.url, "name": one.name}),
-    (attrs.has, _attrs_dict),
-    (_has("__dataclass_fields__"), _data_dict),
-    (lambda kind: getattr(kind, "__pydantic_root_model__", False), lambda value: value.root),
-    (_has("model_fields"), lambda value: {n: getattr(value, n) for n in type(value).model_fields}),
-    (_has("_asdict"), lambda value: value._asdict()),
-    (lambda kind: _is_text_like(kind), str),
+# The simpler value that stands for one in JSON, by its class or by an attribute that this has.
+_SIMPLER: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
+    (Enum, lambda value: value.value),
+    ((date, clock), lambda value: value.isoformat()),
+    (timedelta, lambda value: value.total_seconds()),
+    (Decimal, str),
+    ("as_posix", lambda value: value.as_posix()),
+    ("get_secret_value", lambda value: value.get_secret_value()),
+    ("tolist", lambda value: value.tolist()),  # of numpy and pandas
+    ("_asdict", lambda value: value._asdict()),
 )
 
 
 @lru_cache(maxsize=1000)
 def _simpler(kind: Any) -> Callable[[Any], Any] | None:
     """What makes the simpler value of one of a class, or None where there is none."""
-    return next((simpler for fits, simpler in _SIMPLER if fits(kind)), None)
+    for mark, simpler in _SIMPLER:
+        if hasattr(kind, mark) if isinstance(mark, str) else issubclass(kind, mark):
+            return simpler
+    if getattr(kind, "__pydantic_root_model__", False):
+        return operator.attrgetter("root")
+    if attrs.has(kind):
+        known = [a for a in attrs.fields(kind) if a.eq]
+        return lambda value: {a.alias: getattr(value, a.name) for a in known}
+    names: Any = getattr(kind, "__dataclass_fields__", getattr(kind, "model_fields", None))
+    if names is not None:
+        return lambda value: {name: getattr(value, name) for name in names}
+    return str if _is_text_like(kind) else None
 
 
 def canonical(value: Any, *, other: _Turn = None) -> str:
@@ -434,11 +424,10 @@ def _named(kind: str, mapping: Any) -> dict[str, Any]:
     try:
         data = dict(mapping)
     except (TypeError, ValueError) as error:
-        todo = "pass a dict or name=value"
-        raise DataError(f"a {kind} needs names", mapping, "a mapping", todo) from error
-    for name in data:
-        if not isinstance(name, str):
-            raise DataError("a name is no text", name, "a str", "rename the field")
+        what = f"a {kind} needs names"
+        raise DataError(what, mapping, "a mapping", "pass a dict or name=value") from error
+    if wrong := [name for name in data if not isinstance(name, str)]:
+        raise DataError("a name is no text", wrong[0], "a str", "rename the field")
     return data
 
 
@@ -462,9 +451,6 @@ class _Frozen(Mapping[str, V]):
     def __len__(self) -> int:
         return len(self._data)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._data
-
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Mapping):
             return NotImplemented
@@ -477,13 +463,12 @@ class _Frozen(Mapping[str, V]):
         fields = ", ".join(f"{name}={value!r}" for name, value in self._data.items())
         return f"{type(self).__name__}({fields})"
 
-    def __setattr__(self, name: str, value: object) -> None:
+    def __setattr__(self, name: str, value: object = None) -> None:
         what = f"a {type(self).__name__} never changes"
         todo = f"make a new one: record | {{{name!r}: value}}"
         raise AttributeError(explain(what, name, "no assignment", todo))
 
-    def __delattr__(self, name: str) -> None:
-        setattr(self, name, None)
+    __delattr__ = __setattr__
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._data,)
@@ -503,12 +488,10 @@ class Record(_Frozen[Any]):
     __slots__ = ()
 
     def __getattr__(self, name: str) -> Any:
-        # Pickle and copy look for special names on an object that has no _data yet.
-        if name.startswith("_") and (name == "_data" or name not in self._data):
-            raise AttributeError(name)
-        if name in self._data:
-            return self._data[name]
-        known = f"one of: {', '.join(self._data) or 'none'}"
+        data = {} if name == "_data" else self._data  # an object that is being made has none yet
+        if name in data:
+            return data[name]
+        known = f"one of: {', '.join(data) or 'none'}"
         raise AttributeError(explain("no such field", name, known, "correct the name"))
 
     def __or__(self, other: Fields) -> Record:
@@ -529,9 +512,9 @@ class Record(_Frozen[Any]):
         except ValueError as error:
             todo = f"correct it: {error}"
             raise DataError("this is no JSON", text, "one JSON object", todo) from error
-        if not isinstance(data, dict):
-            raise DataError("no JSON object", text, "{...}", "wrap the value in an object")
-        return cls(data)
+        if isinstance(data, dict):
+            return cls(data)
+        raise DataError("no JSON object", text, "{...}", "wrap the value in an object")
 
 
 class Prediction(Record):
@@ -578,13 +561,10 @@ class Usage:
     cost: float = 0.0
 
     def __str__(self) -> str:
-        tokens = f"{self.input_tokens}+{self.output_tokens} tokens"
-        said = {
-            f"{self.calls} call{'s' * (self.calls > 1)}": self.calls,
-            tokens: self.input_tokens + self.output_tokens,
-            f"${self.cost:.4f}": self.cost,
-        }
-        return ", ".join(text for text, there in said.items() if there)
+        read, written = self.input_tokens, self.output_tokens
+        calls = f"{self.calls} call{'s' * (self.calls > 1)}" if self.calls else ""
+        tokens = f"{read}+{written} tokens" if read + written else ""
+        return ", ".join(filter(None, (calls, tokens, f"${self.cost:.4f}" if self.cost else "")))
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(*map(sum, zip(attrs.astuple(self), attrs.astuple(other), strict=True)))
@@ -640,9 +620,7 @@ class Event:
 
     def told(self, inside: Iterable[Event] = ()) -> tuple[str, str, str]:
         """Return how long it took, what it cost with what was inside, and what came of it."""
-        spent = usage((self,) if self.kind == "lm" else inside)
-        if self.kind == "lm":
-            spent = evolve(spent, calls=0)
+        spent = evolve(self.response.usage, calls=0) if self.response else usage(inside)
         cached = " (cached)" if self.response and self.response.cached else ""
         made = self.response.text if self.response else self.outputs
         came = _pairs(made) if isinstance(made, Mapping) else _line(made)
@@ -669,13 +647,14 @@ class Trace(tuple[Event, ...]):
 
     def tree(self) -> Iterator[tuple[int, Event, list[Event]]]:
         """Yield how deep each event is, the event, and those inside of it; a step comes first."""
-        nodes: list[tuple[Event, list[Any]]] = []
+        trees: list[list[tuple[int, Event, list[Event]]]] = []  # each begins with its outer event
         for event in self:
-            start = len(nodes)
-            while event.kind == "step" and start and nodes[start - 1][0].parent == event.path:
+            start = len(trees)
+            while event.kind == "step" and start and trees[start - 1][0][1].parent == event.path:
                 start -= 1
-            nodes[start:] = [(event, nodes[start:])]
-        return _flat(nodes, 0)
+            below = [(depth + 1, one, inside) for depth, one, inside in concat(trees[start:])]
+            trees[start:] = [[(0, event, [one for _, one, _ in below]), *below]]
+        return iter(concat(trees))
 
     def to_json(self) -> str:
         """Return the trace as JSON, without times."""
@@ -692,26 +671,24 @@ class Trace(tuple[Event, ...]):
 
     def __str__(self) -> str:
         rows = [("  " * depth + one.name, *one.told(inside)) for depth, one, inside in self.tree()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        shown = [[cell.ljust(w) for cell, w in zip(row, widths, strict=True) if w] for row in rows]
-        return "\n".join("  ".join(cells).rstrip() for cells in shown)
+        return _columns(rows)
 
     def _repr_html_(self) -> str:
-        lines = []
+        page = ""
         for depth, one, inside in self.tree():
             head = f"{one.name} {' '.join(one.told(inside))}"
             facts = {"inputs": one.inputs, "outputs": one.outputs, "error": one.error}
             told = "\n".join(f"{name}: {as_text(value)}" for name, value in facts.items() if value)
             full = transcript(Trace([one])) if one.request else told
-            lines.append(f'<div style="margin-left: {depth}em">{_folded(head, full)}</div>')
-        return "".join(lines)
+            page += f'<div style="margin-left: {depth}em">{_folded(head, full)}</div>'
+        return page
 
 
-def _flat(nodes: list[tuple[Event, list[Any]]], depth: int) -> Iterator[Any]:
-    for event, inside in nodes:
-        below = list(_flat(inside, depth + 1))
-        yield depth, event, [one for _, one, _ in below]
-        yield from below
+def _columns(rows: Iterable[Sequence[str]]) -> str:
+    """A text table: each column as wide as its longest cell; one that is empty is left out."""
+    columns = [column for column in zip(*rows, strict=True) if any(column)]
+    padded = [[cell.ljust(max(map(len, column))) for cell in column] for column in columns]
+    return "\n".join("  ".join(line).rstrip() for line in zip(*padded, strict=True))
 
 
 def _line(value: Any, limit: int = 60) -> str:
@@ -799,27 +776,23 @@ class Made:
             what = self.made or "nothing tells how this was made, so that it cannot be sent"
             raise DataError(what, self, "what a factory made", todo)
         make, args, kwargs = self.made
-        for name, value in inspect.signature(make).bind(*args, **kwargs).arguments.items():
-            for one in _nameless(value):
-                what = (
-                    f"the argument {name!r} of {make.__name__.lstrip('_')} cannot be sent elsewhere"
-                )
-                todo = "define it with `def` at the top level of a module"
-                raise DataError(what, one, "a function with a name", todo)
+        given = inspect.signature(make).bind(*args, **kwargs).arguments
+        for name, found in valfilter(bool, valmap(_nameless, given)).items():
+            what = f"the argument {name!r} of {make.__name__.lstrip('_')} cannot be sent elsewhere"
+            todo = "define it with `def` at the top level of a module"
+            raise DataError(what, found[0], "a function with a name", todo)
         return partial(make, *args, **kwargs)
 
 
-def _nameless(value: Any) -> Iterator[Any]:
+def _nameless(value: Any) -> list[Any]:
     """The lambdas, and the functions from inside of others, that a value is or holds."""
-    parts: Any = value if isinstance(value, (list, tuple)) else ()
     if isinstance(value, partial):
-        parts = (value.func, *value.args)
+        value = (value.func, *value.args)
     elif attrs.has(type(value)) and not isinstance(value, Made):
-        parts = attrs.astuple(value, recurse=False)
-    elif "<" in getattr(value, "__qualname__", ""):
-        yield value
-    for part in parts:
-        yield from _nameless(part)
+        value = attrs.astuple(value, recurse=False)
+    if isinstance(value, (list, tuple)):
+        return list(concat(map(_nameless, value)))
+    return [value] if "<" in getattr(value, "__qualname__", "") else []
 
 
 def _made() -> Any:
