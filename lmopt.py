@@ -9673,6 +9673,7 @@ class Row:
     error: str = ""
     steps: Record = Record()
     judged: Usage = field(default=Usage(), eq=False, repr=False)  # what the metric cost
+    silent: LMError | None = field(default=None, eq=False, repr=False)  # the LM gave no answer
 
     def flat(self) -> dict[str, Any]:
         """Return all of it as one flat mapping."""
@@ -9734,12 +9735,9 @@ class Evaluation:
 
     def table(self, limit: int = 20) -> str:
         """Return the first rows as a text table, cells cut to 30 characters."""
-        rows = self.records()[:limit]
-        cells = [list(rows[0]), *([_line(value, 30) for value in row.values()] for row in rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
-        left = len(self.rows) - len(rows)
-        return "\n".join([*lines, f"... and {left} more rows"] if left else lines)
+        rows, left = self.records()[:limit], len(self.rows) - limit
+        cells = [[_line(value, 30) for value in row.values()] for row in rows]
+        return _columns([list(rows[0]), *cells]) + f"\n... and {left} more rows" * (left > 0)
 
     def to_csv(self) -> str:
         """Return the rows as CSV, with a header; structured values as JSON."""
@@ -9758,23 +9756,19 @@ class Evaluation:
     def _repr_html_(self) -> str:
         from html import escape
 
-        rows = self.records()[:100]
-        head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
-        body = "".join(
-            f"<tr{_FAILED * bool(row.error)}>{''.join(map(_cell, flat.values()))}</tr>"
-            for row, flat in zip(self.rows, rows, strict=False)
-        )
-        left = f"<p>and {len(self.rows) - 100} more rows</p>" if self.rows[100:] else ""
-        return f"<p>{escape(repr(self))}</p><table><tr>{head}</tr>{body}</table>{left}"
+        rows, left = self.records()[:100], len(self.rows) - 100
+        table = f"<tr>{''.join(f'<th>{escape(name)}</th>' for name in rows[0])}</tr>"
+        for row, flat in zip(self.rows, rows, strict=False):
+            look = ' style="background: #f003"' if row.error else ""
+            table += f"<tr{look}>{''.join(map(_cell, flat.values()))}</tr>"
+        rest = f"<p>and {left} more rows</p>" * (left > 0)
+        return f"<p>{escape(repr(self))}</p><table>{table}</table>{rest}"
 
     def __repr__(self) -> str:
         low, high = self.interval
         counts = f"{len(self.rows)} rows, {len(self.errors)} errors"
         shown = f"; first: {self.errors[0].error}" if self.errors else ""
         return f"<score {self.score:.3f}, 95% {low:.3f} to {high:.3f}, {counts}{cut(shown)}>"
-
-
-_FAILED = ' style="background: #f003"'
 
 
 def _cell(value: Any) -> str:
@@ -9795,7 +9789,7 @@ def evaluate(
     executor: Executor | None = None,
     **options: Any,
 ) -> Evaluation:
-    """Run a program on a data set and score each prediction.
+    """Run a program on a data set and score each prediction; rows stand in the order of the data.
 
     A row in which the program itself fails (a reply that cannot be read, a tool that raises) gets
     `failure_score`; so does one that the LM could not answer just then, unless that happens three
@@ -9806,8 +9800,6 @@ def evaluate(
         dataset: examples with at least the inputs of the program.
         metric: (example, prediction) -> 0 to 1, bool, or `Score`; called on the workers.
         **options: params, failure_score, max_errors, progress and watch; see `scoring`.
-    Returns:
-        the evaluation, its rows in the order of the data set.
     Raises:
         DataError: no examples, or one lacks an input; more than `max_errors` rows failed, or all
             alike (two or more, where `max_errors` is not given), and no reply is to blame.
@@ -9824,7 +9816,7 @@ def evaluate(
     _check_watch(options.get("watch"), executor)
     flow = evaluating(program, dataset, metric, lm=lm, **options)
     made: Evaluation = drive(flow, lm, workers=workers, executor=executor)
-    return made if options.get("max_errors") else _not_all_alike(made)
+    return made
 
 
 async def aevaluate(
@@ -9847,7 +9839,7 @@ async def aevaluate(
     _check_watch(options.get("watch"), executor)
     flow = evaluating(program, dataset, metric, lm=lm, **options)
     made: Evaluation = await adrive(flow, lm, workers=workers, executor=executor)
-    return made if options.get("max_errors") else _not_all_alike(made)
+    return made
 
 
 def evaluating(
@@ -9872,6 +9864,11 @@ def evaluating(
     examples = check_dataset(program, dataset)
     ready = program if params is None else program.with_params(params)
     rows = yield from scoring([(ready, one) for one in examples], metric, lm=lm, **options)
+    (error, *others), passing = {row.error for row in rows}, tuple(p.__name__ for p in _PASSING)
+    alike = error and not others and rows[1:] and not error.startswith(passing)
+    if alike and not options.get("max_errors"):
+        what, expected = f"all {len(rows)} rows failed alike", "a program that runs"
+        raise DataError(what, error, expected, "correct the program", rows=rows)
     return Evaluation(rows)
 
 
@@ -9906,27 +9903,27 @@ def scoring(
     [1.0]
     """
     _check_metric(metric)
-    if progress is None and _on_a_terminal():
-        progress = meter
+    if progress is None:
+        with suppress(ValueError):  # standard error may be closed, or none
+            progress = getattr(sys.stderr, "isatty", bool)() and meter
     if progress and not callable(progress):
         raise DataError("this shows no progress", progress, "a function", "pass tqdm.tqdm")
-    rows, failed = list[Row](), 0
+    shown = partial(progress, total=len(jobs), desc=desc) if progress else None
     patience, count = _PATIENCE if silent else min(_PATIENCE, len(jobs)), silent or [0]
+    rows, failed = list[Row](), list[Row]()
 
     def take(row: Any) -> None:
-        nonlocal failed
         if isinstance(row, MetricError):
             raise row
-        count[0] = count[0] + 1 if isinstance(row, _Unanswered) else 0
+        count[0] = count[0] + 1 if row.silent else 0
         if count[0] >= patience:
-            raise row.error
-        rows.append(row.row if count[0] else row)
-        failed += bool(rows[-1].error)
-        if max_errors is not None and failed > max_errors:
-            what, known = f"{failed} of {len(rows)} rows failed; the last", f"at most {max_errors}"
-            raise DataError(what, rows[-1].error, known, "correct the program")
+            raise row.silent
+        rows.append(row)
+        failed.extend([row] * bool(row.error))
+        if max_errors is not None and len(failed) > max_errors:
+            what = f"{len(failed)} of {len(rows)} rows failed; the last"
+            raise DataError(what, row.error, f"at most {max_errors}", "correct the program")
 
-    shown = partial(progress, total=len(jobs), desc=desc) if progress else None
     try:
         yield _Many(partial(_row, metric, failure_score, watch), jobs, lm, take, shown)
     except LmoptError as error:
@@ -9950,54 +9947,25 @@ def meter(results: Iterable[Any], *, total: int = 0, desc: str = "") -> Iterator
     from shutil import get_terminal_size
 
     began, drawn, scored = time.monotonic(), 0.0, list[Row]()
+    draw = partial(print, "\r\x1b[K", sep="", end="", file=sys.stderr, flush=True)
     try:
         for count, result in enumerate(results, start=1):
             yield result
             scored += [result] * isinstance(result, Row)
             now = time.monotonic()
             if now - drawn > 0.25:
-                rate = f"{count / max(now - began, 1e-9):.3g} a second"
-                line = f"{desc}: {count} of {total}, {rate}{_so_far(scored)}"
-                width = get_terminal_size().columns - 1
-                print(f"\r\x1b[K{cut(line, width)}", end="", file=sys.stderr, flush=True)
                 drawn = now
+                line = f"{desc}: {count} of {total}, {count / max(now - began, 1e-9):.3g} a second"
+                if scored:
+                    low, high = (made := Evaluation(tuple(scored))).interval
+                    line += f", score {made.score:.3f} ({low:.3f} to {high:.3f})"
+                draw(cut(line, get_terminal_size().columns - 1))
     finally:
         if drawn:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def _on_a_terminal() -> bool:
-    with suppress(ValueError):  # it is closed
-        return bool(getattr(sys.stderr, "isatty", bool)())
-    return False
-
-
-def _so_far(rows: Sequence[Row]) -> str:
-    if not rows:
-        return ""
-    low, high = (made := Evaluation(tuple(rows))).interval
-    return f", score {made.score:.3f} ({low:.3f} to {high:.3f})"
+            draw()
 
 
 _PATIENCE = 3  # so many rows in a row that the LM could not answer are no accident
-
-
-@frozen
-class _Unanswered:
-    """A row that the LM could not answer just then, which may concern it alone."""
-
-    row: Row
-    error: LMError
-
-
-def _not_all_alike(made: Evaluation) -> Evaluation:
-    """The evaluation, unless the program's own code fails in the same way on every row."""
-    errors = {row.error for row in made.rows}
-    (error,) = errors if len(errors) == 1 else ("",)
-    if error and made.rows[1:] and not error.startswith(tuple(one.__name__ for one in _PASSING)):
-        what, todo = f"all {len(made.rows)} rows failed alike", "correct the program"
-        raise DataError(what, error, "a program that runs", todo, rows=made.rows)
-    return made
 
 
 def check_dataset(program: Program, dataset: Dataset) -> tuple[Record, ...]:
@@ -10018,18 +9986,16 @@ def check_dataset(program: Program, dataset: Dataset) -> tuple[Record, ...]:
     if not isinstance(program, Program):
         todo = "write evaluate(program, dataset, metric, lm=lm)"
         raise DataError("this is no program", program, "a Program", todo)
-    examples = rows_of(dataset)
+    examples, types = list(rows_of(dataset)), _known_types(program)
     if not examples:
         raise DataError("an empty data set", [], "at least one example", "add examples")
-    types = _known_types(program)
-    made = []
-    for index, example in enumerate(examples):
+    for place, example in enumerate(examples):
         try:
             select_inputs(program, example)
-            made.append(_read_as(types, example))
+            examples[place] = _read_as(types, example)
         except DataError as error:
-            raise DataError(f"example {index}: {error}") from error
-    return tuple(made)
+            raise DataError(f"example {place}: {error}") from error
+    return tuple(examples)
 
 
 def rows_of(dataset: Any) -> tuple[Record, ...]:
@@ -10049,11 +10015,9 @@ def rows_of(dataset: Any) -> tuple[Record, ...]:
 
 def _known_types(program: Program) -> dict[str, Any]:
     """The types of fields, by name, that are not just text and mean the same in every step."""
-    found: dict[str, list[Any]] = {}
-    for leaf in program.leaves.values():
-        for one in (*leaf.inputs, *(leaf.signature.outputs if leaf.signature else ())):
-            found.setdefault(one.name, []).append(one.type)
-    same = {name: types[0] for name, types in found.items() if len(set(map(words, types))) == 1}
+    tasks = [leaf.signature for leaf in program.leaves.values() if leaf.signature]
+    fields = groupby(operator.attrgetter("name"), concat(t.inputs + t.outputs for t in tasks))
+    same = {n: found[0].type for n, found in fields.items() if len({f.words for f in found}) == 1}
     own = {one.name: one.type for one in program.inputs}
     names = {*own, *(program.outputs or same)}
     typed = {**same, **valfilter(lambda tp: tp is not str, own)}  # what a body says of its inputs
@@ -10087,11 +10051,10 @@ def _row(
     except Exception as error:
         if stops(error):
             raise
-        row = Row(example, Prediction(trace=events), failure_score, error=describe(error))
-        if isinstance(error, LMError) and error.retryable:
-            return _Unanswered(row, error)
-        return row
-    shown, todo = {"example": dict(example), "prediction": dict(prediction)}, "correct the metric"
+        silent = error if isinstance(error, LMError) and error.retryable else None
+        made, told = Prediction(trace=events), describe(error)
+        return Row(example, made, failure_score, error=told, silent=silent)
+    shown = {"example": dict(example), "prediction": dict(prediction)}
     try:
         asked = getattr(metric, "flow", lambda *pair: _once(Call(metric, pair)))
         result = yield from asked(example, prediction)
@@ -10099,7 +10062,7 @@ def _row(
         raise  # of a judge
     except Exception as error:
         what = f"the metric raised {type(error).__name__} ({error}) for"
-        todo = "correct the data, or the metric" if isinstance(error, DataError) else todo
+        todo = f"correct {'the data, or ' * isinstance(error, DataError)}the metric"
         wrong = MetricError(what, shown, "a score", todo)
         wrong.__cause__ = error
         return wrong
@@ -10184,11 +10147,10 @@ def _chance(gains: Sequence[float]) -> float:
 
 def _shared(example: Fields, prediction: Fields, name: str | None) -> list[tuple[Any, Any]]:
     """Pair the expected and the predicted value of one field, or of all that both have."""
-    names = [name] if name else [one for one in prediction if one in example]
-    for one in names or ["(any)"]:
-        if one not in example or one not in prediction:
-            expected = f"a field of {list(example)} and of {list(prediction)}"
-            raise DataError("no field to compare", one, expected, "name it: field=")
+    names = [one for one in prediction if one in example and name in (None, one)]
+    if not names:
+        expected = f"a field of {list(example)} and of {list(prediction)}"
+        raise DataError("no field to compare", name or "(any)", expected, "name it: field=")
     return [(example[one], prediction[one]) for one in names]
 
 
@@ -10229,14 +10191,12 @@ def f1(example: Fields, prediction: Fields, *, field: str | None = None) -> floa
     >>> f1({"answer": "Paris"}, {"answer": "Paris, France"})
     0.6666666666666666
     """
-    shared = [_overlap(*pair) for pair in _shared(example, prediction, field)]
-    return math.fsum(shared) / len(shared)
-
-
-def _overlap(expected: Any, made: Any) -> float:
-    wanted, given = Counter(normalize(expected).split()), Counter(normalize(made).split())
-    total = wanted.total() + given.total()
-    return 2 * (wanted & given).total() / total if total else 1.0
+    shares = []
+    for pair in _shared(example, prediction, field):
+        wanted, given = (Counter(normalize(one).split()) for one in pair)
+        total = wanted.total() + given.total()
+        shares.append(2 * (wanted & given).total() / total if total else 1.0)
+    return math.fsum(shares) / len(shares)
 
 
 def contains(example: Fields, prediction: Fields, *, field: str | None = None) -> float:
@@ -10246,11 +10206,7 @@ def contains(example: Fields, prediction: Fields, *, field: str | None = None) -
     1.0
     """
     pairs = _shared(example, prediction, field)
-    return float(all(_has_words(made, expected) for expected, made in pairs))
-
-
-def _has_words(text: Any, words: Any) -> bool:
-    return f" {normalize(words)} " in f" {normalize(text)} "
+    return float(all(f" {normalize(words)} " in f" {normalize(text)} " for words, text in pairs))
 
 
 def passage_match(
@@ -10266,8 +10222,9 @@ def passage_match(
             known = f"one of {', '.join(given)}"
             raise DataError("no field to compare", name, known, "name it: field=, context=")
     wanted = example[field]
-    answers = [wanted] if isinstance(wanted, str) else list(wanted)
-    return float(any(_has_words(one, answer) for one in prediction[context] for answer in answers))
+    answers = [wanted] if isinstance(wanted, str) else wanted
+    pairs = [({field: answer}, {field: one}) for one in prediction[context] for answer in answers]
+    return float(any(contains(*pair) for pair in pairs))
 
 
 @frozen(eq=False)
@@ -10342,9 +10299,9 @@ def judge(lm: LM, criterion: str, **options: Any) -> Judge:
     )
 
 
-def _compared(told: str, names: Sequence[str], *shares: tuple[str, str]) -> Signature:
+def _compared(told: str, names: Sequence[str], **shares: str) -> Signature:
     """The signature of a step that estimates shares, each 0 to 1."""
-    outputs = [Field(name, float, f"share of {desc}, 0 to 1") for name, desc in shares]
+    outputs = [Field(name, float, f"share of {desc}, 0 to 1") for name, desc in shares.items()]
     return Signature(map(Field, names), outputs, told)
 
 
@@ -10366,13 +10323,14 @@ def semantic_f1(
     >>> round(metric({"question": "?", "answer": "a"}, {"answer": "a and b"}).value, 3)
     0.667
     """
-    told = "Compare the ideas of the answer with those of the expected answer."
-    recall = ("recall", "the expected ideas that are in the answer")
-    precision = ("precision", "the answer's ideas that are expected")
-    task = _compared(told, ["question", "expected", "answer"], recall, precision)
+    task = _compared(
+        "Compare the ideas of the answer with those of the expected answer.",
+        ["question", "expected", "answer"],
+        recall="the expected ideas that are in the answer",
+        precision="the answer's ideas that are expected",
+    )
     program = chain_of_thought(task, name="semantic_f1", **options)
-    measure = partial(_harmonic, ("recall", "precision"), threshold)
-    return Judge(program, lm, partial(_question, field, ""), measure)
+    return Judge(program, lm, partial(_question, field, ""), partial(_harmonic, threshold))
 
 
 @factory
@@ -10402,17 +10360,16 @@ def complete_and_grounded(
     complete = _compared(
         "Find how much of the expected answer the answer covers.",
         ["question", "expected", "answer"],
-        ("completeness", "the expected ideas in the answer"),
+        completeness="the expected ideas in the answer",
     )
     grounded = _compared(
         "Find how much of the answer the context supports.",
         ["question", "context", "answer"],
-        ("groundedness", "the answer's claims that it supports"),
+        groundedness="the answer's claims that it supports",
     )
     steps = {"complete": complete, "grounded": grounded}
-    program = pipeline(**{n: chain_of_thought(task, **options) for n, task in steps.items()})
-    measure = partial(_harmonic, ("completeness", "groundedness"), threshold)
-    return Judge(program, lm, partial(_question, field, context), measure)
+    program = pipeline(**valmap(partial(chain_of_thought, **options), steps))
+    return Judge(program, lm, partial(_question, field, context), partial(_harmonic, threshold))
 
 
 def _question(field: str, context: str, example: Fields, prediction: Fields) -> dict[str, Any]:
@@ -10422,18 +10379,21 @@ def _question(field: str, context: str, example: Fields, prediction: Fields) -> 
     shown = first(asked.values()) if len(asked) == 1 else asked
     given = {"question": shown, "expected": expected, "answer": made}
     if context:
-        given["context"] = prediction.get(context, example.get(context))
-    if context and given["context"] is None:
-        known = f"a field of {list(prediction)} or of {list(example)}"
-        raise DataError("no passages", context, known, "name them: context=")
+        known = {**example, **prediction}
+        given["context"] = known.get(context)
+        if given["context"] is None:
+            expected = f"one of {', '.join(known)}"
+            raise DataError("no passages", context, expected, "name them: context=")
     return {name: as_text(value) for name, value in given.items()}
 
 
-def _harmonic(names: tuple[str, str], threshold: float | None, made: Prediction) -> Score:
-    """The F1 of two shares, each taken between 0 and 1."""
-    a, b = (min(max(float(made[name]), 0.0), 1.0) for name in names)
-    value = 2 * a * b / (a + b) if a + b else 0.0
-    feedback = f"{names[0]} {a:.2f}, {names[1]} {b:.2f}"
+def _harmonic(threshold: float | None, made: Prediction) -> Score:
+    """The F1 of the shares that a judge estimates, each taken between 0 and 1."""
+    from statistics import harmonic_mean
+
+    shares = {n: min(max(one, 0.0), 1.0) for n, one in made.items() if isinstance(one, float)}
+    value = harmonic_mean(list(shares.values()))
+    feedback = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
     return Score(value if threshold is None else float(value >= threshold), feedback)
 
 
