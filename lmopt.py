@@ -771,10 +771,9 @@ class Made:
 
     def _again(self) -> partial[Any]:
         """What makes an equal record in another process."""
-        todo = "make it there, or in a function of a module decorated with @factory"
         if not isinstance(self.made, tuple):
             what = self.made or "nothing tells how this was made, so that it cannot be sent"
-            raise DataError(what, self, "what a factory made", todo)
+            raise DataError(what, self, "what a factory made", "make it there, or by a @factory")
         make, args, kwargs = self.made
         given = inspect.signature(make).bind(*args, **kwargs).arguments
         for name, found in valfilter(bool, valmap(_nameless, given)).items():
@@ -9918,8 +9917,9 @@ def scoring(
         count[0] = count[0] + 1 if row.silent else 0
         if count[0] >= patience:
             raise row.silent
-        rows.append(row)
-        failed.extend([row] * bool(row.error))
+        rows.append(evolve(row, silent=None) if row.silent else row)
+        if row.error:
+            failed.append(row)
         if max_errors is not None and len(failed) > max_errors:
             what = f"{len(failed)} of {len(rows)} rows failed; the last"
             raise DataError(what, row.error, f"at most {max_errors}", "correct the program")
@@ -10277,7 +10277,6 @@ def judge(lm: LM, criterion: str, **options: Any) -> Judge:
     It sees the whole example and the whole prediction, and grades from 1 to 5, which is 0 to 1.
 
     Args:
-        lm: the judge.
         criterion: what a good prediction is like, in words.
         **options: what `predict` takes.
     Calls: those of `predict` for each prediction.
@@ -10312,7 +10311,6 @@ def semantic_f1(
     """Make the metric that compares long answers by their ideas: the F1 of precision and recall.
 
     Args:
-        lm: the judge.
         field: what to compare; the other fields of the example are the question.
         threshold: score 1 from here on and 0 below; by default the F1 itself.
         **options: what `predict` takes.
@@ -10374,16 +10372,14 @@ def complete_and_grounded(
 
 def _question(field: str, context: str, example: Fields, prediction: Fields) -> dict[str, Any]:
     """The inputs of a judge that compares one field."""
+    known = {**example, **prediction}
+    if context and known.get(context) is None:
+        raise DataError("no passages", context, f"one of {', '.join(known)}", "name them: context=")
     ((expected, made),) = _shared(example, prediction, field)
     asked = {n: v for n, v in example.items() if n not in (field, context)}
     shown = first(asked.values()) if len(asked) == 1 else asked
     given = {"question": shown, "expected": expected, "answer": made}
-    if context:
-        known = {**example, **prediction}
-        given["context"] = known.get(context)
-        if given["context"] is None:
-            expected = f"one of {', '.join(known)}"
-            raise DataError("no passages", context, expected, "name them: context=")
+    given |= {"context": known[context]} if context else {}
     return {name: as_text(value) for name, value in given.items()}
 
 
