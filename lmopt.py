@@ -9753,15 +9753,13 @@ class Evaluation:
         return _dump(jsonable(self.records(), other=repr), indent=1)
 
     def _repr_html_(self) -> str:
-        from html import escape
-
         rows, left = self.records()[:100], len(self.rows) - 100
-        table = f"<tr>{''.join(f'<th>{escape(name)}</th>' for name in rows[0])}</tr>"
+        table = f"<tr>{''.join(_tagged('th', name) for name in rows[0])}</tr>"
         for row, flat in zip(self.rows, rows, strict=False):
             look = ' style="background: #f003"' if row.error else ""
-            table += f"<tr{look}>{''.join(map(_cell, flat.values()))}</tr>"
+            table += f"<tr{look}>{''.join(_tagged('td', one) for one in flat.values())}</tr>"
         rest = f"<p>and {left} more rows</p>" * (left > 0)
-        return f"<p>{escape(repr(self))}</p><table>{table}</table>{rest}"
+        return f"{_tagged('div', repr(self))}<table>{table}</table>{rest}"
 
     def __repr__(self) -> str:
         low, high = self.interval
@@ -9770,12 +9768,12 @@ class Evaluation:
         return f"<score {self.score:.3f}, 95% {low:.3f} to {high:.3f}, {counts}{cut(shown)}>"
 
 
-def _cell(value: Any) -> str:
-    """A cell of a table in HTML; a long text is cut, and whole on a click."""
+def _tagged(tag: str, value: Any) -> str:
+    """A value in HTML; a long text is cut, and whole on a click."""
     from html import escape
 
-    long = len(as_text(value)) > 60
-    return f"<td>{_folded(_line(value), value) if long else escape(as_text(value))}</td>"
+    text = as_text(value)
+    return f"<{tag}>{_folded(_line(value), text) if text[60:] else escape(text)}</{tag}>"
 
 
 def evaluate(
