@@ -47,7 +47,7 @@ import re
 import statistics
 import sys
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import (
     AsyncIterator,
     Callable,
@@ -63,8 +63,9 @@ from operator import add, mul
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
-from attrs import astuple, evolve, field, frozen
-from toolz import first, groupby, interleave, pipe, take, unique  # type: ignore[import-untyped]
+from attrs import astuple, define, evolve, field, frozen
+from attrs.converters import optional
+from toolz import first, groupby, interleave, keyfilter, pipe, take, unique  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -179,7 +180,7 @@ class Plan:
     def __str__(self) -> str:
         said = {
             f"at most {self.runs} runs and {self.calls} LM calls, usually {self.usual}": 1,
-            f"about {_roughly(self.tokens):,} tokens": self.tokens,
+            f"about {round(self.tokens, 2 - len(str(self.tokens))):,} tokens": self.tokens,
             f"about ${self.usd or 0.0:.2f}": self.usd,
             f"{self.trainings} trainings": self.trainings,
         }
@@ -197,20 +198,9 @@ class Plan:
             return self
         runs, usual = calls // each if each else self.runs, min(calls, self.usual)
         share = usual / self.usual if self.usual else 1.0
-        return Plan(
-            runs=min(self.runs, runs),
-            calls=min(self.calls, calls),
-            metrics=min(self.metrics, runs),
-            usual=usual,
-            trainings=self.trainings,
-            tokens=round(share * self.tokens),
-            usd=None if self.usd is None else share * self.usd,
-        )
-
-
-def _roughly(count: int) -> int:
-    """A number to two digits."""
-    return round(count, 2 - len(str(count)))
+        tokens, usd = round(share * self.tokens), self.usd and share * self.usd
+        kept = evolve(self, usual=usual, tokens=tokens, usd=usd, calls=min(self.calls, calls))
+        return evolve(kept, runs=min(self.runs, runs), metrics=min(self.metrics, runs))
 
 
 class Options(TypedDict, total=False):
@@ -243,17 +233,18 @@ class Options(TypedDict, total=False):
     within: str  # the only step, or program with steps, that may change; see `only`
 
 
-def _given(valset: lmopt.Dataset | None) -> Examples | None:
-    return None if valset is None else lmopt.rows_of(valset)
+def _within(top: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (top,) if isinstance(top, str) else top
 
 
-def _tops(within: str | tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(filter(None, [within])) if isinstance(within, str) else within
+_Lengths = Sequence[tuple[float, float]]
+"""Of each step, how many characters its prompt has without demonstrations, and one of them on
+average, 0 where no example fits."""
 
 
 @frozen(eq=False, repr=False)
 class _Options:
-    valset: Examples | None = field(default=None, converter=_given)
+    valset: Examples | None = field(default=None, converter=optional(lmopt.rows_of))
     calls: int | None = None
     max_labeled: int | None = None
     max_prompt_tokens: int = 8000
@@ -264,15 +255,15 @@ class _Options:
     workers: int | None = None
     executor: Executor | None = None
     progress: lmopt.Progress = None
-    within: tuple[str, ...] = field(default=(), converter=_tops)
+    within: tuple[str, ...] = field(default=(), converter=_within)
     sized: bool = True  # whether the calls decide how many rows to score on
 
     def __attrs_post_init__(self) -> None:
         _check(max_labeled=self.max_labeled or 0, calls=self.calls or 0)
+        _check(1, max_prompt_tokens=self.max_prompt_tokens)
         if self.propose is not None and not callable(self.propose):
             todo = "pass proposer(), or a function from what it is told to a text"
             raise lmopt.DataError("this writes nothing", self.propose, "a program", todo)
-        _check(1, max_prompt_tokens=self.max_prompt_tokens)
 
     def part(self, examples: Examples) -> tuple[Examples, Examples]:
         """Rows to learn from, and rows to score on; never the same."""
@@ -280,10 +271,8 @@ class _Options:
             return split(examples, seed=self.seed)
         known = set(examples)
         both = [row for row in unique(self.valset) if row in known]
+        what = f"{len(both)} rows are in both trainset and valset" if both else "an empty valset"
         if both or not self.valset:
-            what = (
-                f"{len(both)} rows are in both trainset and valset" if both else "an empty valset"
-            )
             todo = "take them out of one, or leave valset out"
             raise lmopt.DataError(what, both[:1], "rows of its own", todo)
         return examples, self.valset
@@ -291,9 +280,8 @@ class _Options:
     def paths(self, program: lmopt.Program) -> list[str]:
         """The steps that may change: those at or below each path that limits it."""
         found = list(program.params)
-        for top in self.within:
-            known = found
-            found = [one for one in known if one == top or one.startswith(f"{top}.")]
+        for top in filter(None, self.within):
+            known, found = found, [one for one in found if f"{one}.".startswith(f"{top}.")]
             if not found:
                 expected = f"one of {', '.join(known)}"
                 raise lmopt.ParamsError("no such path", top, expected, "correct the path")
@@ -303,20 +291,20 @@ class _Options:
         """How many labelled demonstrations a step has at most."""
         return self.fit(_lengths(program, examples), len(examples))
 
-    def fit(self, lengths: Sequence[Sequence[float]], count: int) -> int:
+    def fit(self, lengths: _Lengths, count: int) -> int:
         """Do the same of so many examples, of such lengths."""
         room = min(self.max_prompt_tokens, int(self.max_tokens_per_run or self.max_prompt_tokens))
-        fit = _fit(lengths, count, room)
-        return fit if self.max_labeled is None else min(self.max_labeled, fit)
+        fit = [int((4 * room - empty) / each) for empty, each in lengths if each]
+        known = [] if self.max_labeled is None else [self.max_labeled]
+        return max(min([count, *fit, *known]), 0)
 
 
 def _check(least: int = 0, **values: int) -> None:
     for name, value in values.items():
-        if not isinstance(value, int) or value < least:
-            what, todo = f"{name} is too small", f"raise {name}"
-            if not isinstance(value, int):
-                what, todo = f"{name} is no whole number", f"correct {name}"
-            raise lmopt.DataError(what, value, f"{least} or more", todo)
+        whole = isinstance(value, int)
+        if not whole or value < least:
+            wrong, todo = ("too small", "raise") if whole else ("no whole number", "correct")
+            raise lmopt.DataError(f"{name} is {wrong}", value, f"{least} or more", f"{todo} {name}")
 
 
 @frozen(eq=False, repr=False)
@@ -328,7 +316,7 @@ class Size:
     train: int
     val: int
     options: _Options
-    lengths: Sequence[Sequence[float]] = ()  # see `_lengths`
+    lengths: _Lengths = ()
     price: Any = None  # of the LM
 
     @property
@@ -342,8 +330,7 @@ class Size:
         writer = self.options.propose or proposer()
         each = writer.max_calls if isinstance(writer, lmopt.Program) else 0
         asked = Plan(runs, runs * self.program.max_calls, runs, runs * _usual_calls(self.program))
-        writer_lm = self.options.prompt_lm
-        paid = self if writer_lm is None else self.answered_by(writer_lm)
+        paid = self.answered_by(self.options.prompt_lm)
         return self.priced(asked) + paid.priced(Plan(calls=texts * each, usual=texts * bool(each)))
 
     def answered_by(self, lm: Any) -> Size:
@@ -357,8 +344,9 @@ class Size:
         most = self.options.fit(self.lengths, self.train)
         read = statistics.fmean(empty + (most + 1) * each for empty, each in self.lengths) / 4
         made = statistics.fmean(each for _, each in self.lengths) / 4
-        price = self.price and (read * self.price[0] + made * self.price[1]) / 1e6
-        usd = plan.usual * price if self.price else None
+        usd = None
+        if self.price:
+            usd = plan.usual * ((read * self.price[0] + made * self.price[1]) / 1e6)
         return evolve(plan, tokens=round(plan.usual * (read + made)), usd=usd)
 
 
@@ -398,21 +386,18 @@ class Optimizer:
             LMError: the LM could not be asked.
             MetricError: the metric raised, or returned no score.
         """
-        trials = self._emitted(program, trainset, metric)
         made = [Trial(program.params, note="the start")]
-        with _keeping(made):
-            for trial in trials:
-                made.append(trial)  # noqa: PERF402  # kept, however it ends
+        with _ending(made):
+            made.extend(self._emitted(lmopt.emit, program, trainset, metric))  # kept if it raises
         return best(made).params
 
     async def arun(
         self, program: lmopt.Program, trainset: lmopt.Dataset, metric: Any
     ) -> lmopt.Params:
         """Do the same in the running event loop."""
-        trials = self._aemitted(program, trainset, metric)
         made = [Trial(program.params, note="the start")]
-        with _keeping(made):
-            async for trial in trials:
+        with _ending(made):
+            async for trial in self._emitted(lmopt.aemit, program, trainset, metric):
                 made.append(trial)  # noqa: PERF401  # kept, however it ends
         return best(made).params
 
@@ -423,23 +408,17 @@ class Optimizer:
 
         A spent budget ends it with a warning, the last trial being the one under way.
         """
-        return _watched(self._emitted(program, trainset, metric))
+        return _watched(self._emitted(lmopt.emit, program, trainset, metric))
 
     def atrials(
         self, program: lmopt.Program, trainset: lmopt.Dataset, metric: Any
     ) -> AsyncIterator[Trial]:
         """Do the same in the running event loop."""
-        return _awatched(self._aemitted(program, trainset, metric))
+        return _awatched(self._emitted(lmopt.aemit, program, trainset, metric))
 
-    def _emitted(self, *task: Any) -> Iterator[Trial]:
-        chosen = self.options
-        options: Any = {"workers": chosen.workers, "executor": chosen.executor}
-        return lmopt.emit(self.flow(*task), Trial, self.lm, **options)
-
-    def _aemitted(self, *task: Any) -> AsyncIterator[Trial]:
-        chosen = self.options
-        options: Any = {"workers": chosen.workers, "executor": chosen.executor}
-        return lmopt.aemit(self.flow(*task), Trial, self.lm, **options)
+    def _emitted(self, emit: Callable[..., Any], *task: Any) -> Any:
+        how = {"workers": self.options.workers, "executor": self.options.executor}
+        return emit(self.flow(*task), Trial, self.lm, **how)
 
     def flow(
         self, program: lmopt.Program, trainset: lmopt.Dataset, metric: lmopt.Metric
@@ -448,16 +427,19 @@ class Optimizer:
         examples, chosen = lmopt.check_dataset(program, trainset), self.options
         if chosen.valset:
             chosen = evolve(chosen, valset=lmopt.check_dataset(program, chosen.valset))
-        return _searching(evolve(self, options=chosen), program, examples, metric)
+        train, val = chosen.part(examples) if self.parts else (examples, chosen.valset or examples)
+        hunt = Hunt(program, train, val, metric, self.lm, chosen, self.name)
+        if chosen.calls is not None and chosen.sized and self.parts:
+            runs = chosen.calls // max(_usual_calls(program), 1)
+            hunt.fewer(runs // 10, min(24, runs // 3))
+        return hunt._performed(self.search(hunt))
 
     def plan(self, program: lmopt.Program, trainset: lmopt.Dataset) -> Plan:
         """Return what a search costs at most; makes no LM call."""
         examples = lmopt.check_dataset(program, trainset)
         return self.bounded(program, len(examples), _lengths(program, examples))
 
-    def bounded(
-        self, program: lmopt.Program, size: int, lengths: Sequence[Sequence[float]] = ()
-    ) -> Plan:
+    def bounded(self, program: lmopt.Program, size: int, lengths: _Lengths = ()) -> Plan:
         """Return what a search with so many examples, of such lengths, costs at most."""
         given, steps = self.options.valset, len(self.options.paths(program))
         train = (size + 1) // 2 if self.parts and given is None else size
@@ -505,52 +487,48 @@ def optimizer(
 
 
 def _check_options(name: str, options: Mapping[str, Any]) -> None:
-    unknown = [one for one in options if one not in Options.__annotations__]
-    if unknown:
+    for one in options.keys() - Options.__annotations__.keys():
         import difflib
 
-        make = globals().get(name, optimizer)
-        takes = inspect.signature(make).parameters
-        teaches = "Teaching" in str(takes.get("options"))
-        known = [*takes, *(Teaching if teaches else Options).__annotations__][1:]
-        known = [one for one in known if one != "options"]
-        near = difflib.get_close_matches(unknown[0], known, 1)
+        takes = inspect.signature(globals().get(name, optimizer)).parameters
+        kind = Teaching if "Teaching" in str(takes.get("options")) else Options
+        known = sorted({*takes, *kind.__annotations__} - {"lm", "options"})
+        near = difflib.get_close_matches(one, known, 1)
         todo = f"did you mean {near[0]}?" if near else "leave it out"
         what = f"{name} has no option of this name"
-        raise TypeError(lmopt.explain(what, unknown[0], ", ".join(unique(known)), todo))
+        raise TypeError(lmopt.explain(what, one, ", ".join(known), todo))
 
 
 @contextmanager
-def _keeping(made: list[Trial]) -> Iterator[None]:
+def _ending(made: list[Trial] | None = None) -> Iterator[None]:
+    """End a search that is interrupted with a warning, and its best so far if that is kept."""
     try:
         yield
     except (lmopt.BudgetExceeded, KeyboardInterrupt) as error:
-        kept = f"its best so far is returned: {best(made).note}"
-        warnings.warn(_ended(error, kept), stacklevel=4)
+        if not made and isinstance(error, KeyboardInterrupt):
+            raise
+        kept = "its trials so far are all"
+        if made:
+            kept = f"its best so far is returned: {best(made).note}"
+        what = f"the search was ended by {lmopt.describe(error)}"
+        warnings.warn(f"{what}; {kept}", stacklevel=4)
     except Exception as error:
-        with suppress(AttributeError):
-            error.best = best(made).params  # type: ignore[attr-defined]
+        if made:
+            with suppress(AttributeError):
+                error.best = best(made).params  # type: ignore[attr-defined]
         raise
 
 
 def _watched(trials: Iterator[Trial]) -> Iterator[Trial]:
-    try:
+    with _ending():
         yield from trials
-    except lmopt.BudgetExceeded as error:
-        warnings.warn(_ended(error, "its trials so far are all"), stacklevel=2)
 
 
 async def _awatched(trials: AsyncIterator[Trial]) -> AsyncIterator[Trial]:
-    async with aclosing(trials):  # type: ignore[type-var]
-        try:
+    with _ending():
+        async with aclosing(trials):  # type: ignore[type-var]
             async for trial in trials:
                 yield trial
-        except lmopt.BudgetExceeded as error:
-            warnings.warn(_ended(error, "its trials so far are all"), stacklevel=2)
-
-
-def _ended(error: BaseException, kept: str) -> str:
-    return f"the search was ended by {lmopt.describe(error)}; {kept}"
 
 
 def best(trials: Iterable[Trial], *, level: float = 0.7) -> Trial:
@@ -573,11 +551,14 @@ def best(trials: Iterable[Trial], *, level: float = 0.7) -> Trial:
     made = list(trials)
     if not made:
         raise lmopt.DataError("no trials", made, "one or more", "give the search more calls")
-    top = functools.reduce(_better, made)
+    able = [made[0], *(one for one in made[1:] if not one.out)]
+    scored = [one for one in able if one.score is not None]
+    top = max(scored, key=lambda one: one.score or 0.0) if scored else able[-1]
+    top = next((one for one in reversed(able) if one.final), top)
     if top.final or top.evaluation is None:
         return top
-    least = next((one.score for one in made if one.score is not None and not one.out), 0.0)
-    alike = [one for one in made if one is top or _as_good(one, top, least or 0.0, level)]
+    least = next((one.score for one in scored if not one.out), 0.0)
+    alike = [one for one in made if one is top or _as_good(one, top, least, level)]
     kept = min(alike, key=lambda one: (one.tokens, -(one.score or 0.0)))
     if kept.score == top.score:
         return kept
@@ -585,24 +566,14 @@ def best(trials: Iterable[Trial], *, level: float = 0.7) -> Trial:
     return evolve(kept, note=f"{note} {top.tokens:.0f} tokens a run, not {kept.tokens:.0f}")
 
 
-def _better(best: Trial, trial: Trial) -> Trial:
-    """Take the higher score; where there are no scores, each trial improves on the one before."""
-    if best.final > trial.final or trial.out:
-        return best
-    if trial.final or best.score is None:
-        return trial
-    return trial if trial.score is not None and trial.score > best.score else best
-
-
-def _as_good(trial: Trial, top: Trial, least: float, level: float) -> bool:
-    if trial.evaluation is None or top.evaluation is None or trial.out:
+def _as_good(trial: Trial, top: Trial, least: float | None, level: float) -> bool:
+    shown, most = trial.evaluation, top.evaluation
+    if shown is None or most is None or trial.out or (trial.score or 0.0) < (least or 0.0):
         return False
-    pair = trial.evaluation, top.evaluation
-    same = [[row.example for row in one.rows] for one in pair]
-    if trial.score is None or trial.score < least or same[0] != same[1]:
+    if [row.example for row in shown.rows] != [row.example for row in most.rows]:
         return False
-    tested = level < 1.0 and len(same[0]) >= 50 and lmopt.compare(*pair).p_value >= level
-    return tested or trial.score == top.score
+    tested = level < 1.0 and len(shown.rows) >= 50
+    return trial.score == top.score or (tested and lmopt.compare(shown, most).p_value >= level)
 
 
 # -- how a search says what it wants --
@@ -630,53 +601,12 @@ def _wanted(method: Callable[..., lmopt.Flow]) -> Callable[..., Want]:
     return want
 
 
-def _searching(
-    optimizer: Optimizer, program: lmopt.Program, examples: Examples, metric: lmopt.Metric
-) -> lmopt.Flow:
-    """Run a search: yield the effects of what it wants, and its trials."""
-    chosen = optimizer.options
-    train, val = chosen.part(examples) if optimizer.parts else (examples, chosen.valset or examples)
-    hunt = Hunt(program, train, val, metric, optimizer.lm, chosen)
-    hunt.name = optimizer.name
-    if chosen.calls is not None and chosen.sized and optimizer.parts:
-        runs = chosen.calls // max(_usual_calls(program), 1)
-        hunt.fewer(runs // 10, min(24, runs // 3))
-    flow = optimizer.search(hunt)
-    if not isinstance(flow, Generator):
-        todo = "yield what it wants: made = yield hunt.trial(...)"
-        raise TypeError(lmopt.explain("this search is no flow", flow, "a generator", todo))
-    yield from lmopt.through(flow, partial(_satisfy, hunt))
-    if hunt._unused:
-        reason = lmopt.cut(str(hunt._unused[0]), 80)
-        what = f"{len(hunt._unused)} proposed texts could not be used at the end ({reason})"
-        warnings.warn(what, stacklevel=2)
-
-
 def _each(flow: Callable[[Any], lmopt.Flow], items: Iterable[Any]) -> lmopt.Flow:
     """Run a flow for each item, one after the other; return what they return."""
     made = []
     for item in items:
         made.append((yield from flow(item)))  # noqa: PERF401
     return tuple(made)
-
-
-def _satisfy(hunt: Hunt, want: Any) -> lmopt.Flow:
-    """Perform what a search yields, several things one after the other; pass its trials on."""
-    if isinstance(want, (list, tuple)):
-        return (yield from _each(partial(_satisfy, hunt), want))
-    if not isinstance(want, Want):
-        return (yield want)
-    known = len(hunt.trials)
-    outcome, ended = None, None
-    try:
-        outcome = yield from want.flow()
-    except lmopt.BudgetExceeded as error:
-        ended = error
-    for trial in hunt.trials[known:]:  # noqa: UP028  # a list cannot be sent anything
-        yield trial
-    if ended is not None:
-        raise ended
-    return outcome
 
 
 class CallsSpent(lmopt.BudgetExceeded):
@@ -686,48 +616,49 @@ class CallsSpent(lmopt.BudgetExceeded):
 
 
 _Tried = tuple[lmopt.Params, str]  # parameters, and what they are
+_Some = lmopt.Params | Sequence[lmopt.Params]
+_Job = tuple[dict[Any, lmopt.Row], Any, lmopt.Program, lmopt.Record]
+"""Where to put the row, by which name, and what to run on what."""
+_FOLDS = 4
 
 
+@define(eq=False, repr=False)
 class Hunt:
     """What a search sees of itself, and the words for what it wants, each to be yielded.
 
     No row is answered with itself among the demonstrations: where it is one of them, the row runs
     without it, and without those of every fourth row beside it.
-
-    Attributes:
-        program: to be improved.
-        train: rows to learn from.
-        val: rows to score on; `whole` where they were more before.
-        trials: all so far, in order.
-        name: of the optimizer.
-        calls: LM calls so far.
-        usd: what they cost so far, where the LM has a price.
-        runs: runs of the program so far.
-        most: LM calls that it may make, or None.
-        paths: of the steps that may change.
     """
 
-    def __init__(
-        self,
-        program: lmopt.Program,
-        train: Examples,
-        val: Examples,
-        metric: lmopt.Metric,
-        lm: Any,
-        options: _Options = _Options(),
-    ) -> None:
-        self.program, self.train, self.val, self.metric, self.lm = program, train, val, metric, lm
-        self.options, self.seed, self.paths = options, options.seed, options.paths(program)
-        self.trials: list[Trial] = []
-        self.calls, self.runs, self.best, self.most = 0, 0, 0, options.calls
-        self.name, self.usd = "search", 0.0
-        self.whole = val
-        self._seen: dict[str, int] = {}
-        self._unused: list[Exception] = []  # proposals since the last trial
-        self._silent = [0]  # how many requests in a row the LM could not answer
-        self._done: dict[tuple[str, str], dict[int, lmopt.Row]] = {}
-        self._taught: dict[tuple[int, int, str], dict[lmopt.Record, lmopt.Row]] = {}
-        self._ready: dict[str, tuple[Examples, dict[tuple[str, int], lmopt.Program]]] = {}
+    program: lmopt.Program  # to be improved
+    train: Examples  # rows to learn from
+    val: Examples  # rows to score on; `whole` where they were more before
+    metric: Any
+    lm: Any
+    options: _Options = _Options()
+    name: str = "search"  # of the optimizer
+    trials: list[Trial] = field(factory=list, init=False)  # all so far, in order
+    calls: int = field(default=0, init=False)  # LM calls so far
+    usd: float = field(default=0.0, init=False)  # what they cost, where the LM has a price
+    runs: int = field(default=0, init=False)  # of the program so far
+    whole: Examples = field(init=False)
+    seed: int = field(init=False)
+    most: int | None = field(init=False)  # LM calls that it may make
+    paths: list[str] = field(init=False)  # of the steps that may change
+    _unused: list[Any] = field(factory=list, init=False)  # proposals since the last trial, why
+    _silent: list[int] = field(factory=lambda: [0], init=False)  # requests in a row without answer
+    _done: dict[Any, dict[Any, lmopt.Row]] = field(factory=partial(defaultdict, dict), init=False)
+    _programs: dict[Any, lmopt.Program] = field(factory=dict, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.whole, self.seed, self.most = self.val, self.options.seed, self.options.calls
+        self.paths = self.options.paths(self.program)
+
+    @property
+    def best(self) -> int:
+        """Where the best trial so far stands among them."""
+        scores = [-1.0 if one.out else one.score or 0.0 for one in self.trials]
+        return scores.index(max(scores))
 
     @property
     def top(self) -> Trial:
@@ -741,22 +672,26 @@ class Hunt:
 
     def knows(self, params: lmopt.Params) -> bool:
         """Whether equal parameters were tried before."""
-        return params.digest in self._seen
+        return any(one.params.digest == params.digest for one in self.trials)
 
     def new(self, made: Iterable[_Tried]) -> list[_Tried]:
         """Those of several (parameters, note) that were not tried before, equal ones once."""
-        return [one for one in unique(made, key=_digest) if not self.knows(one[0])]
+        return [one for one in unique(made, lambda one: one[0].digest) if not self.knows(one[0])]
 
     def fewer(self, rows: int, least: int = 24) -> None:
         """Score on so many held-out rows from now on, but not on fewer than `least`."""
         self.val = self.val[: max(rows, least, 1)]
+
+    def labelled(self, count: int) -> lmopt.Params:
+        """The program's parameters with so many labelled examples as demonstrations."""
+        return labeled_demos(self.program, self.train, count, seed=self.seed)
 
     @_wanted
     def start(self) -> lmopt.Flow:
         """The program as it is, scored; sent: the trial."""
         size = len(self.val)
         few = f", scored on {size} of {len(self.whole)} rows" if self.whole[size:] else ""
-        made = yield from self.trial(self.program.params, f"start{few}", None, False).flow()
+        (made,) = yield from self._contest([(self.program.params, f"start{few}")], None, False)
         most = self.options.max_tokens_per_run
         if most is not None and (made.tokens or 0.0) > most:
             what = f"a run of the start takes {made.tokens:.0f} tokens, more than {most:g}"
@@ -774,10 +709,6 @@ class Hunt:
         counts = _rungs(self.options.most(self.program, self.train))[:most]
         made = [(self.labelled(count), f"{count} labelled examples") for count in counts]
         return self._contest(self.new(made), 0)
-
-    def labelled(self, count: int) -> lmopt.Params:
-        """The program's parameters with so many labelled examples as demonstrations."""
-        return labeled_demos(self.program, self.train, count, seed=self.seed)
 
     @_wanted
     def trial(
@@ -799,14 +730,13 @@ class Hunt:
         arXiv 1502.07943): only the better half goes on, two at least, and none that is far behind
         the best, row by row: by two standard errors at first, by one at the end.
         """
-        return self._contest(list(made), parent)
+        return self._contest(made, parent)
 
     @_wanted
     def unscored(self, params: lmopt.Params, note: str) -> lmopt.Flow:
         """Parameters that are better by what they are made of; sent: the trial."""
         yield from ()
-        parent = len(self.trials) - 1 if self.trials else None
-        return self._book(Trial(self._allowed(params), None, note, parent, self.calls))
+        return self._book(Trial(params, None, note, len(self.trials) - 1 if self.trials else None))
 
     @_wanted
     def last(
@@ -815,13 +745,10 @@ class Hunt:
         """The last word of the search, whatever other trials scored; sent: the trial."""
         yield from ()
         score = shown.score if shown else None
-        made = Trial(self._allowed(params), score, note, parent, self.calls, shown, final=True)
-        return self._book(made)
+        return self._book(Trial(params, score, note, parent, evaluation=shown, final=True))
 
     @_wanted
-    def rows(
-        self, params: lmopt.Params | Sequence[lmopt.Params], places: Iterable[int] | None = None
-    ) -> lmopt.Flow:
+    def rows(self, params: _Some, places: Iterable[int] | None = None) -> lmopt.Flow:
         """Runs on rows of the training half, by default all; sent: the evaluation.
 
         Of several parameters, which run together: an evaluation of each.
@@ -829,9 +756,7 @@ class Hunt:
         return self._shown("train", params, places)
 
     @_wanted
-    def held(
-        self, params: lmopt.Params | Sequence[lmopt.Params], places: Iterable[int] | None = None
-    ) -> lmopt.Flow:
+    def held(self, params: _Some, places: Iterable[int] | None = None) -> lmopt.Flow:
         """The same on held-out rows."""
         return self._shown("val", params, places)
 
@@ -841,11 +766,10 @@ class Hunt:
     ) -> lmopt.Flow:
         """Runs of another program, or with another LM, on any rows; sent: the evaluation."""
         ready = teacher.with_params(params)
-        known = self._taught.setdefault((id(teacher.body), id(lm), params.digest), {})
-        jobs = [(ready, row) for row in rows if row not in known]
-        made = yield from self._run(jobs, self.lm if lm is None else lm, "the teacher runs")
-        known |= {row.example: row for row in made}
-        return lmopt.Evaluation(tuple(known[row] for row in rows))
+        done = self._done[id(teacher.body), id(lm), params.digest]
+        jobs = [(done, row, ready, row) for row in rows if row not in done]
+        yield from self._run(jobs, self.lm if lm is None else lm, "the teacher runs")
+        return lmopt.Evaluation(tuple(done[row] for row in rows))
 
     @_wanted
     def cases(
@@ -858,7 +782,7 @@ class Hunt:
         expected; worst first.
         """
         chosen = self.top.params if params is None else params
-        known = self._done.setdefault(("train", chosen.digest), {})
+        known = self._done["train", chosen.digest]
         order = lmopt.seeded(self.seed, "evidence").sample(range(len(self.train)), len(self.train))
         fresh = [place for place in order if place not in known][: shown * count]
         yield from self._score("train", [chosen], fresh)
@@ -889,35 +813,33 @@ class Hunt:
             "attempts": _attempts(self.trials, path),
             "data": data,
         }
-        size = 2 * self.options.max_prompt_tokens  # in characters: half of the prompt
-        shown = [_pictured(_fitting(one, size)) for one in seen]
-        asked = [
-            lmopt.Record({**told, "cases": one, "tip": tip})
-            for (one, _), tip in zip(shown, itertools.cycle(tips), strict=False)
-        ]
-        made = yield from self._written(asked, [images for _, images in shown])
+        asked = []
+        for one, tip in zip(seen, itertools.cycle(tips), strict=False):
+            shown, images = _pictured(_fitting(one, 2 * self.options.max_prompt_tokens))
+            asked.append(lmopt.Record({**told, "cases": shown, "images": images, "tip": tip}))
+        writer = self.options.propose or proposer()
+        made = yield from self._written(writer, asked)
         wrong = [one for one in made if not isinstance(one, (str, type(None)))]
         if wrong:
             raise lmopt.DataError("propose wrote no text", wrong[0], "a text", "return a str")
-        texts = list(map(cleaned, made))
-        writer = self.options.propose or proposer()
         own = getattr(writer, "params", None) or {}
         echoes = {"", *(prompt.instructions for prompt in own.values())}
+        texts = list(map(cleaned, made))
         what = "an empty text, or what the writer itself was told"
-        self._unused += [ValueError(what) for one in texts if one in echoes]
+        self._unused += [what for text in texts if text in echoes]
         return [text for text in unique(texts) if text not in echoes]
 
-    def _written(self, asked: Sequence[lmopt.Record], images: Sequence[Any]) -> lmopt.Flow:
-        """What the writer writes for what it is told; the default one is shown images too."""
-        writer, ran = self.options.propose or proposer(), ()
+    def _written(self, writer: Any, asked: Sequence[lmopt.Record]) -> lmopt.Flow:
+        """What is written for what is told; the default writer is shown images too."""
         if not isinstance(writer, lmopt.Program):
-            return (yield from _each(lambda one: (yield lmopt.invoke(writer, one)), asked))
-        if self.options.propose is None and any(images):
-            seeing = [one | {"images": shown} for one, shown in zip(asked, images, strict=True)]
-            ran = yield from self._asked(_SEEING, seeing)
-        if not ran:  # there are none, or the LM takes none
-            ran = yield from self._asked(writer, asked)
-        return [one["instructions"] for one in ran]
+            told = [lmopt.select_inputs(proposer(), one) for one in asked]
+            return (yield from _each(lambda one: (yield lmopt.invoke(writer, one)), told))
+        made = []
+        if self.options.propose is None and any(one.images for one in asked):
+            made = yield from self._asked(_SEEING, asked)
+        if not made:  # there are none, or the LM takes none
+            made = yield from self._asked(writer, asked)
+        return [one["instructions"] for one in made]
 
     @_wanted
     def trained(
@@ -943,12 +865,11 @@ class Hunt:
 
         A reply that cannot be used is left out, and noted in the next trial.
         """
-        asked = self.options.prompt_lm or self.lm
-        samples = [lmopt.sampled(program, index, 1 << 16) for index in range(len(given))]
-        pairs = list(zip(samples, given, strict=True))[: self._room(program)]
+        pairs = [(lmopt.sampled(program, n, 1 << 16), one) for n, one in enumerate(given)]
+        pairs = pairs[: self._room(program)]
         if given and not pairs:
             raise self._spent()
-        made = yield from lmopt.gathered(_sample, pairs, asked)
+        made = yield from lmopt.gathered(_sample, pairs, self.options.prompt_lm or self.lm)
         self._spend(lmopt.usage(one.trace) for one in made)
         for one in made:
             lost = isinstance(one, lmopt.LMError) and one.retryable
@@ -958,94 +879,99 @@ class Hunt:
         self._unused += [one for one in made if isinstance(one, Exception)]
         return [one for one in made if not isinstance(one, Exception)]
 
+    def _performed(self, search: Any) -> lmopt.Flow:
+        """Run a search: yield the effects of what it wants, and its trials."""
+        if not isinstance(search, Generator):
+            todo = "yield what it wants: made = yield hunt.trial(...)"
+            raise TypeError(lmopt.explain("this search is no flow", search, "a generator", todo))
+        yield from lmopt.through(search, self._satisfy)
+        if self._unused:
+            reason = lmopt.cut(str(self._unused[0]), 80)
+            what = f"{len(self._unused)} proposed texts could not be used at the end ({reason})"
+            warnings.warn(what, stacklevel=2)
+
+    def _satisfy(self, want: Any) -> lmopt.Flow:
+        """Perform what a search yields, several things one after the other; pass its trials on."""
+        if isinstance(want, (list, tuple)):
+            return (yield from _each(self._satisfy, want))
+        if not isinstance(want, Want):
+            return (yield want)
+        known, outcome, ended = len(self.trials), None, None
+        try:
+            outcome = yield from want.flow()
+        except lmopt.BudgetExceeded as error:
+            ended = error
+        for trial in self.trials[known:]:  # noqa: UP028  # a list cannot be sent anything
+            yield trial
+        if ended is not None:
+            raise ended
+        return outcome
+
     def _allowed(self, params: lmopt.Params) -> lmopt.Params:
         """The parameters, but for changes of steps that must stay."""
-        kept = {path: prompt for path, prompt in params.items() if path in self.paths}
-        return lmopt.Params({**self.program.params, **kept})
+        changed = keyfilter(self.paths.__contains__, params)
+        return lmopt.Params({**self.program.params, **changed})
 
-    def _shown(self, half: str, params: Any, places: Iterable[int] | None) -> lmopt.Flow:
+    def _shown(self, half: str, params: _Some, places: Iterable[int] | None) -> lmopt.Flow:
         several = [params] if isinstance(params, lmopt.Params) else params
-        allowed, rows = list(map(self._allowed, several)), self._half(half)
-        wanted = list(range(len(rows)) if places is None else places)
-        yield from self._score(half, allowed, wanted)
-        made = [self._known(half, one, wanted) for one in allowed]
+        wanted = list(range(len(getattr(self, half))) if places is None else places)
+        made = yield from self._score(half, list(map(self._allowed, several)), wanted)
         return made[0] if several is not params else made
-
-    def _half(self, half: str) -> Examples:
-        return self.train if half == "train" else self.val
 
     def _known(self, half: str, params: lmopt.Params, places: Iterable[int]) -> lmopt.Evaluation:
         """What is known of parameters on rows, until the first that was not run."""
-        done = self._done.get((half, params.digest), {})
+        done = self._done[half, params.digest]
         run = itertools.takewhile(done.__contains__, places)
         return lmopt.Evaluation(tuple([done[place] for place in run]))
 
     def _score(
         self, half: str, several: Sequence[lmopt.Params], places: Sequence[int]
     ) -> lmopt.Flow:
-        """Run parameters on rows, all together, but nothing twice."""
-        found = [(one, self._done.setdefault((half, one.digest), {})) for one in several]
-        wanted = [
-            (one, done, place)
-            for one, done in found
-            for place in unique(places)
-            if place not in done
-        ]
-        ready = self._programs(half, several if wanted else [])
-        rows = self._half(half)
-        jobs = [(ready[one.digest, place % _FOLDS], rows[place]) for one, _, place in wanted]
-        made: tuple[lmopt.Row, ...] = ()
-        try:
-            doing = "looking at rows to learn from" if half == "train" else "scoring"
-            made = yield from self._run(jobs, self.lm, doing)
-        except lmopt.BudgetExceeded as error:
-            made = error.rows
-            raise
-        finally:
-            for (_, done, place), row in zip(wanted, made, strict=False):
-                done[place] = row
-
-    def _programs(
-        self, half: str, several: Iterable[lmopt.Params]
-    ) -> dict[tuple[str, int], lmopt.Program]:
-        """The program with each parameters for each fold of the rows, which gives none away."""
-        rows = self._half(half)
-        if half not in self._ready or self._ready[half][0] is not rows:  # other rows since
-            self._ready[half] = rows, {}
-        made = self._ready[half][1]
+        """Run parameters on rows, all together, but nothing twice; return their evaluations."""
+        rows, jobs = getattr(self, half), []
         for one in several:
-            for fold in range(_FOLDS):
-                if (one.digest, fold) not in made:
-                    shown = unspoilt(self.program, one, rows[fold::_FOLDS])
-                    made[one.digest, fold] = self.program.with_params(shown)
-        return made
+            done = self._done[half, one.digest]
+            new = [place for place in unique(places) if place not in done]
+            jobs += [(done, n, self._program(half, one, n % _FOLDS), rows[n]) for n in new]
+        doing = "looking at rows to learn from" if half == "train" else "scoring"
+        yield from self._run(jobs, self.lm, doing)
+        return [self._known(half, one, places) for one in several]
 
-    def _run(
-        self, jobs: Sequence[tuple[lmopt.Program, lmopt.Record]], lm: Any, doing: str
-    ) -> lmopt.Flow:
+    def _program(self, half: str, params: lmopt.Params, fold: int) -> lmopt.Program:
+        """The program for a fold of the rows, without the demonstrations that give one away."""
+        rows = getattr(self, half)
+        key = half, len(rows), params.digest, fold
+        if key not in self._programs:
+            shown = unspoilt(self.program, params, rows[fold::_FOLDS])
+            self._programs[key] = self.program.with_params(shown)
+        return self._programs[key]
+
+    def _run(self, jobs: Sequence[_Job], lm: Any, doing: str) -> lmopt.Flow:
         """Run and score jobs, in blocks for which the calls that are left are surely enough.
 
         So the calls are never exceeded, and it ends at the same row for any number of workers.
         """
         rows: tuple[lmopt.Row, ...] = ()
         while len(rows) < len(jobs):
-            block = jobs[len(rows) :][: self._room(jobs[len(rows)][0])]
+            block = jobs[len(rows) :][: self._room(jobs[len(rows)][2])]
             if not block:
                 raise self._spent(rows)
             shown: Any = {"progress": self.options.progress, "desc": self._told(doing)}
+            scoring = lmopt.scoring(
+                [job[2:] for job in block], self.metric, lm=lm, silent=self._silent, **shown
+            )
             made: tuple[lmopt.Row, ...] = ()
             try:
-                made = yield from lmopt.scoring(
-                    block, self.metric, lm=lm, silent=self._silent, **shown
-                )
+                made = yield from scoring
             except lmopt.LmoptError as error:
                 made, error.rows = error.rows, (*rows, *error.rows)
                 raise
             finally:
                 self._spend(row.prediction.usage for row in made)
                 self.runs += len(made)
+                for (done, name, *_), row in zip(block, made, strict=False):
+                    done[name] = row
             rows += made
-        return rows
 
     def _spend(self, costs: Iterable[lmopt.Usage]) -> None:
         spent = sum(costs, lmopt.Usage())
@@ -1072,10 +998,10 @@ class Hunt:
         what, known = "the search has used its calls", f"at most {self.most}"
         return CallsSpent(what, self.calls, known, "raise calls", rows=rows, used=self.calls)
 
-    def _contest(self, made: Sequence[_Tried], parent: int | None, race: bool = True) -> lmopt.Flow:
+    def _contest(self, made: Iterable[_Tried], parent: int | None, race: bool = True) -> lmopt.Flow:
         parent = self.best if parent is None and self.trials else parent
         entered = [(self._allowed(params), note) for params, note in made]
-        new = [one for one, _ in unique(entered, key=_digest) if not self.knows(one)]
+        new = [params for params, _ in self.new(entered)]
         beat = self.top.evaluation if race and self.trials and not self.top.out else None
         try:
             yield from self._raced(new, beat, race)
@@ -1089,64 +1015,49 @@ class Hunt:
     ) -> lmopt.Flow:
         """Score parameters on held-out rows, and go on with those that may win; see `contest`."""
         size = len(self.val)
-        for end in _looks(size) if race else [size]:
-            yield from self._score("val", alive, range(end))
-            results = [self._known("val", one, range(end)) for one in alive]
+        looks = [rows for rows in (16 << n for n in range(32)) if race and rows < 0.75 * size]
+        for end in [*looks, size]:
+            results = yield from self._score("val", alive, range(end))
             alive = [alive[place] for place in _ahead(results, beat, size)]
             if not alive:
                 return
 
     def _enter(
-        self, entered: Iterable[_Tried], parent: int | None, how: str = "out"
+        self, entered: Iterable[_Tried], parent: int | None, lost: str = "out"
     ) -> tuple[Trial, ...]:
         """Book what was run of parameters as trials; what was not run at all is none."""
         booked = []
         for params, note in entered:
-            known = self._seen.get(params.digest)
-            found = self._known("val", params, range(len(self.val)))
-            if known is not None:
-                same, note = self.trials[known], f"{note}; tried before"
-                again = evolve(same, note=note, parent=parent, calls=self.calls)
-                booked.append(self._book(again))
-            elif found.rows:
-                booked.append(self._scored(params, note, parent, found, how))
+            same = next((one for one in self.trials if one.params.digest == params.digest), None)
+            shown = self._known("val", params, range(len(self.val)))
+            if same is not None:
+                made = evolve(same, note=f"{note}; tried before", parent=parent)
+            elif shown.rows:
+                known = Trial(params, shown.score, note, parent, evaluation=shown)
+                made = self._graded(known, shown, lost)
+            else:
+                continue
+            booked.append(self._book(made))
         return tuple(booked)
 
-    def _scored(
-        self,
-        params: lmopt.Params,
-        note: str,
-        parent: int | None,
-        result: lmopt.Evaluation,
-        how: str,
-    ) -> Trial:
-        run, size = len(result.rows), len(self.val)
-        out = f"; {how} after {run} of {size} rows" if run < size else ""
-        note += out + _failures([row.error for row in result.errors])
-        trial = Trial(params, result.score, note, parent, self.calls, result, run < size)
-        most = self.options.max_tokens_per_run
-        if self.trials and most is not None and (trial.tokens or 0.0) > most:
-            note = f"{note}; out with {trial.tokens:.0f} tokens a run"
-            trial = evolve(trial, note=note, out=True)
-        return self._book(trial)
+    def _graded(self, trial: Trial, shown: lmopt.Evaluation, lost: str) -> Trial:
+        """The trial, which is out where it lost early or its runs take too many tokens."""
+        run, size, most = len(shown.rows), len(self.val), self.options.max_tokens_per_run
+        note = trial.note + (f"; {lost} after {run} of {size} rows" if run < size else "")
+        note += _failures([row.error for row in shown.errors])
+        dear = bool(self.trials) and most is not None and (trial.tokens or 0.0) > most
+        note += f"; out with {trial.tokens:.0f} tokens a run" if dear else ""
+        return evolve(trial, note=note, out=dear or run < size)
 
     def _book(self, trial: Trial) -> Trial:
+        note = trial.note
         if self._unused:
             reason = lmopt.cut(str(self._unused[0]), 80)
-            what = f"{len(self._unused)} texts could not be used ({reason})"
-            trial, self._unused = evolve(trial, note=f"{trial.note}; {what}"), []
-        self._seen.setdefault(trial.params.digest, len(self.trials))
-        self.trials.append(trial)
-        if not trial.out and (self.top.out or (trial.score or 0.0) > (self.top.score or 0.0)):
-            self.best = len(self.trials) - 1
-        return trial
-
-
-_FOLDS = 4
-
-
-def _digest(tried: _Tried) -> str:
-    return tried[0].digest
+            note += f"; {len(self._unused)} texts could not be used ({reason})"
+            self._unused = []
+        params = self._allowed(trial.params)
+        self.trials.append(evolve(trial, params=params, note=note, calls=self.calls))
+        return self.trials[-1]
 
 
 def _sample(asked: tuple[lmopt.Program, lmopt.Fields]) -> lmopt.Flow:
@@ -1175,29 +1086,17 @@ def _attempts(trials: Sequence[Trial], path: str, most: int = 10) -> list[dict[s
 def _drawn(every: Sequence[Any], count: int, rng: random.Random) -> list[Any]:
     """Draw cases: mostly failures, spread over what was expected; worst first."""
     bad, good = (
-        _mixed_up([one for one in every if (one["score"] < 1.0) is failed], rng)
+        _in_turns([one for one in every if (one["score"] < 1.0) is failed], ["expected"], rng)
         for failed in (True, False)
     )
     taken = bad[: max(count - count // 4, count - len(good))]
     return sorted([*taken, *good[: count - len(taken)]], key=lambda one: one["score"])
 
 
-def _mixed_up(cases: list[Any], rng: random.Random) -> list[Any]:
-    """Cases in a random order, in turns from those with different expectations."""
-    rng.shuffle(cases)
-    return list(interleave(groupby(lambda one: _values(one, ["expected"]), cases).values()))
-
-
 def _fitting(cases: Sequence[Any], most: int) -> list[Any]:
     """As many of the cases as have so many characters together, at least one."""
     sizes = itertools.accumulate(len(lmopt.canonical(_pictured(one)[0])) for one in cases)
     return [one for one, size in zip(cases, sizes, strict=True) if size <= most] or [*cases[:1]]
-
-
-def _looks(size: int, first: int = 16) -> list[int]:
-    """After how many rows to look who is behind: 16, 32, 64 and so on, and at the end."""
-    doubled = itertools.takewhile(lambda rows: rows < 0.75 * size, (first << n for n in range(32)))
-    return [*doubled, size]
 
 
 def _ahead(
@@ -1288,10 +1187,13 @@ def spread(
     >>> sorted(row.label for row in spread(rows, 4, by=["label"]))
     ['even', 'even', 'odd', 'odd']
     """
-    rows, names = list(examples), tuple(by)
-    lmopt.seeded(seed, "spread").shuffle(rows)
-    alike = groupby(lambda row: _values(row, names), rows)
-    return tuple(take(k, interleave(alike.values())))
+    return tuple(take(k, _in_turns(list(examples), tuple(by), lmopt.seeded(seed, "spread"))))
+
+
+def _in_turns(rows: list[Any], names: Sequence[str], rng: random.Random) -> list[Any]:
+    """Rows in a random order, in turns from those that differ in some fields."""
+    rng.shuffle(rows)
+    return list(interleave(groupby(lambda row: _values(row, names), rows).values()))
 
 
 def _values(row: lmopt.Fields, names: Iterable[str]) -> str:
@@ -1711,33 +1613,20 @@ def fitting_count(program: lmopt.Program, examples: Examples, tokens: int) -> in
     >>> fitting_count(lmopt.predict("q -> a"), rows, 1000)
     24
     """
-    return _fit(_lengths(program, examples), len(examples), tokens)
+    return _Options(max_prompt_tokens=tokens).most(program, examples)
 
 
-def _fit(lengths: Sequence[Sequence[float]], count: int, tokens: int) -> int:
-    fit = [int((4 * tokens - empty) / each) for empty, each in lengths if each]
-    return max(min([count, *fit]), 0)
+def _lengths(program: lmopt.Program, examples: Examples) -> _Lengths:
+    def size(leaf: Any, *demos: lmopt.Record) -> int:
+        prompt = evolve(leaf.prompt, demos=demos)
+        return sum(len(one.text) for one in lmopt.chat.render(leaf.signature, prompt, {}))
 
-
-def _lengths(program: lmopt.Program, examples: Examples) -> list[list[float]]:
-    """Characters in the prompt of each step without demonstrations, and in one of them on average.
-
-    That is 0 for a step to which no example fits.
-    """
     made = []
     for leaf in program.leaves.values():
-        empty, *sized = [
-            sum(len(one.text) for one in _rendered(leaf, demos))
-            for demos in [(), *([one] for one in lmopt.fitting(leaf, examples[:100]))]
-        ]
-        made.append([empty, statistics.fmean(sized) - empty if sized else 0.0])
+        empty = size(leaf)
+        sized = [size(leaf, demo) for demo in lmopt.fitting(leaf, examples[:100])]
+        made.append((empty, statistics.fmean(sized) - empty if sized else 0.0))
     return made
-
-
-def _rendered(leaf: lmopt.Program, demos: Iterable[lmopt.Record]) -> tuple[lmopt.Message, ...]:
-    task = leaf.signature
-    assert task is not None and leaf.prompt is not None  # it is a leaf
-    return lmopt.chat.render(task, evolve(leaf.prompt, demos=tuple(demos)), {})
 
 
 def _rungs(most: int) -> list[int]:

@@ -134,8 +134,9 @@ def test_what_the_proposer_is_told(golden):
     wanted(lm, hunt.start())
     tried = TASK.params.replace("predict", instructions="Be brief.")
     hunt.trials.append(Trial(tried, 0.25))
-    (seen,) = wanted(lm, hunt.cases("predict", 3, count=2))
-    want = hunt.propose("predict", seen, tips=["Be simple and clear."] * 2, data="Short sentences.")
+    (seen,) = wanted(lm, hunt.cases("predict", 3, params=TASK.params, count=2))
+    told = {"tips": ["Be simple and clear."] * 2, "data": "Short sentences."}
+    want = hunt.propose("predict", seen, params=TASK.params, **told)
     (texts,) = wanted(lm, want)
     assert [request.rollout for request in sent] == [0, 1] and hunt.calls == 8
     assert 'If the text mentions "horse' in texts[0]
