@@ -65,7 +65,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from attrs import astuple, define, evolve, field, frozen
 from attrs.converters import optional
-from toolz import first, groupby, interleave, keyfilter, pipe, take, unique  # type: ignore[import-untyped]
+from toolz import dissoc, first, groupby, interleave, keyfilter, pipe, take, unique  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -317,7 +317,7 @@ class Size:
     val: int
     options: _Options
     lengths: _Lengths = ()
-    price: Any = None  # of the LM
+    lm: Any = None  # who answers
 
     @property
     def rungs(self) -> int:
@@ -330,12 +330,8 @@ class Size:
         writer = self.options.propose or proposer()
         each = writer.max_calls if isinstance(writer, lmopt.Program) else 0
         asked = Plan(runs, runs * self.program.max_calls, runs, runs * _usual_calls(self.program))
-        paid = self.answered_by(self.options.prompt_lm)
+        paid = evolve(self, lm=self.options.prompt_lm or self.lm)
         return self.priced(asked) + paid.priced(Plan(calls=texts * each, usual=texts * bool(each)))
-
-    def answered_by(self, lm: Any) -> Size:
-        """Return the same where another LM answers, if there is one."""
-        return self if lm is None else evolve(self, price=getattr(lm, "price", None))
 
     def priced(self, plan: Plan) -> Plan:
         """Return a plan with the tokens of its usual calls, and what they cost."""
@@ -344,9 +340,9 @@ class Size:
         most = self.options.fit(self.lengths, self.train)
         read = statistics.fmean(empty + (most + 1) * each for empty, each in self.lengths) / 4
         made = statistics.fmean(each for _, each in self.lengths) / 4
-        usd = None
-        if self.price:
-            usd = plan.usual * ((read * self.price[0] + made * self.price[1]) / 1e6)
+        price, usd = getattr(self.lm, "price", None), None
+        if price:
+            usd = plan.usual * ((read * price[0] + made * price[1]) / 1e6)
         return evolve(plan, tokens=round(plan.usual * (read + made)), usd=usd)
 
 
@@ -444,8 +440,7 @@ class Optimizer:
         given, steps = self.options.valset, len(self.options.paths(program))
         train = (size + 1) // 2 if self.parts and given is None else size
         sizes = (steps, train, len(given or ()) or train)
-        price = getattr(self.lm, "price", None)
-        plan = self.bound(Size(program, *sizes, self.options, lengths, price))
+        plan = self.bound(Size(program, *sizes, self.options, lengths, self.lm))
         if not isinstance(plan, Plan):
             todo = "return size.plan(...)"
             raise TypeError(lmopt.explain("this bound returned no plan", plan, "a Plan", todo))
@@ -487,7 +482,7 @@ def optimizer(
 
 
 def _check_options(name: str, options: Mapping[str, Any]) -> None:
-    for one in options.keys() - Options.__annotations__.keys():
+    for one in dissoc(options, *Options.__annotations__):
         import difflib
 
         takes = inspect.signature(globals().get(name, optimizer)).parameters
@@ -500,22 +495,19 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _ending(made: list[Trial] | None = None) -> Iterator[None]:
-    """End a search that is interrupted with a warning, and its best so far if that is kept."""
+def _ending(made: Sequence[Trial] = ()) -> Iterator[None]:
+    """End a search with a warning where it may end, by Ctrl-C only where its best is kept."""
+    ends = (lmopt.BudgetExceeded, KeyboardInterrupt) if made else lmopt.BudgetExceeded
     try:
         yield
-    except (lmopt.BudgetExceeded, KeyboardInterrupt) as error:
-        if not made and isinstance(error, KeyboardInterrupt):
-            raise
+    except ends as error:
         kept = "its trials so far are all"
         if made:
             kept = f"its best so far is returned: {best(made).note}"
-        what = f"the search was ended by {lmopt.describe(error)}"
-        warnings.warn(f"{what}; {kept}", stacklevel=4)
+        warnings.warn(f"the search was ended by {lmopt.describe(error)}; {kept}", stacklevel=4)
     except Exception as error:
-        if made:
-            with suppress(AttributeError):
-                error.best = best(made).params  # type: ignore[attr-defined]
+        with suppress(AttributeError, lmopt.DataError):  # it takes none; there are none
+            error.best = best(made).params  # type: ignore[attr-defined]
         raise
 
 
@@ -648,7 +640,7 @@ class Hunt:
     _unused: list[Any] = field(factory=list, init=False)  # proposals since the last trial, why
     _silent: list[int] = field(factory=lambda: [0], init=False)  # requests in a row without answer
     _done: dict[Any, dict[Any, lmopt.Row]] = field(factory=partial(defaultdict, dict), init=False)
-    _programs: dict[Any, lmopt.Program] = field(factory=dict, init=False)
+    _ready: dict[Any, list[lmopt.Program]] = field(factory=dict, init=False)  # for each fold
 
     def __attrs_post_init__(self) -> None:
         self.whole, self.seed, self.most = self.val, self.options.seed, self.options.calls
@@ -691,12 +683,7 @@ class Hunt:
         """The program as it is, scored; sent: the trial."""
         size = len(self.val)
         few = f", scored on {size} of {len(self.whole)} rows" if self.whole[size:] else ""
-        (made,) = yield from self._contest([(self.program.params, f"start{few}")], None, False)
-        most = self.options.max_tokens_per_run
-        if most is not None and (made.tokens or 0.0) > most:
-            what = f"a run of the start takes {made.tokens:.0f} tokens, more than {most:g}"
-            warnings.warn(f"{what}, which is max_tokens_per_run", stacklevel=2)
-        return made
+        return self.trial(self.program.params, f"start{few}", None, False).flow()
 
     @_wanted
     def demos(self, most: int | None = None) -> lmopt.Flow:
@@ -708,7 +695,7 @@ class Hunt:
         most = most if self.most is None else max(int(min(room, most or room)), 1)
         counts = _rungs(self.options.most(self.program, self.train))[:most]
         made = [(self.labelled(count), f"{count} labelled examples") for count in counts]
-        return self._contest(self.new(made), 0)
+        return self.contest(self.new(made), 0).flow()
 
     @_wanted
     def trial(
@@ -719,18 +706,32 @@ class Hunt:
         They were made from trial number `parent`, by default the best one. A `race` ends where they
         will hardly win any more; sent: the trial.
         """
-        (made,) = yield from self._contest([(params, note)], parent, race)
+        (made,) = yield from self.contest([(params, note)], parent, race).flow()
         return made
 
     @_wanted
-    def contest(self, made: Iterable[_Tried], parent: int | None = None) -> lmopt.Flow:
+    def contest(
+        self, made: Iterable[_Tried], parent: int | None = None, race: bool = True
+    ) -> lmopt.Flow:
         """Several (parameters, note) scored together, and against the best so far; sent: trials.
 
         They run on ever more held-out rows, as in successive halving (Jamieson and Talwalkar 2016,
         arXiv 1502.07943): only the better half goes on, two at least, and none that is far behind
         the best, row by row: by two standard errors at first, by one at the end.
         """
-        return self._contest(made, parent)
+        parent = self.best if parent is None and self.trials else parent
+        entered = [(self._allowed(params), note) for params, note in made]
+        beat = self.top.evaluation if race and self.trials and not self.top.out else None
+
+        def booked(lost: str) -> tuple[Trial, ...]:
+            return tuple(filter(None, [self._entered(*one, parent, lost) for one in entered]))
+
+        try:
+            yield from self._raced([one for one, _ in self.new(entered)], beat, race)
+        except lmopt.BudgetExceeded:
+            booked("ended with the budget")
+            raise
+        return booked("out")
 
     @_wanted
     def unscored(self, params: lmopt.Params, note: str) -> lmopt.Flow:
@@ -748,17 +749,34 @@ class Hunt:
         return self._book(Trial(params, score, note, parent, evaluation=shown, final=True))
 
     @_wanted
-    def rows(self, params: _Some, places: Iterable[int] | None = None) -> lmopt.Flow:
+    def rows(
+        self, params: _Some, places: Iterable[int] | None = None, half: str = "train"
+    ) -> lmopt.Flow:
         """Runs on rows of the training half, by default all; sent: the evaluation.
 
-        Of several parameters, which run together: an evaluation of each.
+        Of several parameters, which run together: an evaluation of each. Nothing is run twice.
         """
-        return self._shown("train", params, places)
+        rows, jobs = getattr(self, half), list[_Job]()
+        given = [params] if isinstance(params, lmopt.Params) else params
+        several = list(map(self._allowed, given))
+        wanted = list(range(len(rows)) if places is None else places)
+        for one in several:
+            done = self._done[half, one.digest]
+            new = [place for place in unique(wanted) if place not in done]
+            key = half, len(rows), one.digest
+            if key not in self._ready:
+                folds = [unspoilt(self.program, one, rows[n::_FOLDS]) for n in range(_FOLDS)]
+                self._ready[key] = list(map(self.program.with_params, folds))
+            jobs += [(done, n, self._ready[key][n % _FOLDS], rows[n]) for n in new]
+        doing = "looking at rows to learn from" if half == "train" else "scoring"
+        yield from self._run(jobs, self.lm, doing)
+        made = [self._known(half, one, wanted) for one in several]
+        return made if given is params else made[0]
 
     @_wanted
     def held(self, params: _Some, places: Iterable[int] | None = None) -> lmopt.Flow:
         """The same on held-out rows."""
-        return self._shown("val", params, places)
+        return self.rows(params, places, "val").flow()
 
     @_wanted
     def teach(
@@ -785,7 +803,7 @@ class Hunt:
         known = self._done["train", chosen.digest]
         order = lmopt.seeded(self.seed, "evidence").sample(range(len(self.train)), len(self.train))
         fresh = [place for place in order if place not in known][: shown * count]
-        yield from self._score("train", [chosen], fresh)
+        yield from self.rows(chosen, fresh).flow()
         every = cases(self.program, path, known.values(), None)
         purpose = (self.seed, "cases", path, len(self.trials))
         return [_drawn(every, shown, lmopt.seeded(*purpose, number)) for number in range(count)]
@@ -896,55 +914,23 @@ class Hunt:
             return (yield from _each(self._satisfy, want))
         if not isinstance(want, Want):
             return (yield want)
-        known, outcome, ended = len(self.trials), None, None
+        known = len(self.trials)
         try:
-            outcome = yield from want.flow()
-        except lmopt.BudgetExceeded as error:
-            ended = error
-        for trial in self.trials[known:]:  # noqa: UP028  # a list cannot be sent anything
-            yield trial
-        if ended is not None:
-            raise ended
-        return outcome
+            return (yield from want.flow())
+        finally:  # when the budget is spent, too
+            for trial in self.trials[known:]:  # noqa: UP028  # a list cannot be sent anything
+                yield trial
 
     def _allowed(self, params: lmopt.Params) -> lmopt.Params:
         """The parameters, but for changes of steps that must stay."""
         changed = keyfilter(self.paths.__contains__, params)
         return lmopt.Params({**self.program.params, **changed})
 
-    def _shown(self, half: str, params: _Some, places: Iterable[int] | None) -> lmopt.Flow:
-        several = [params] if isinstance(params, lmopt.Params) else params
-        wanted = list(range(len(getattr(self, half))) if places is None else places)
-        made = yield from self._score(half, list(map(self._allowed, several)), wanted)
-        return made[0] if several is not params else made
-
     def _known(self, half: str, params: lmopt.Params, places: Iterable[int]) -> lmopt.Evaluation:
         """What is known of parameters on rows, until the first that was not run."""
         done = self._done[half, params.digest]
         run = itertools.takewhile(done.__contains__, places)
         return lmopt.Evaluation(tuple([done[place] for place in run]))
-
-    def _score(
-        self, half: str, several: Sequence[lmopt.Params], places: Sequence[int]
-    ) -> lmopt.Flow:
-        """Run parameters on rows, all together, but nothing twice; return their evaluations."""
-        rows, jobs = getattr(self, half), []
-        for one in several:
-            done = self._done[half, one.digest]
-            new = [place for place in unique(places) if place not in done]
-            jobs += [(done, n, self._program(half, one, n % _FOLDS), rows[n]) for n in new]
-        doing = "looking at rows to learn from" if half == "train" else "scoring"
-        yield from self._run(jobs, self.lm, doing)
-        return [self._known(half, one, places) for one in several]
-
-    def _program(self, half: str, params: lmopt.Params, fold: int) -> lmopt.Program:
-        """The program for a fold of the rows, without the demonstrations that give one away."""
-        rows = getattr(self, half)
-        key = half, len(rows), params.digest, fold
-        if key not in self._programs:
-            shown = unspoilt(self.program, params, rows[fold::_FOLDS])
-            self._programs[key] = self.program.with_params(shown)
-        return self._programs[key]
 
     def _run(self, jobs: Sequence[_Job], lm: Any, doing: str) -> lmopt.Flow:
         """Run and score jobs, in blocks for which the calls that are left are surely enough.
@@ -998,18 +984,6 @@ class Hunt:
         what, known = "the search has used its calls", f"at most {self.most}"
         return CallsSpent(what, self.calls, known, "raise calls", rows=rows, used=self.calls)
 
-    def _contest(self, made: Iterable[_Tried], parent: int | None, race: bool = True) -> lmopt.Flow:
-        parent = self.best if parent is None and self.trials else parent
-        entered = [(self._allowed(params), note) for params, note in made]
-        new = [params for params, _ in self.new(entered)]
-        beat = self.top.evaluation if race and self.trials and not self.top.out else None
-        try:
-            yield from self._raced(new, beat, race)
-        except lmopt.BudgetExceeded:
-            self._enter(entered, parent, "ended with the budget")
-            raise
-        return self._enter(entered, parent)
-
     def _raced(
         self, alive: Sequence[lmopt.Params], beat: lmopt.Evaluation | None, race: bool = True
     ) -> lmopt.Flow:
@@ -1017,37 +991,34 @@ class Hunt:
         size = len(self.val)
         looks = [rows for rows in (16 << n for n in range(32)) if race and rows < 0.75 * size]
         for end in [*looks, size]:
-            results = yield from self._score("val", alive, range(end))
+            results = yield from self.rows(alive, range(end), "val").flow()
             alive = [alive[place] for place in _ahead(results, beat, size)]
             if not alive:
                 return
 
-    def _enter(
-        self, entered: Iterable[_Tried], parent: int | None, lost: str = "out"
-    ) -> tuple[Trial, ...]:
-        """Book what was run of parameters as trials; what was not run at all is none."""
-        booked = []
-        for params, note in entered:
-            same = next((one for one in self.trials if one.params.digest == params.digest), None)
-            shown = self._known("val", params, range(len(self.val)))
-            if same is not None:
-                made = evolve(same, note=f"{note}; tried before", parent=parent)
-            elif shown.rows:
-                known = Trial(params, shown.score, note, parent, evaluation=shown)
-                made = self._graded(known, shown, lost)
-            else:
-                continue
-            booked.append(self._book(made))
-        return tuple(booked)
-
-    def _graded(self, trial: Trial, shown: lmopt.Evaluation, lost: str) -> Trial:
-        """The trial, which is out where it lost early or its runs take too many tokens."""
-        run, size, most = len(shown.rows), len(self.val), self.options.max_tokens_per_run
-        note = trial.note + (f"; {lost} after {run} of {size} rows" if run < size else "")
+    def _entered(
+        self, params: lmopt.Params, note: str, parent: int | None, lost: str
+    ) -> Trial | None:
+        """Book what was run of parameters as a trial; what was not run at all is none."""
+        same = next((one for one in self.trials if one.params.digest == params.digest), None)
+        if same is not None:
+            return self._book(evolve(same, note=f"{note}; tried before", parent=parent))
+        size, most = len(self.val), self.options.max_tokens_per_run
+        shown = self._known("val", params, range(size))
+        run = len(shown.rows)
+        if not run:
+            return None
+        note += f"; {lost} after {run} of {size} rows" if run < size else ""
         note += _failures([row.error for row in shown.errors])
-        dear = bool(self.trials) and most is not None and (trial.tokens or 0.0) > most
-        note += f"; out with {trial.tokens:.0f} tokens a run" if dear else ""
-        return evolve(trial, note=note, out=dear or run < size)
+        made = Trial(params, shown.score, note, parent, evaluation=shown, out=run < size)
+        if most is not None and (made.tokens or 0.0) > most:
+            takes = f"{made.tokens:.0f} tokens"
+            if not self.trials:
+                what = f"a run of the start takes {takes}, more than {most:g}"
+                warnings.warn(f"{what}, which is max_tokens_per_run", stacklevel=2)
+            else:
+                made = evolve(made, out=True, note=f"{note}; out with {takes} a run")
+        return self._book(made)
 
     def _book(self, trial: Trial) -> Trial:
         note = trial.note
@@ -1246,12 +1217,12 @@ def unspoilt(
     """
     known = list(rows)
     for path, leaf in program.leaves.items():
-        names = [one.name for one in leaf.inputs if one.name in program.takes] or [
-            one.name for one in leaf.inputs if all(one.name in row for row in known)
-        ]
-        asked = {_values(row, names) for row in known} if names and params[path].demos else set()
-        demos = [demo for demo in params[path].demos if _values(demo, names) not in asked]
-        if len(demos) < len(params[path].demos):
+        own = [one.name for one in leaf.inputs]
+        common = [name for name in own if all(name in row for row in known)]
+        names = [name for name in own if name in program.takes] or common
+        if names and params[path].demos:
+            asked = {_values(row, names) for row in known}
+            demos = [demo for demo in params[path].demos if _values(demo, names) not in asked]
             params = params.replace(path, demos=demos)
     return params
 
@@ -1269,14 +1240,14 @@ def step_demos(
     >>> step_demos(qa, row)
     {'predict': Record(question='2+2?', answer='text')}
     """
-    leaves = {path: leaf for path, leaf in program.leaves.items() if leaf.max_calls}
+    asks = {path for path, leaf in program.leaves.items() if leaf.max_calls}
     ran = [one for one in row.prediction.trace if one.kind == "step" and not one.error]
-    runs = groupby(lambda event: event.path, [one for one in ran if one.path in leaves])
-    drawn = {
-        path: lmopt.seeded(seed, "demo", path, index).choice(events)
-        for path, events in runs.items()
-    }
-    return {path: event.inputs | event.outputs for path, event in drawn.items()}
+    demos = {}
+    for path, events in groupby(lambda event: event.path, ran).items():
+        if path in asks:
+            drawn = lmopt.seeded(seed, "demo", path, index).choice(events)
+            demos[path] = drawn.inputs | drawn.outputs
+    return demos
 
 
 def resampled(
@@ -1287,12 +1258,9 @@ def resampled(
     >>> resampled(lmopt.predict("q -> a").params, 2)["predict"].settings
     Record(rollout=2, temperature=1.0)
     """
-    if rollout == 0:
-        return params
-    for path, prompt in params.items():
-        settings = prompt.settings | {"rollout": rollout, "temperature": temperature}
-        params = params.replace(path, settings=settings)
-    return params
+    sample = {"rollout": rollout, "temperature": temperature}
+    made = {path: evolve(one, settings=one.settings | sample) for path, one in params.items()}
+    return lmopt.Params(made) if rollout else params
 
 
 def race(
@@ -1367,11 +1335,11 @@ def cases(
         wanted = {name: value for name, value in row.example.items() if name not in known}
         expected = {name: value for name, value in wanted.items() if name in own} or wanted
         feedback = row.steps.get(path, "") or row.feedback or row.error
+        told = {"score": row.score, **({"feedback": feedback} if feedback else {})}
         for event in row.prediction.trace:
             if event.kind == "step" and event.path == path:
                 case = {"inputs": event.inputs, "outputs": event.outputs, "expected": expected}
-                told = {"feedback": feedback} if feedback else {}
-                found.append(_told({**case, "score": row.score, **told}))
+                found.append(_told({**case, **told}))
     return found[:k]
 
 
@@ -1477,37 +1445,27 @@ def tpe(
     >>> tpe(tried, [4], random.Random(0), startup=3)
     (3,)
     """
+
+    def odds(tried: Sequence[tuple[Sequence[int], float]]) -> list[list[float]]:
+        made = []
+        for place, size in enumerate(sizes):
+            counts = Counter(choice[place] for choice, _ in tried)
+            made.append([(counts[option] + 1.0) / (len(tried) + size) for option in range(size)])
+        return made
+
+    def gain(choice: Sequence[int]) -> float:
+        picked = zip(choice, good, bad, strict=True)
+        return math.fsum(math.log(one[option] / two[option]) for option, one, two in picked)
+
     known = {tuple(choice) for choice, _ in history}
     drawn = [tuple(rng.randrange(size) for size in sizes) for _ in range(samples)]
     if len(history) >= startup:
         order = sorted(history, key=lambda one: -one[1])
         best = max(1, math.ceil(gamma * len(order)))
-        good, bad = (_counts(part, sizes) for part in (order[:best], order[best:]))
-        drawn = [
-            tuple(rng.choices(range(size), w)[0] for size, w in zip(sizes, good, strict=True))
-            for _ in range(samples)
-        ]
-        drawn.sort(key=lambda choice: -_advantage(choice, good, bad))
+        good, bad = odds(order[:best]), odds(order[best:])
+        drawn = [tuple(rng.choices(range(len(w)), w)[0] for w in good) for _ in range(samples)]
+        drawn.sort(key=gain, reverse=True)
     return next((choice for choice in drawn if choice not in known), drawn[0])
-
-
-def _counts(
-    tried: Sequence[tuple[Sequence[int], float]], sizes: Sequence[int]
-) -> list[list[float]]:
-    """The probability of each option of each dimension."""
-    made = []
-    for dimension, size in enumerate(sizes):
-        counts = Counter(choice[dimension] for choice, _ in tried)
-        made.append([(counts[option] + 1.0) / (len(tried) + size) for option in range(size)])
-    return made
-
-
-def _advantage(
-    choice: Sequence[int], good: Sequence[Sequence[float]], bad: Sequence[Sequence[float]]
-) -> float:
-    return math.fsum(
-        math.log(g[option] / b[option]) for option, g, b in zip(choice, good, bad, strict=True)
-    )
 
 
 def pareto(scores: Sequence[Sequence[float]]) -> list[int]:
@@ -1592,14 +1550,15 @@ class _Teaching:
         """The program that shows how it is done; it must have the steps of the one that learns."""
         if not isinstance(self.teacher, lmopt.Program):
             return program.with_params(self.teacher or {})
-        if list(self.teacher.params) != list(program.params):
-            known, expected = list(self.teacher.params), f"the steps {', '.join(program.params)}"
-            todo = "give the steps the same names"
+        known, wanted = list(self.teacher.params), list(program.params)
+        if known != wanted:
+            expected, todo = f"the steps {', '.join(wanted)}", "give the steps the same names"
             raise lmopt.ParamsError("a teacher with other steps", known, expected, todo)
         return self.teacher
 
     def plan(self, size: Size) -> Plan:
-        taught = evolve(size, program=self.guide(size.program)).answered_by(self.teacher_lm)
+        lm = size.lm if self.teacher_lm is None else self.teacher_lm
+        taught = evolve(size, program=self.guide(size.program), lm=lm)
         return taught.plan(self.rounds * size.train if self.max_bootstrapped else 0)
 
 
@@ -1637,9 +1596,7 @@ def _rungs(most: int) -> list[int]:
 def _taught(options: lmopt.Fields) -> tuple[_Teaching, dict[str, Any]]:
     """Part the options into those of teaching, and those of every optimizer."""
     names = Teaching.__annotations__.keys() - Options.__annotations__.keys()
-    given = {name: value for name, value in options.items() if name in names}
-    rest = {name: value for name, value in options.items() if name not in names}
-    return _Teaching(**given), rest
+    return _Teaching(**keyfilter(names.__contains__, options)), dissoc(options, *names)
 
 
 def bootstrap(
@@ -1663,16 +1620,14 @@ def bootstrap(
     >>> len(block), len(params["predict"].demos)
     (3, 2)
     """
-    left = examples
+    left, params = examples, teacher.params
+    if not any(prompt.demos for prompt in params.values()):
+        params = labeled_demos(teacher, examples, max_labeled, seed=seed)
     for number in range(rounds):
         failed: Examples = ()
         while left and wanted:
             block, left = left[:wanted], left[wanted:]
-            params = teacher.params
-            if not any(prompt.demos for prompt in params.values()):
-                params = labeled_demos(teacher, examples, max_labeled, seed=seed)
-            guide = unspoilt(teacher, params, block)
-            result = yield resampled(guide, number), block
+            result = yield resampled(unspoilt(teacher, params, block), number), block
             taken = passed(result, threshold)
             wanted -= len(taken)
             failed += tuple(row.example for row in result.rows if row not in taken)
@@ -1689,30 +1644,6 @@ def passed(evaluation: lmopt.Evaluation, threshold: float) -> tuple[lmopt.Row, .
     return tuple(row for row in evaluation.rows if not row.error and row.score >= threshold)
 
 
-def _lessons(hunt: Hunt, lesson: _Lesson, *, emit: bool = False) -> lmopt.Flow:
-    """Bootstrap; return the parameters and a note, and emit a trial after each block on demand."""
-    teacher, given = lesson.given.guide(hunt.program), lesson.given
-    options: Any = {"threshold": given.threshold, "rounds": given.rounds, "seed": lesson.seed}
-    wanted, taken, tried = given.max_bootstrapped, tuple[lmopt.Row, ...](), 0
-    blocks = bootstrap(
-        teacher, lesson.examples, wanted=wanted, max_labeled=lesson.labelled, **options
-    )
-    errors, note = list[str](), f"up to {lesson.labelled} labelled examples"
-    block = next(blocks, None)
-    while block is not None:
-        result = yield hunt.teach(teacher, block[1], block[0], given.teacher_lm)
-        taken, tried = taken + passed(result, given.threshold), tried + len(result.rows)
-        errors += [row.error for row in result.errors]
-        note = f"{len(taken)} of {tried} runs reached the threshold{_failures(errors)}"
-        if emit:
-            yield hunt.unscored(_few_shot(hunt.program, lesson, taken), note)
-        block = _next(blocks, result)
-    params = _few_shot(hunt.program, lesson, taken)
-    if emit and not tried:
-        yield hunt.unscored(params, note)
-    return params, note
-
-
 @frozen(eq=False)
 class _Lesson:
     """What a set of demonstrations is made from: examples, in an order, and how many to take."""
@@ -1722,28 +1653,45 @@ class _Lesson:
     labelled: int
     seed: int
 
+    def learned(self, program: lmopt.Program, ran: Iterable[lmopt.Row]) -> _Tried:
+        """What runs of a teacher have shown, filled up with labelled examples."""
+        rows, seed = tuple(ran), self.seed
+        taken = passed(lmopt.Evaluation(rows), self.given.threshold)
+        made = [step_demos(program, row, index=index, seed=seed) for index, row in enumerate(taken)]
+        seen = {row.example for row in taken}
+        others = [example for example in self.examples if example not in seen]
 
-def _next(flow: lmopt.Flow, value: Any) -> Any:
-    try:
-        return flow.send(value)
-    except StopIteration:
-        return None
+        params = program.params
+        for path, leaf in program.leaves.items():
+            demos = tuple(demo[path] for demo in made if path in demo)
+            demos += labeled(leaf, others, max(self.labelled - len(demos), 0), seed=seed)
+            params = params.replace(path, demos=demos or params[path].demos)
+        failed = _failures([row.error for row in rows if row.error])
+        note = f"{len(taken)} of {len(rows)} runs reached the threshold{failed}"
+        if not rows:
+            note = f"up to {self.labelled} labelled examples"
+        return params, note
 
 
-def _few_shot(
-    program: lmopt.Program, lesson: _Lesson, taken: tuple[lmopt.Row, ...]
-) -> lmopt.Params:
-    """The program's parameters with demonstrations from runs, filled up with labelled ones."""
-    seed, seen = lesson.seed, {row.example for row in taken}
-    made = [step_demos(program, row, index=index, seed=seed) for index, row in enumerate(taken)]
-    others = [example for example in lesson.examples if example not in seen]
-    params = program.params
-    for path, leaf in program.leaves.items():
-        demos = tuple(demo[path] for demo in made if path in demo)
-        demos += labeled(leaf, others, max(lesson.labelled - len(demos), 0), seed=seed)
-        if demos:
-            params = params.replace(path, demos=demos)
-    return params
+def _lessons(hunt: Hunt, lesson: _Lesson, *, emit: bool = False) -> lmopt.Flow:
+    """Bootstrap; return the parameters and a note, and emit a trial after each block on demand."""
+    given, ran = lesson.given, list[lmopt.Row]()
+    teacher = given.guide(hunt.program)
+
+    def teach(block: tuple[lmopt.Params, Examples]) -> lmopt.Flow:
+        result = yield hunt.teach(teacher, block[1], block[0], given.teacher_lm)
+        ran.extend(result.rows)
+        if emit:
+            yield hunt.unscored(*lesson.learned(hunt.program, ran))
+        return result
+
+    options: Any = {"threshold": given.threshold, "rounds": given.rounds, "seed": lesson.seed}
+    options |= {"wanted": given.max_bootstrapped, "max_labeled": lesson.labelled}
+    yield from lmopt.through(bootstrap(teacher, lesson.examples, **options), teach)
+    made = lesson.learned(hunt.program, ran)
+    if emit and not ran:
+        yield hunt.unscored(*made)
+    return made
 
 
 def bootstrap_few_shot(lm: lmopt.LM, **options: Unpack[Teaching]) -> Optimizer:
@@ -1914,15 +1862,14 @@ def knn_few_shot(
 
     def search(hunt: Hunt) -> lmopt.Flow:
         yield hunt.unscored(hunt.program.params, "start")
-        rows, params = list(unique(hunt.train)), hunt.program.params
+        rows = list(unique(hunt.train))
         given = [lmopt.select_inputs(hunt.program, row).values() for row in rows]
         texts = ["\n".join(map(lmopt.as_text, one)) for one in given]
         vectors = yield lmopt.invoke(embed, texts)
         chosen = _facilities([lmopt.unit(one) for one in vectors], k)
-        for path, leaf in hunt.program.leaves.items():
-            if demos := lmopt.fitting(leaf, [rows[place] for place in chosen]):
-                params = params.replace(path, demos=demos)
-        yield hunt.unscored(params, f"{len(chosen)} examples that stand for all")
+        taken = [rows[place] for place in chosen]
+        params = _shown_by(hunt.program, hunt.program.params, taken)
+        yield hunt.unscored(params, f"{len(taken)} examples that stand for all")
 
     return optimizer("knn_few_shot", None, search, lambda size: Plan(), parts=False)
 
@@ -1930,15 +1877,11 @@ def knn_few_shot(
 def _facilities(vectors: Sequence[Sequence[float]], k: int) -> list[int]:
     """Take greedily what brings all vectors nearest to one that is taken."""
     alike = [[math.fsum(map(mul, a, b)) for b in vectors] for a in vectors]
-    near, chosen = [-1.0] * len(vectors), []
-    for _ in range(min(k, len(vectors))):
-        gains = [
-            -math.inf if one in chosen else math.fsum(map(max, near, alike[one]))
-            for one in range(len(vectors))
-        ]
-        best = max(range(len(vectors)), key=lambda one: gains[one])
-        chosen.append(best)
-        near = list(map(max, near, alike[best]))
+    near, chosen = [-1.0] * len(vectors), list[int]()
+    while len(chosen) < min(k, len(vectors)):
+        left = [one for one in range(len(vectors)) if one not in chosen]
+        chosen.append(max(left, key=lambda one: math.fsum(map(max, near, alike[one]))))
+        near = list(map(max, near, alike[chosen[-1]]))
     return chosen
 
 
