@@ -72,8 +72,10 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING or not __package__:
     import lmopt
+    from lmopt import Dataset, Evaluation, Flow, Metric, Params, Program, Record, Row
 else:  # both modules were copied into a package
     from . import lmopt
+    from .lmopt import Dataset, Evaluation, Flow, Metric, Params, Program, Record, Row
 
 __all__ = [
     # 1. Contract
@@ -108,8 +110,8 @@ __all__ = [
 # `bound` tells beforehand what that costs at most. Every random choice is drawn from
 # `lmopt.seeded(seed, purpose, ...)`, so that the order in which threads finish cannot matter.
 
-Examples = tuple[lmopt.Record, ...]
-Propose = lmopt.Program | Callable[[lmopt.Record], str]
+Examples = tuple[Record, ...]
+Propose = Program | Callable[[Record], str]
 """Who writes instructions: a program with the inputs of `proposer()` and the output `instructions`,
 or any function from a record of those inputs to a text, a person at a keyboard included."""
 
@@ -126,12 +128,12 @@ class Trial:
         final: whether it is the last word of the search, whatever the scores say.
     """
 
-    params: lmopt.Params  # the parameters
+    params: Params  # the parameters
     score: float | None = None
     note: str = ""  # what they are, and what happened
     parent: int | None = None  # index of the trial they were made from, None for the start
     calls: int = 0  # how many LM calls the optimizer had made by then
-    evaluation: lmopt.Evaluation | None = field(default=None, repr=False)
+    evaluation: Evaluation | None = field(default=None, repr=False)
     out: bool = False
     final: bool = False
 
@@ -219,7 +221,7 @@ class Options(TypedDict, total=False):
             score so far, calls and dollars spent and left, and what is done now.
     """
 
-    valset: lmopt.Dataset | None
+    valset: Dataset | None
     calls: int | None
     max_labeled: int | None
     max_prompt_tokens: int
@@ -277,7 +279,7 @@ class _Options:
             raise lmopt.DataError(what, both[:1], "rows of its own", todo)
         return examples, self.valset
 
-    def paths(self, program: lmopt.Program) -> list[str]:
+    def paths(self, program: Program) -> list[str]:
         """The steps that may change: those at or below each path that limits it."""
         found = list(program.params)
         for top in filter(None, self.within):
@@ -287,7 +289,7 @@ class _Options:
                 raise lmopt.ParamsError("no such path", top, expected, "correct the path")
         return found
 
-    def most(self, program: lmopt.Program, examples: Examples) -> int:
+    def most(self, program: Program, examples: Examples) -> int:
         """How many labelled demonstrations a step has at most."""
         return self.fit(_lengths(program, examples), len(examples))
 
@@ -311,7 +313,7 @@ def _check(least: int = 0, **values: int) -> None:
 class Size:
     """How large a search is: its program, how many steps may change, and rows on either side."""
 
-    program: lmopt.Program
+    program: Program
     steps: int
     train: int
     val: int
@@ -328,7 +330,7 @@ class Size:
     def plan(self, runs: int, texts: int = 0) -> Plan:
         """Return the plan of so many runs of the program and so many texts to be proposed."""
         writer = self.options.propose or proposer()
-        each = writer.max_calls if isinstance(writer, lmopt.Program) else 0
+        each = writer.max_calls if isinstance(writer, Program) else 0
         asked = Plan(runs, runs * self.program.max_calls, runs, runs * _usual_calls(self.program))
         paid = evolve(self, lm=self.options.prompt_lm or self.lm)
         return self.priced(asked) + paid.priced(Plan(calls=texts * each, usual=texts * bool(each)))
@@ -346,7 +348,7 @@ class Size:
         return evolve(plan, tokens=round(plan.usual * (read + made)), usd=usd)
 
 
-def _usual_calls(program: lmopt.Program) -> int:
+def _usual_calls(program: Program) -> int:
     """How many LM calls a run makes where each reply can be read at once."""
     most = max([leaf.max_calls for leaf in program.leaves.values()], default=1)
     return -(-program.max_calls // max(most, 1))
@@ -364,14 +366,12 @@ class Optimizer:
 
     name: str  # of its factory
     lm: Any = field(repr=False)  # runs the program
-    search: Callable[[Hunt], lmopt.Flow] = field(repr=False)  # hunt -> flow
+    search: Callable[[Hunt], Flow] = field(repr=False)  # hunt -> flow
     bound: Callable[[Size], Plan] = field(repr=False)  # size -> plan
     parts: bool = field(default=True, repr=False)
     options: _Options = field(default=_Options(), repr=False)  # see `Options`
 
-    def __call__(
-        self, program: lmopt.Program, trainset: lmopt.Dataset, metric: lmopt.Metric
-    ) -> lmopt.Params:
+    def __call__(self, program: Program, trainset: Dataset, metric: Metric) -> Params:
         """Return the parameters of the best trial; see `best`.
 
         A spent budget and Ctrl-C end the search with the best so far, and a warning that says so.
@@ -387,9 +387,7 @@ class Optimizer:
             made.extend(self._emitted(lmopt.emit, program, trainset, metric))  # kept if it raises
         return best(made).params
 
-    async def arun(
-        self, program: lmopt.Program, trainset: lmopt.Dataset, metric: Any
-    ) -> lmopt.Params:
+    async def arun(self, program: Program, trainset: Dataset, metric: Any) -> Params:
         """Do the same in the running event loop."""
         made = [Trial(program.params, note="the start")]
         with _ending(made):
@@ -397,18 +395,14 @@ class Optimizer:
                 made.append(trial)  # noqa: PERF401  # kept, however it ends
         return best(made).params
 
-    def trials(
-        self, program: lmopt.Program, trainset: lmopt.Dataset, metric: lmopt.Metric
-    ) -> Iterator[Trial]:
+    def trials(self, program: Program, trainset: Dataset, metric: Metric) -> Iterator[Trial]:
         """Return an iterator of trials, made as they are asked for; the first is the start.
 
         A spent budget ends it with a warning, the last trial being the one under way.
         """
         return _watched(self._emitted(lmopt.emit, program, trainset, metric))
 
-    def atrials(
-        self, program: lmopt.Program, trainset: lmopt.Dataset, metric: Any
-    ) -> AsyncIterator[Trial]:
+    def atrials(self, program: Program, trainset: Dataset, metric: Any) -> AsyncIterator[Trial]:
         """Do the same in the running event loop."""
         return _awatched(self._emitted(lmopt.aemit, program, trainset, metric))
 
@@ -416,9 +410,7 @@ class Optimizer:
         how = {"workers": self.options.workers, "executor": self.options.executor}
         return emit(self.flow(*task), Trial, self.lm, **how)
 
-    def flow(
-        self, program: lmopt.Program, trainset: lmopt.Dataset, metric: lmopt.Metric
-    ) -> lmopt.Flow:
+    def flow(self, program: Program, trainset: Dataset, metric: Metric) -> Flow:
         """Return the search as a flow of effects and trials, to be a part of another one."""
         examples, chosen = lmopt.check_dataset(program, trainset), self.options
         if chosen.valset:
@@ -430,12 +422,12 @@ class Optimizer:
             hunt.fewer(runs // 10, min(24, runs // 3))
         return hunt._performed(self.search(hunt))
 
-    def plan(self, program: lmopt.Program, trainset: lmopt.Dataset) -> Plan:
+    def plan(self, program: Program, trainset: Dataset) -> Plan:
         """Return what a search costs at most; makes no LM call."""
         examples = lmopt.check_dataset(program, trainset)
         return self.bounded(program, len(examples), _lengths(program, examples))
 
-    def bounded(self, program: lmopt.Program, size: int, lengths: _Lengths = ()) -> Plan:
+    def bounded(self, program: Program, size: int, lengths: _Lengths = ()) -> Plan:
         """Return what a search with so many examples, of such lengths, costs at most."""
         given, steps = self.options.valset, len(self.options.paths(program))
         train = (size + 1) // 2 if self.parts and given is None else size
@@ -450,7 +442,7 @@ class Optimizer:
 def optimizer(
     name: str,
     lm: Any,
-    search: Callable[[Hunt], lmopt.Flow],
+    search: Callable[[Hunt], Flow],
     bound: Callable[[Size], Plan],
     *,
     parts: bool = True,
@@ -577,10 +569,10 @@ class Want:
 
     name: str
     given: lmopt.Fields
-    flow: Callable[[], lmopt.Flow] = field(repr=False)
+    flow: Callable[[], Flow] = field(repr=False)
 
 
-def _wanted(method: Callable[..., lmopt.Flow]) -> Callable[..., Want]:
+def _wanted(method: Callable[..., Flow]) -> Callable[..., Want]:
     """Make a method return what is wanted, to be yielded, instead of its flow."""
     known = inspect.signature(method)
 
@@ -593,7 +585,7 @@ def _wanted(method: Callable[..., lmopt.Flow]) -> Callable[..., Want]:
     return want
 
 
-def _each(flow: Callable[[Any], lmopt.Flow], items: Iterable[Any]) -> lmopt.Flow:
+def _each(flow: Callable[[Any], Flow], items: Iterable[Any]) -> Flow:
     """Run a flow for each item, one after the other; return what they return."""
     made = []
     for item in items:
@@ -607,9 +599,9 @@ class CallsSpent(lmopt.BudgetExceeded):
     used = 0
 
 
-_Tried = tuple[lmopt.Params, str]  # parameters, and what they are
-_Some = lmopt.Params | Sequence[lmopt.Params]
-_Job = tuple[dict[Any, lmopt.Row], Any, lmopt.Program, lmopt.Record]
+_Tried = tuple[Params, str]  # parameters, and what they are
+_Some = Params | Sequence[Params]
+_Job = tuple[dict[Any, Row], Any, Program, Record]
 """Where to put the row, by which name, and what to run on what."""
 _FOLDS = 4
 
@@ -622,7 +614,7 @@ class Hunt:
     without it, and without those of every fourth row beside it.
     """
 
-    program: lmopt.Program  # to be improved
+    program: Program  # to be improved
     train: Examples  # rows to learn from
     val: Examples  # rows to score on; `whole` where they were more before
     metric: Any
@@ -639,8 +631,8 @@ class Hunt:
     paths: list[str] = field(init=False)  # of the steps that may change
     _unused: list[Any] = field(factory=list, init=False)  # proposals since the last trial, why
     _silent: list[int] = field(factory=lambda: [0], init=False)  # requests in a row without answer
-    _done: dict[Any, dict[Any, lmopt.Row]] = field(factory=partial(defaultdict, dict), init=False)
-    _ready: dict[Any, list[lmopt.Program]] = field(factory=dict, init=False)  # for each fold
+    _done: dict[Any, dict[Any, Row]] = field(factory=partial(defaultdict, dict), init=False)
+    _ready: dict[Any, list[Program]] = field(factory=dict, init=False)  # for each fold
 
     def __attrs_post_init__(self) -> None:
         self.whole, self.seed, self.most = self.val, self.options.seed, self.options.calls
@@ -662,7 +654,7 @@ class Hunt:
         """LM calls that it may still make."""
         return math.inf if self.most is None else self.most - self.calls
 
-    def knows(self, params: lmopt.Params) -> bool:
+    def knows(self, params: Params) -> bool:
         """Whether equal parameters were tried before."""
         return any(one.params.digest == params.digest for one in self.trials)
 
@@ -674,19 +666,19 @@ class Hunt:
         """Score on so many held-out rows from now on, but not on fewer than `least`."""
         self.val = self.val[: max(rows, least, 1)]
 
-    def labelled(self, count: int) -> lmopt.Params:
+    def labelled(self, count: int) -> Params:
         """The program's parameters with so many labelled examples as demonstrations."""
         return labeled_demos(self.program, self.train, count, seed=self.seed)
 
     @_wanted
-    def start(self) -> lmopt.Flow:
+    def start(self) -> Flow:
         """The program as it is, scored; sent: the trial."""
         size = len(self.val)
         few = f", scored on {size} of {len(self.whole)} rows" if self.whole[size:] else ""
         return self.trial(self.program.params, f"start{few}", None, False).flow()
 
     @_wanted
-    def demos(self, most: int | None = None) -> lmopt.Flow:
+    def demos(self, most: int | None = None) -> Flow:
         """Labelled examples as demonstrations, in at most so many numbers, raced; sent: the trials.
 
         First as many as fit, then fewer.
@@ -699,8 +691,8 @@ class Hunt:
 
     @_wanted
     def trial(
-        self, params: lmopt.Params, note: str, parent: int | None = None, race: bool = True
-    ) -> lmopt.Flow:
+        self, params: Params, note: str, parent: int | None = None, race: bool = True
+    ) -> Flow:
         """Parameters scored against the best so far; equal ones get the score they have.
 
         They were made from trial number `parent`, by default the best one. A `race` ends where they
@@ -710,9 +702,7 @@ class Hunt:
         return made
 
     @_wanted
-    def contest(
-        self, made: Iterable[_Tried], parent: int | None = None, race: bool = True
-    ) -> lmopt.Flow:
+    def contest(self, made: Iterable[_Tried], parent: int | None = None, race: bool = True) -> Flow:
         """Several (parameters, note) scored together, and against the best so far; sent: trials.
 
         They run on ever more held-out rows, as in successive halving (Jamieson and Talwalkar 2016,
@@ -734,30 +724,26 @@ class Hunt:
         return booked("out")
 
     @_wanted
-    def unscored(self, params: lmopt.Params, note: str) -> lmopt.Flow:
+    def unscored(self, params: Params, note: str) -> Flow:
         """Parameters that are better by what they are made of; sent: the trial."""
         yield from ()
         return self._book(Trial(params, None, note, len(self.trials) - 1 if self.trials else None))
 
     @_wanted
-    def last(
-        self, params: lmopt.Params, note: str, shown: lmopt.Evaluation | None, parent: int = 0
-    ) -> lmopt.Flow:
+    def last(self, params: Params, note: str, shown: Evaluation | None, parent: int = 0) -> Flow:
         """The last word of the search, whatever other trials scored; sent: the trial."""
         yield from ()
         score = shown.score if shown else None
         return self._book(Trial(params, score, note, parent, evaluation=shown, final=True))
 
     @_wanted
-    def rows(
-        self, params: _Some, places: Iterable[int] | None = None, half: str = "train"
-    ) -> lmopt.Flow:
+    def rows(self, params: _Some, places: Iterable[int] | None = None, half: str = "train") -> Flow:
         """Runs on rows of the training half, by default all; sent: the evaluation.
 
         Of several parameters, which run together: an evaluation of each. Nothing is run twice.
         """
         rows, jobs = getattr(self, half), list[_Job]()
-        given = [params] if isinstance(params, lmopt.Params) else params
+        given = [params] if isinstance(params, Params) else params
         several = list(map(self._allowed, given))
         wanted = list(range(len(rows)) if places is None else places)
         for one in several:
@@ -774,25 +760,21 @@ class Hunt:
         return made if given is params else made[0]
 
     @_wanted
-    def held(self, params: _Some, places: Iterable[int] | None = None) -> lmopt.Flow:
+    def held(self, params: _Some, places: Iterable[int] | None = None) -> Flow:
         """The same on held-out rows."""
         return self.rows(params, places, "val").flow()
 
     @_wanted
-    def teach(
-        self, teacher: lmopt.Program, rows: Examples, params: lmopt.Params, lm: Any = None
-    ) -> lmopt.Flow:
+    def teach(self, teacher: Program, rows: Examples, params: Params, lm: Any = None) -> Flow:
         """Runs of another program, or with another LM, on any rows; sent: the evaluation."""
         ready = teacher.with_params(params)
         done = self._done[id(teacher.body), id(lm), params.digest]
         jobs = [(done, row, ready, row) for row in rows if row not in done]
         yield from self._run(jobs, self.lm if lm is None else lm, "the teacher runs")
-        return lmopt.Evaluation(tuple(done[row] for row in rows))
+        return Evaluation(tuple(done[row] for row in rows))
 
     @_wanted
-    def cases(
-        self, path: str, shown: int, *, params: lmopt.Params | None = None, count: int = 1
-    ) -> lmopt.Flow:
+    def cases(self, path: str, shown: int, *, params: Params | None = None, count: int = 1) -> Flow:
         """What a step does, by default of the best trial, as `count` lists of `shown` cases each.
 
         Each list draws its own rows, from those that were run before and as many new ones as are
@@ -816,8 +798,8 @@ class Hunt:
         *,
         tips: Sequence[str] = ("",),
         data: str = "",
-        params: lmopt.Params | None = None,
-    ) -> lmopt.Flow:
+        params: Params | None = None,
+    ) -> Flow:
         """Instructions for a step, by default of the best trial; sent: the texts.
 
         One text for each list of cases, with the next of the tips. Those that are empty, or equal
@@ -834,7 +816,7 @@ class Hunt:
         asked = []
         for one, tip in zip(seen, itertools.cycle(tips), strict=False):
             shown, images = _pictured(_fitting(one, 2 * self.options.max_prompt_tokens))
-            asked.append(lmopt.Record({**told, "cases": shown, "images": images, "tip": tip}))
+            asked.append(Record({**told, "cases": shown, "images": images, "tip": tip}))
         writer = self.options.propose or proposer()
         made = yield from self._written(writer, asked)
         wrong = [one for one in made if not isinstance(one, (str, type(None)))]
@@ -847,9 +829,9 @@ class Hunt:
         self._unused += [what for text in texts if text in echoes]
         return [text for text in unique(texts) if text not in echoes]
 
-    def _written(self, writer: Any, asked: Sequence[lmopt.Record]) -> lmopt.Flow:
+    def _written(self, writer: Any, asked: Sequence[Record]) -> Flow:
         """What is written for what is told; the default writer is shown images too."""
-        if not isinstance(writer, lmopt.Program):
+        if not isinstance(writer, Program):
             told = [lmopt.select_inputs(proposer(), one) for one in asked]
             return (yield from _each(lambda one: (yield lmopt.invoke(writer, one)), told))
         made = []
@@ -862,7 +844,7 @@ class Hunt:
     @_wanted
     def trained(
         self, trainer: Any, examples: Sequence[Any], base: str, settings: lmopt.Fields
-    ) -> lmopt.Flow:
+    ) -> Flow:
         """Weights trained on examples from those of a base model; sent: the model's name."""
         if hasattr(trainer, "flow"):
             model = yield from trainer.flow(examples, base, **settings)
@@ -874,11 +856,11 @@ class Hunt:
         return model
 
     @_wanted
-    def ask(self, program: lmopt.Program, inputs: lmopt.Fields) -> lmopt.Flow:
+    def ask(self, program: Program, inputs: lmopt.Fields) -> Flow:
         """A run of another program on the LM that writes; sent: the prediction, or None."""
         return first([*(yield from self._asked(program, [inputs])), None])
 
-    def _asked(self, program: lmopt.Program, given: Sequence[lmopt.Fields]) -> lmopt.Flow:
+    def _asked(self, program: Program, given: Sequence[lmopt.Fields]) -> Flow:
         """Run a program on the LM that writes; equal requests are told apart by their rollout.
 
         A reply that cannot be used is left out, and noted in the next trial.
@@ -897,7 +879,7 @@ class Hunt:
         self._unused += [one for one in made if isinstance(one, Exception)]
         return [one for one in made if not isinstance(one, Exception)]
 
-    def _performed(self, search: Any) -> lmopt.Flow:
+    def _performed(self, search: Any) -> Flow:
         """Run a search: yield the effects of what it wants, and its trials."""
         if not isinstance(search, Generator):
             todo = "yield what it wants: made = yield hunt.trial(...)"
@@ -908,7 +890,7 @@ class Hunt:
             what = f"{len(self._unused)} proposed texts could not be used at the end ({reason})"
             warnings.warn(what, stacklevel=2)
 
-    def _satisfy(self, want: Any) -> lmopt.Flow:
+    def _satisfy(self, want: Any) -> Flow:
         """Perform what a search yields, several things one after the other; pass its trials on."""
         if isinstance(want, (list, tuple)):
             return (yield from _each(self._satisfy, want))
@@ -921,23 +903,23 @@ class Hunt:
             for trial in self.trials[known:]:  # noqa: UP028  # a list cannot be sent anything
                 yield trial
 
-    def _allowed(self, params: lmopt.Params) -> lmopt.Params:
+    def _allowed(self, params: Params) -> Params:
         """The parameters, but for changes of steps that must stay."""
         changed = keyfilter(self.paths.__contains__, params)
-        return lmopt.Params({**self.program.params, **changed})
+        return Params({**self.program.params, **changed})
 
-    def _known(self, half: str, params: lmopt.Params, places: Iterable[int]) -> lmopt.Evaluation:
+    def _known(self, half: str, params: Params, places: Iterable[int]) -> Evaluation:
         """What is known of parameters on rows, until the first that was not run."""
         done = self._done[half, params.digest]
         run = itertools.takewhile(done.__contains__, places)
-        return lmopt.Evaluation(tuple([done[place] for place in run]))
+        return Evaluation(tuple([done[place] for place in run]))
 
-    def _run(self, jobs: Sequence[_Job], lm: Any, doing: str) -> lmopt.Flow:
+    def _run(self, jobs: Sequence[_Job], lm: Any, doing: str) -> Flow:
         """Run and score jobs, in blocks for which the calls that are left are surely enough.
 
         So the calls are never exceeded, and it ends at the same row for any number of workers.
         """
-        rows: tuple[lmopt.Row, ...] = ()
+        rows: tuple[Row, ...] = ()
         while len(rows) < len(jobs):
             block = jobs[len(rows) :][: self._room(jobs[len(rows)][2])]
             if not block:
@@ -946,7 +928,7 @@ class Hunt:
             scoring = lmopt.scoring(
                 [job[2:] for job in block], self.metric, lm=lm, silent=self._silent, **shown
             )
-            made: tuple[lmopt.Row, ...] = ()
+            made: tuple[Row, ...] = ()
             try:
                 made = yield from scoring
             except lmopt.LmoptError as error:
@@ -976,17 +958,15 @@ class Hunt:
         ]
         return ", ".join(filter(None, facts))
 
-    def _room(self, program: lmopt.Program) -> int | None:
+    def _room(self, program: Program) -> int | None:
         """How many runs the calls that are left are enough for; None is any number."""
         return None if self.most is None else int(self.left // max(program.max_calls, 1))
 
-    def _spent(self, rows: tuple[lmopt.Row, ...] = ()) -> CallsSpent:
+    def _spent(self, rows: tuple[Row, ...] = ()) -> CallsSpent:
         what, known = "the search has used its calls", f"at most {self.most}"
         return CallsSpent(what, self.calls, known, "raise calls", rows=rows, used=self.calls)
 
-    def _raced(
-        self, alive: Sequence[lmopt.Params], beat: lmopt.Evaluation | None, race: bool = True
-    ) -> lmopt.Flow:
+    def _raced(self, alive: Sequence[Params], beat: Evaluation | None, race: bool = True) -> Flow:
         """Score parameters on held-out rows, and go on with those that may win; see `contest`."""
         size = len(self.val)
         looks = [rows for rows in (16 << n for n in range(32)) if race and rows < 0.75 * size]
@@ -996,9 +976,7 @@ class Hunt:
             if not alive:
                 return
 
-    def _entered(
-        self, params: lmopt.Params, note: str, parent: int | None, lost: str
-    ) -> Trial | None:
+    def _entered(self, params: Params, note: str, parent: int | None, lost: str) -> Trial | None:
         """Book what was run of parameters as a trial; what was not run at all is none."""
         same = next((one for one in self.trials if one.params.digest == params.digest), None)
         if same is not None:
@@ -1031,7 +1009,7 @@ class Hunt:
         return self.trials[-1]
 
 
-def _sample(asked: tuple[lmopt.Program, lmopt.Fields]) -> lmopt.Flow:
+def _sample(asked: tuple[Program, lmopt.Fields]) -> Flow:
     try:
         return (yield from lmopt.running(asked[0], lmopt.select_inputs(*asked)))
     except lmopt.LmoptError as error:
@@ -1070,9 +1048,7 @@ def _fitting(cases: Sequence[Any], most: int) -> list[Any]:
     return [one for one, size in zip(cases, sizes, strict=True) if size <= most] or [*cases[:1]]
 
 
-def _ahead(
-    results: Sequence[lmopt.Evaluation], beat: lmopt.Evaluation | None, size: int
-) -> list[int]:
+def _ahead(results: Sequence[Evaluation], beat: Evaluation | None, size: int) -> list[int]:
     """Which go on: the better half, but none that will hardly beat the best of them all."""
     order = sorted(range(len(results)), key=lambda place: -results[place].total)
     rivals = [one for one in (beat, *(results[place] for place in order[:1])) if one is not None]
@@ -1082,7 +1058,7 @@ def _ahead(
     )
 
 
-def _lost(result: lmopt.Evaluation, beat: lmopt.Evaluation, size: int) -> bool:
+def _lost(result: Evaluation, beat: Evaluation, size: int) -> bool:
     """Whether one will hardly score higher: by what is left, or as far as it is behind.
 
     That is two standard errors at first, one at the end.
@@ -1097,7 +1073,7 @@ def _lost(result: lmopt.Evaluation, beat: lmopt.Evaluation, size: int) -> bool:
     return behind >= room or behind > (2 - done / size) * error
 
 
-def relayed(flow: lmopt.Flow, tell: Callable[[Trial], Trial | None]) -> lmopt.Flow:
+def relayed(flow: Flow, tell: Callable[[Trial], Trial | None]) -> Flow:
     """Run the flow of another search as a part of one; `tell` makes of each trial the one to emit.
 
     >>> inner = labeled_few_shot(k=1).flow(lmopt.predict("q -> a"), [{"q": "?"}], None)
@@ -1105,7 +1081,7 @@ def relayed(flow: lmopt.Flow, tell: Callable[[Trial], Trial | None]) -> lmopt.Fl
     ['x', 'x']
     """
 
-    def change(effect: Any) -> lmopt.Flow:
+    def change(effect: Any) -> Flow:
         if not isinstance(effect, Trial):
             return (yield effect)
         if (made := tell(effect)) is not None:
@@ -1119,7 +1095,7 @@ def relayed(flow: lmopt.Flow, tell: Callable[[Trial], Trial | None]) -> lmopt.Fl
 
 
 def split(
-    examples: Iterable[lmopt.Record], *, seed: int = 0, share: float = 0.5
+    examples: Iterable[Record], *, seed: int = 0, share: float = 0.5
 ) -> tuple[Examples, Examples]:
     """Part examples at random into those to learn from and those to score on.
 
@@ -1146,9 +1122,7 @@ def split(
     return tuple(rows[:size]), tuple(rows[size:])
 
 
-def spread(
-    examples: Iterable[lmopt.Record], k: int, *, by: Iterable[str], seed: int = 0
-) -> Examples:
+def spread(examples: Iterable[Record], k: int, *, by: Iterable[str], seed: int = 0) -> Examples:
     """Draw at most `k` examples, in turns from those that differ in the fields `by`.
 
     Where all differ, as with free text, that is a plain random sample; with labels, each label
@@ -1171,9 +1145,7 @@ def _values(row: lmopt.Fields, names: Iterable[str]) -> str:
     return lmopt.canonical([row.get(name) for name in names], other=repr)
 
 
-def labeled_demos(
-    program: lmopt.Program, examples: Iterable[lmopt.Record], k: int, *, seed: int = 0
-) -> lmopt.Params:
+def labeled_demos(program: Program, examples: Iterable[Record], k: int, *, seed: int = 0) -> Params:
     """Return the program's parameters with `k` examples as demonstrations of each step.
 
     A step gets those fields of an example that it has itself, where that is at least one input and
@@ -1191,9 +1163,7 @@ def labeled_demos(
     return params
 
 
-def labeled(
-    leaf: lmopt.Program, examples: Iterable[lmopt.Record], k: int, *, seed: int = 0
-) -> Examples:
+def labeled(leaf: Program, examples: Iterable[Record], k: int, *, seed: int = 0) -> Examples:
     """Return `k` demonstrations of one step from labelled examples, spread over its outputs.
 
     >>> labeled(lmopt.predict("q -> a"), [lmopt.Record(q="2+2?", a="4"), lmopt.Record(q="?")], 2)
@@ -1203,9 +1173,7 @@ def labeled(
     return spread(lmopt.fitting(leaf, examples), k, by=outputs, seed=seed)
 
 
-def unspoilt(
-    program: lmopt.Program, params: lmopt.Params, rows: Iterable[lmopt.Record]
-) -> lmopt.Params:
+def unspoilt(program: Program, params: Params, rows: Iterable[Record]) -> Params:
     """Return parameters without the demonstrations that give away the answer to one of the rows.
 
     These have its inputs, as far as the step takes inputs of the program; a later step, as far as
@@ -1227,9 +1195,7 @@ def unspoilt(
     return params
 
 
-def step_demos(
-    program: lmopt.Program, row: lmopt.Row, *, index: int = 0, seed: int = 0
-) -> dict[str, lmopt.Record]:
+def step_demos(program: Program, row: Row, *, index: int = 0, seed: int = 0) -> dict[str, Record]:
     """Return what each step did in one run, as demonstrations by path.
 
     Of a step that ran more than once, one run is drawn; `index` is that of the row, so that it is
@@ -1250,9 +1216,7 @@ def step_demos(
     return demos
 
 
-def resampled(
-    params: lmopt.Params, rollout: int, *, temperature: float | None = 1.0
-) -> lmopt.Params:
+def resampled(params: Params, rollout: int, *, temperature: float | None = 1.0) -> Params:
     """Return parameters that ask for another sample of every answer; rollout 0 changes nothing.
 
     >>> resampled(lmopt.predict("q -> a").params, 2)["predict"].settings
@@ -1260,18 +1224,18 @@ def resampled(
     """
     sample = {"rollout": rollout, "temperature": temperature}
     made = {path: evolve(one, settings=one.settings | sample) for path, one in params.items()}
-    return lmopt.Params(made) if rollout else params
+    return Params(made) if rollout else params
 
 
 def race(
-    program: lmopt.Program,
-    dataset: lmopt.Dataset,
-    metric: lmopt.Metric,
+    program: Program,
+    dataset: Dataset,
+    metric: Metric,
     *,
     lm: lmopt.LM,
-    beat: lmopt.Evaluation | None = None,
+    beat: Evaluation | None = None,
     workers: int | None = None,
-) -> lmopt.Evaluation:
+) -> Evaluation:
     """Evaluate a program, and stop as soon as it will hardly score more than another one did.
 
     It stops where even full marks on all rows that are left would not be enough, and where it is
@@ -1315,7 +1279,7 @@ def _pictured(value: Any) -> tuple[Any, list[lmopt.Image]]:
 
 
 def cases(
-    program: lmopt.Program, path: str, rows: Iterable[lmopt.Row], k: int | None = 8
+    program: Program, path: str, rows: Iterable[Row], k: int | None = 8
 ) -> list[dict[str, Any]]:
     """Return what a step did in `k` evaluated rows, worst first: evidence for better instructions.
 
@@ -1343,7 +1307,7 @@ def cases(
     return found[:k]
 
 
-def description(program: lmopt.Program) -> str:
+def description(program: Program) -> str:
     """Return what a program is made of, in words: its inputs, its steps and their instructions.
 
     >>> print(description(lmopt.predict("question -> answer")))
@@ -1387,7 +1351,7 @@ _SEEING = lmopt.predict(
 )
 
 
-def proposer(**options: Any) -> lmopt.Program:
+def proposer(**options: Any) -> Program:
     """Make the program that writes instructions: the default of every `propose=`.
 
     Args:
@@ -1508,7 +1472,7 @@ def labeled_few_shot(*, k: int = 16, seed: int = 0) -> Optimizer:
     """
     _check(k=k)
 
-    def search(hunt: Hunt) -> lmopt.Flow:
+    def search(hunt: Hunt) -> Flow:
         yield hunt.unscored(hunt.program.params, "start")
         params = labeled_demos(hunt.program, hunt.train, k, seed=seed)
         yield hunt.unscored(params, f"up to {k} labelled examples")
@@ -1530,7 +1494,7 @@ class Teaching(Options, total=False):
     max_bootstrapped: int
     rounds: int
     threshold: float  # score from which a run is taken, 0 to 1; 0 is a threshold
-    teacher: lmopt.Program | Mapping[str, lmopt.Prompt] | None
+    teacher: Program | Mapping[str, lmopt.Prompt] | None
     teacher_lm: lmopt.LM | None  # runs the teacher
 
 
@@ -1539,16 +1503,16 @@ class _Teaching:
     max_bootstrapped: int = 4
     rounds: int = 1
     threshold: float = 1.0
-    teacher: lmopt.Program | Mapping[str, lmopt.Prompt] | None = None
+    teacher: Program | Mapping[str, lmopt.Prompt] | None = None
     teacher_lm: Any = None
 
     def __attrs_post_init__(self) -> None:
         _check(max_bootstrapped=self.max_bootstrapped)
         _check(1, rounds=self.rounds)
 
-    def guide(self, program: lmopt.Program) -> lmopt.Program:
+    def guide(self, program: Program) -> Program:
         """The program that shows how it is done; it must have the steps of the one that learns."""
-        if not isinstance(self.teacher, lmopt.Program):
+        if not isinstance(self.teacher, Program):
             return program.with_params(self.teacher or {})
         known, wanted = list(self.teacher.params), list(program.params)
         if known != wanted:
@@ -1562,7 +1526,7 @@ class _Teaching:
         return taught.plan(self.rounds * size.train if self.max_bootstrapped else 0)
 
 
-def fitting_count(program: lmopt.Program, examples: Examples, tokens: int) -> int:
+def fitting_count(program: Program, examples: Examples, tokens: int) -> int:
     """Return how many examples fit into the prompt of each step, as demonstrations of mean length.
 
     Args:
@@ -1575,8 +1539,8 @@ def fitting_count(program: lmopt.Program, examples: Examples, tokens: int) -> in
     return _Options(max_prompt_tokens=tokens).most(program, examples)
 
 
-def _lengths(program: lmopt.Program, examples: Examples) -> _Lengths:
-    def size(leaf: Any, *demos: lmopt.Record) -> int:
+def _lengths(program: Program, examples: Examples) -> _Lengths:
+    def size(leaf: Any, *demos: Record) -> int:
         prompt = evolve(leaf.prompt, demos=demos)
         return sum(len(one.text) for one in lmopt.chat.render(leaf.signature, prompt, {}))
 
@@ -1600,7 +1564,7 @@ def _taught(options: lmopt.Fields) -> tuple[_Teaching, dict[str, Any]]:
 
 
 def bootstrap(
-    teacher: lmopt.Program,
+    teacher: Program,
     examples: Examples,
     *,
     wanted: int,
@@ -1608,7 +1572,7 @@ def bootstrap(
     rounds: int = 1,
     max_labeled: int = 16,
     seed: int = 0,
-) -> lmopt.Flow:
+) -> Flow:
     """Say on which examples to run a teacher until `wanted` runs reach the threshold.
 
     A flow that yields (parameters of the teacher, block of examples), and is sent the evaluation.
@@ -1634,7 +1598,7 @@ def bootstrap(
         left = failed
 
 
-def passed(evaluation: lmopt.Evaluation, threshold: float) -> tuple[lmopt.Row, ...]:
+def passed(evaluation: Evaluation, threshold: float) -> tuple[Row, ...]:
     """Return the rows that did not fail and reach a threshold, 0 included.
 
     >>> rows = (lmopt.Row(lmopt.Record(), lmopt.Prediction(), score) for score in (0.0, 1.0))
@@ -1653,10 +1617,10 @@ class _Lesson:
     labelled: int
     seed: int
 
-    def learned(self, program: lmopt.Program, ran: Iterable[lmopt.Row]) -> _Tried:
+    def learned(self, program: Program, ran: Iterable[Row]) -> _Tried:
         """What runs of a teacher have shown, filled up with labelled examples."""
         rows, seed = tuple(ran), self.seed
-        taken = passed(lmopt.Evaluation(rows), self.given.threshold)
+        taken = passed(Evaluation(rows), self.given.threshold)
         made = [step_demos(program, row, index=index, seed=seed) for index, row in enumerate(taken)]
         seen = {row.example for row in taken}
         others = [example for example in self.examples if example not in seen]
@@ -1673,12 +1637,12 @@ class _Lesson:
         return params, note
 
 
-def _lessons(hunt: Hunt, lesson: _Lesson, *, emit: bool = False) -> lmopt.Flow:
+def _lessons(hunt: Hunt, lesson: _Lesson, *, emit: bool = False) -> Flow:
     """Bootstrap; return the parameters and a note, and emit a trial after each block on demand."""
-    given, ran = lesson.given, list[lmopt.Row]()
+    given, ran = lesson.given, list[Row]()
     teacher = given.guide(hunt.program)
 
-    def teach(block: tuple[lmopt.Params, Examples]) -> lmopt.Flow:
+    def teach(block: tuple[Params, Examples]) -> Flow:
         result = yield hunt.teach(teacher, block[1], block[0], given.teacher_lm)
         ran.extend(result.rows)
         if emit:
@@ -1713,7 +1677,7 @@ def bootstrap_few_shot(lm: lmopt.LM, **options: Unpack[Teaching]) -> Optimizer:
     """
     given, rest = _taught(options)
 
-    def search(hunt: Hunt) -> lmopt.Flow:
+    def search(hunt: Hunt) -> Flow:
         yield hunt.unscored(hunt.program.params, "start")
         most = hunt.options.most(hunt.program, hunt.train)
         lesson = _Lesson(tuple(unique(hunt.train)), given, most, hunt.seed)
@@ -1755,7 +1719,7 @@ def random_search(
     _check(candidates=candidates)
     given, rest = _taught(options)
 
-    def search(hunt: Hunt) -> lmopt.Flow:
+    def search(hunt: Hunt) -> Flow:
         yield hunt.start()
         yield hunt.demos()
         lessons = _draws(hunt, given, candidates)
@@ -1785,7 +1749,7 @@ def _draws(hunt: Hunt, given: _Teaching, count: int) -> Iterator[_Lesson]:
         yield _Lesson(order, taught, rng.choice(rungs), rng.getrandbits(32))
 
 
-def _sets(hunt: Hunt, given: _Teaching, count: int) -> lmopt.Flow:
+def _sets(hunt: Hunt, given: _Teaching, count: int) -> Flow:
     """Sets of demonstrations to choose from: those of all trials so far, and of lessons."""
     lessons = take(count, _draws(hunt, given, count))
     made = yield from _each(partial(_lessons, hunt), lessons)
@@ -1814,7 +1778,7 @@ def tpe_search(
     _check(1, trials=trials, sets=sets)
     given, rest = _taught(options)
 
-    def search(hunt: Hunt) -> lmopt.Flow:
+    def search(hunt: Hunt) -> Flow:
         start = yield hunt.start()
         yield hunt.demos()
         steps = len(hunt.paths)
@@ -1860,7 +1824,7 @@ def knn_few_shot(
     """
     _check(1, k=k)
 
-    def search(hunt: Hunt) -> lmopt.Flow:
+    def search(hunt: Hunt) -> Flow:
         yield hunt.unscored(hunt.program.params, "start")
         rows = list(unique(hunt.train))
         given = [lmopt.select_inputs(hunt.program, row).values() for row in rows]
