@@ -72,10 +72,10 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING or not __package__:
     import lmopt
-    from lmopt import Dataset, Evaluation, Flow, Metric, Params, Program, Record, Row
+    from lmopt import Dataset, Evaluation, Fields, Flow, Metric, Params, Program, Record, Row
 else:  # both modules were copied into a package
     from . import lmopt
-    from .lmopt import Dataset, Evaluation, Flow, Metric, Params, Program, Record, Row
+    from .lmopt import Dataset, Evaluation, Fields, Flow, Metric, Params, Program, Record, Row
 
 __all__ = [
     # 1. Contract
@@ -359,15 +359,12 @@ class Optimizer:
     """A function (program, trainset, metric) -> params, whose trials can be watched.
 
     Made by `optimizer`. In an event loop: `await optimize.arun(...)`, `optimize.atrials(...)`.
-
-    Attributes:
-        parts: whether some rows are held out to score on; else it gets all.
     """
 
     name: str  # of its factory
-    lm: Any = field(repr=False)  # runs the program
-    search: Callable[[Hunt], Flow] = field(repr=False)  # hunt -> flow
-    bound: Callable[[Size], Plan] = field(repr=False)  # size -> plan
+    lm: Any = field(repr=False)
+    search: Callable[[Hunt], Flow] = field(repr=False)
+    bound: Callable[[Size], Plan] = field(repr=False)
     parts: bool = field(default=True, repr=False)
     options: _Options = field(default=_Options(), repr=False)  # see `Options`
 
@@ -469,11 +466,6 @@ def optimizer(
     >>> [t.note for t in woof.trials(lmopt.predict("q -> a"), rows, lmopt.exact_match)]
     ['start', 'woof at predict']
     """
-    _check_options(name, options)
-    return Optimizer(name, lm, search, bound, parts, _Options(**options))
-
-
-def _check_options(name: str, options: Mapping[str, Any]) -> None:
     for one in dissoc(options, *Options.__annotations__):
         import difflib
 
@@ -484,6 +476,7 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
         todo = f"did you mean {near[0]}?" if near else "leave it out"
         what = f"{name} has no option of this name"
         raise TypeError(lmopt.explain(what, one, ", ".join(known), todo))
+    return Optimizer(name, lm, search, bound, parts, _Options(**options))
 
 
 @contextmanager
@@ -568,7 +561,7 @@ class Want:
     """What a search wants: a method of its hunt, by name, and what is given to it."""
 
     name: str
-    given: lmopt.Fields
+    given: Fields
     flow: Callable[[], Flow] = field(repr=False)
 
 
@@ -629,7 +622,7 @@ class Hunt:
     seed: int = field(init=False)
     most: int | None = field(init=False)  # LM calls that it may make
     paths: list[str] = field(init=False)  # of the steps that may change
-    _unused: list[Any] = field(factory=list, init=False)  # proposals since the last trial, why
+    _unused: list[str] = field(factory=list, init=False)  # why proposals since a trial were not
     _silent: list[int] = field(factory=lambda: [0], init=False)  # requests in a row without answer
     _done: dict[Any, dict[Any, Row]] = field(factory=partial(defaultdict, dict), init=False)
     _ready: dict[Any, list[Program]] = field(factory=dict, init=False)  # for each fold
@@ -743,8 +736,7 @@ class Hunt:
         Of several parameters, which run together: an evaluation of each. Nothing is run twice.
         """
         rows, jobs = getattr(self, half), list[_Job]()
-        given = [params] if isinstance(params, Params) else params
-        several = list(map(self._allowed, given))
+        several = list(map(self._allowed, [params] if isinstance(params, Params) else params))
         wanted = list(range(len(rows)) if places is None else places)
         for one in several:
             done = self._done[half, one.digest]
@@ -757,7 +749,7 @@ class Hunt:
         doing = "looking at rows to learn from" if half == "train" else "scoring"
         yield from self._run(jobs, self.lm, doing)
         made = [self._known(half, one, wanted) for one in several]
-        return made if given is params else made[0]
+        return made[0] if isinstance(params, Params) else made
 
     @_wanted
     def held(self, params: _Some, places: Iterable[int] | None = None) -> Flow:
@@ -842,9 +834,7 @@ class Hunt:
         return [one["instructions"] for one in made]
 
     @_wanted
-    def trained(
-        self, trainer: Any, examples: Sequence[Any], base: str, settings: lmopt.Fields
-    ) -> Flow:
+    def trained(self, trainer: Any, examples: Sequence[Any], base: str, settings: Fields) -> Flow:
         """Weights trained on examples from those of a base model; sent: the model's name."""
         if hasattr(trainer, "flow"):
             model = yield from trainer.flow(examples, base, **settings)
@@ -856,28 +846,24 @@ class Hunt:
         return model
 
     @_wanted
-    def ask(self, program: Program, inputs: lmopt.Fields) -> Flow:
+    def ask(self, program: Program, inputs: Fields) -> Flow:
         """A run of another program on the LM that writes; sent: the prediction, or None."""
-        return first([*(yield from self._asked(program, [inputs])), None])
+        return first([*(yield from self._asked(program, [Record(inputs)])), None])
 
-    def _asked(self, program: Program, given: Sequence[lmopt.Fields]) -> Flow:
+    def _asked(self, program: Program, given: Sequence[Record]) -> Flow:
         """Run a program on the LM that writes; equal requests are told apart by their rollout.
 
         A reply that cannot be used is left out, and noted in the next trial.
         """
-        pairs = [(lmopt.sampled(program, n, 1 << 16), one) for n, one in enumerate(given)]
-        pairs = pairs[: self._room(program)]
-        if given and not pairs:
+        jobs = [(lmopt.sampled(program, n, 1 << 16), one) for n, one in enumerate(given)]
+        jobs = jobs[: self._room(program)]
+        if given and not jobs:
             raise self._spent()
-        made = yield from lmopt.gathered(_sample, pairs, self.options.prompt_lm or self.lm)
-        self._spend(lmopt.usage(one.trace) for one in made)
-        for one in made:
-            lost = isinstance(one, lmopt.LMError) and one.retryable
-            self._silent[0] = self._silent[0] + 1 if lost else 0
-            if self._silent[0] >= 3:
-                raise one
-        self._unused += [one for one in made if isinstance(one, Exception)]
-        return [one for one in made if not isinstance(one, Exception)]
+        how: Any = {"lm": self.options.prompt_lm or self.lm, "progress": False}
+        rows = yield from lmopt.scoring(jobs, _unjudged, silent=self._silent, **how)
+        self._spend(row.prediction.usage for row in rows)
+        self._unused += [row.error.partition(": ")[2] for row in rows if row.error]
+        return [row.prediction for row in rows if not row.error]
 
     def _performed(self, search: Any) -> Flow:
         """Run a search: yield the effects of what it wants, and its trials."""
@@ -885,10 +871,8 @@ class Hunt:
             todo = "yield what it wants: made = yield hunt.trial(...)"
             raise TypeError(lmopt.explain("this search is no flow", search, "a generator", todo))
         yield from lmopt.through(search, self._satisfy)
-        if self._unused:
-            reason = lmopt.cut(str(self._unused[0]), 80)
-            what = f"{len(self._unused)} proposed texts could not be used at the end ({reason})"
-            warnings.warn(what, stacklevel=2)
+        if wasted := self._wasted("proposed texts could not be used at the end"):
+            warnings.warn(wasted, stacklevel=2)
 
     def _satisfy(self, want: Any) -> Flow:
         """Perform what a search yields, several things one after the other; pass its trials on."""
@@ -924,13 +908,10 @@ class Hunt:
             block = jobs[len(rows) :][: self._room(jobs[len(rows)][2])]
             if not block:
                 raise self._spent(rows)
-            shown: Any = {"progress": self.options.progress, "desc": self._told(doing)}
-            scoring = lmopt.scoring(
-                [job[2:] for job in block], self.metric, lm=lm, silent=self._silent, **shown
-            )
-            made: tuple[Row, ...] = ()
+            pairs, made = [job[2:] for job in block], tuple[Row, ...]()
+            how: Any = {"lm": lm, "progress": self.options.progress, "desc": self._told(doing)}
             try:
-                made = yield from scoring
+                made = yield from lmopt.scoring(pairs, self.metric, silent=self._silent, **how)
             except lmopt.LmoptError as error:
                 made, error.rows = error.rows, (*rows, *error.rows)
                 raise
@@ -999,23 +980,19 @@ class Hunt:
         return self._book(made)
 
     def _book(self, trial: Trial) -> Trial:
-        note = trial.note
-        if self._unused:
-            reason = lmopt.cut(str(self._unused[0]), 80)
-            note += f"; {len(self._unused)} texts could not be used ({reason})"
-            self._unused = []
+        note = "; ".join(filter(None, [trial.note, self._wasted("texts could not be used")]))
         params = self._allowed(trial.params)
         self.trials.append(evolve(trial, params=params, note=note, calls=self.calls))
         return self.trials[-1]
 
+    def _wasted(self, what: str) -> str:
+        """Say that of as many proposals as were of no use since it was said last, and why."""
+        why, self._unused = self._unused, []
+        return f"{len(why)} {what} ({lmopt.cut(why[0], 80)})" if why else ""
 
-def _sample(asked: tuple[Program, lmopt.Fields]) -> Flow:
-    try:
-        return (yield from lmopt.running(asked[0], lmopt.select_inputs(*asked)))
-    except lmopt.LmoptError as error:
-        if lmopt.stops(error):
-            raise
-        return error
+
+def _unjudged(given: Any, made: Any) -> float:
+    return 1.0
 
 
 def _failures(errors: list[str]) -> str:
@@ -1141,7 +1118,7 @@ def _in_turns(rows: list[Any], names: Sequence[str], rng: random.Random) -> list
     return list(interleave(groupby(lambda row: _values(row, names), rows).values()))
 
 
-def _values(row: lmopt.Fields, names: Iterable[str]) -> str:
+def _values(row: Fields, names: Iterable[str]) -> str:
     return lmopt.canonical([row.get(name) for name in names], other=repr)
 
 
@@ -1344,11 +1321,8 @@ _PROPOSE = lmopt.Signature(
 )
 
 
-_SEEING = lmopt.predict(
-    _PROPOSE.append(lmopt.Field("images", list[lmopt.Image], "of the cases"), to="inputs"),
-    name="propose",
-    temperature=1.0,
-)
+_IMAGES = lmopt.Field("images", list[lmopt.Image], "of the cases")
+_SEEING = lmopt.predict(_PROPOSE.append(_IMAGES, to="inputs"), name="propose", temperature=1.0)
 
 
 def proposer(**options: Any) -> Program:
@@ -1521,8 +1495,7 @@ class _Teaching:
         return self.teacher
 
     def plan(self, size: Size) -> Plan:
-        lm = size.lm if self.teacher_lm is None else self.teacher_lm
-        taught = evolve(size, program=self.guide(size.program), lm=lm)
+        taught = evolve(size, program=self.guide(size.program), lm=self.teacher_lm or size.lm)
         return taught.plan(self.rounds * size.train if self.max_bootstrapped else 0)
 
 
@@ -1557,7 +1530,7 @@ def _rungs(most: int) -> list[int]:
     return [most, *reversed([4**n for n in range(1, 10) if 4**n <= most / 2])]
 
 
-def _taught(options: lmopt.Fields) -> tuple[_Teaching, dict[str, Any]]:
+def _taught(options: Fields) -> tuple[_Teaching, dict[str, Any]]:
     """Part the options into those of teaching, and those of every optimizer."""
     names = Teaching.__annotations__.keys() - Options.__annotations__.keys()
     return _Teaching(**keyfilter(names.__contains__, options)), dissoc(options, *names)
@@ -1624,7 +1597,6 @@ class _Lesson:
         made = [step_demos(program, row, index=index, seed=seed) for index, row in enumerate(taken)]
         seen = {row.example for row in taken}
         others = [example for example in self.examples if example not in seen]
-
         params = program.params
         for path, leaf in program.leaves.items():
             demos = tuple(demo[path] for demo in made if path in demo)
@@ -1687,11 +1659,7 @@ def bootstrap_few_shot(lm: lmopt.LM, **options: Unpack[Teaching]) -> Optimizer:
 
 
 def random_search(
-    lm: lmopt.LM,
-    *,
-    candidates: int = 16,
-    stop_at: float | None = None,
-    **options: Unpack[Teaching],
+    lm: lmopt.LM, *, candidates: int = 16, stop_at: float | None = None, **options: Unpack[Teaching]
 ) -> Optimizer:
     """Try random sets of demonstrations, and keep the one that scores best on held-out rows.
 
