@@ -211,8 +211,8 @@ class Options(TypedDict, total=False):
     Attributes:
         valset: rows to score on, none of them in the training set; by default half of that.
         calls: LM calls in all, proposals and a step's retries too; never exceeded (what middleware
-            asks again is not counted). Rows to score on are at
-            most a tenth of that, or 24; what the calls do not suffice for is not done.
+            asks again is not counted). Rows to score on are at most a tenth of that, or 24; what
+            the calls do not suffice for is not done.
         max_labeled: labelled examples to use as demonstrations; by default as many as fit into the
             prompt. Searches try fewer too (64, 16, 4); 0 leaves the demonstrations alone.
         max_prompt_tokens: of the prompt of a step with its demonstrations, four characters a token.
@@ -448,10 +448,7 @@ def optimizer(
     """Make an optimizer of a search and of what it costs at most.
 
     Args:
-        name: of it.
-        lm: runs the program.
         search: hunt -> flow; it yields `hunt.start()` first.
-        bound: size -> plan.
         parts: whether some rows are held out to score on; else it gets all.
     Raises:
         TypeError: an unknown option.
@@ -622,7 +619,7 @@ class Hunt:
     seed: int = field(init=False)
     most: int | None = field(init=False)  # LM calls that it may make
     paths: list[str] = field(init=False)  # of the steps that may change
-    _unused: list[str] = field(factory=list, init=False)  # why proposals since a trial were not
+    _unused: list[str] = field(factory=list, init=False)  # why proposals were of no use
     _silent: list[int] = field(factory=lambda: [0], init=False)  # requests in a row without answer
     _done: dict[Any, dict[Any, Row]] = field(factory=partial(defaultdict, dict), init=False)
     _ready: dict[Any, list[Program]] = field(factory=dict, init=False)  # for each fold
@@ -851,10 +848,7 @@ class Hunt:
         return first([*(yield from self._asked(program, [Record(inputs)])), None])
 
     def _asked(self, program: Program, given: Sequence[Record]) -> Flow:
-        """Run a program on the LM that writes; equal requests are told apart by their rollout.
-
-        A reply that cannot be used is left out, and noted in the next trial.
-        """
+        """Run a program on the LM that writes, equal requests too; leave out what is of no use."""
         jobs = [(lmopt.sampled(program, n, 1 << 16), one) for n, one in enumerate(given)]
         jobs = jobs[: self._room(program)]
         if given and not jobs:
@@ -899,10 +893,7 @@ class Hunt:
         return Evaluation(tuple([done[place] for place in run]))
 
     def _run(self, jobs: Sequence[_Job], lm: Any, doing: str) -> Flow:
-        """Run and score jobs, in blocks for which the calls that are left are surely enough.
-
-        So the calls are never exceeded, and it ends at the same row for any number of workers.
-        """
+        """Run and score jobs, in blocks for which the calls left suffice, whatever the workers."""
         rows: tuple[Row, ...] = ()
         while len(rows) < len(jobs):
             block = jobs[len(rows) :][: self._room(jobs[len(rows)][2])]
@@ -1036,10 +1027,7 @@ def _ahead(results: Sequence[Evaluation], beat: Evaluation | None, size: int) ->
 
 
 def _lost(result: Evaluation, beat: Evaluation, size: int) -> bool:
-    """Whether one will hardly score higher: by what is left, or as far as it is behind.
-
-    That is two standard errors at first, one at the end.
-    """
+    """Whether one will hardly score higher: by what is left, or by two standard errors to one."""
     if result is beat:
         return False
     done = len(result.rows)
@@ -1078,7 +1066,6 @@ def split(
 
     Args:
         examples: at least two that differ; of equal ones, only the first is used.
-        seed: of the order.
         share: of the first part, between 0 and 1; each part gets at least one example.
     Raises:
         DataError: there are fewer than two different examples.
@@ -1373,7 +1360,6 @@ def tpe(
     Args:
         history: choices tried, as one index for each dimension, and their scores.
         sizes: how many options each dimension has, 1 or more.
-        rng: of all randomness.
         gamma: share of the best, between 0 and 1.
         startup: tries that are plain random before that.
         samples: how many to choose from.
