@@ -342,9 +342,8 @@ class Size:
         most = self.options.fit(self.lengths, self.train)
         read = statistics.fmean(empty + (most + 1) * each for empty, each in self.lengths) / 4
         made = statistics.fmean(each for _, each in self.lengths) / 4
-        price, usd = getattr(self.lm, "price", None), None
-        if price:
-            usd = plan.usual * ((read * price[0] + made * price[1]) / 1e6)
+        price = getattr(self.lm, "price", None)
+        usd = plan.usual * ((read * price[0] + made * price[1]) / 1e6) if price else None
         return evolve(plan, tokens=round(plan.usual * (read + made)), usd=usd)
 
 
