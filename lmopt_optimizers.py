@@ -882,8 +882,9 @@ class Hunt:
 
     def _allowed(self, params: Params) -> Params:
         """The parameters, but for changes of steps that must stay."""
-        changed = keyfilter(self.paths.__contains__, params)
-        return Params({**self.program.params, **changed})
+        start, changed = self.program.params, keyfilter(self.paths.__contains__, params)
+        whole = len(changed) == len(params) == len(start)  # then its digest need not be made again
+        return params if whole else Params({**start, **changed})
 
     def _known(self, half: str, params: Params, places: Iterable[int]) -> Evaluation:
         """What is known of parameters on rows, until the first that was not run."""
