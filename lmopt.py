@@ -4887,7 +4887,7 @@ def _outcome(effect: Any, here: _Here) -> Flow:
 
 def _split(effect: Any, here: _Here) -> Flow:
     """Advance the flows in an effect together."""
-    flows = effect if isinstance(effect, tuple) else [getattr(effect, "flow", None)]
+    flows: Iterable[Flow] = effect if isinstance(effect, tuple) else [effect.flow]
     if isinstance(effect, _Many):
         flows = [_layered(effect.flow(item), effect.lm) for item in effect.items]
         here = _Here(effect.lm)
@@ -5044,7 +5044,8 @@ class _Tidied:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        seen = error if isinstance(error, Exception) and not sys.flags.dev_mode else None
+        kept_whole = sys.flags.dev_mode or not isinstance(error, Exception)
+        seen = None if kept_whole else error
         known: list[BaseException] = []
         while seen is not None and seen not in known:  # errors may be each other's cause
             known.append(seen)

@@ -72,10 +72,10 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING or not __package__:
     import lmopt
-    from lmopt import Dataset, Evaluation, Fields, Flow, Metric, Params, Program, Record, Row
+    from lmopt import LM, Dataset, Evaluation, Fields, Flow, Metric, Params, Program, Record, Row
 else:  # both modules were copied into a package
     from . import lmopt
-    from .lmopt import Dataset, Evaluation, Fields, Flow, Metric, Params, Program, Record, Row
+    from .lmopt import LM, Dataset, Evaluation, Fields, Flow, Metric, Params, Program, Record, Row
 
 __all__ = [
     # 1. Contract
@@ -227,7 +227,7 @@ class Options(TypedDict, total=False):
     max_prompt_tokens: int
     max_tokens_per_run: float | None
     propose: Propose | None  # who writes instructions; by default `proposer()`
-    prompt_lm: lmopt.LM | None  # answers the proposer; by default `lm`
+    prompt_lm: LM | None  # answers the proposer; by default `lm`
     seed: int  # of all choices, 0 included
     workers: int | None  # threads, as in `lmopt.evaluate`; they do not change the result
     executor: Executor | None  # what to run rows on instead; the outermost optimizer decides both
@@ -1109,6 +1109,18 @@ def _values(row: Fields, names: Iterable[str]) -> str:
     return lmopt.canonical([row.get(name) for name in names], other=repr)
 
 
+def _redemoed(
+    program: Program,
+    params: Params,
+    choose: Callable[[str, Program], Sequence[Record] | None],
+) -> Params:
+    """The parameters with the demonstrations that are chosen for each step; None leaves its own."""
+    for path, leaf in program.leaves.items():
+        if (demos := choose(path, leaf)) is not None:
+            params = params.replace(path, demos=demos)
+    return params
+
+
 def labeled_demos(program: Program, examples: Iterable[Record], k: int, *, seed: int = 0) -> Params:
     """Return the program's parameters with `k` examples as demonstrations of each step.
 
@@ -1120,11 +1132,9 @@ def labeled_demos(program: Program, examples: Iterable[Record], k: int, *, seed:
     >>> labeled_demos(qa, rows, 8)["predict"].demos
     (Record(question='2+2?', answer='4'),)
     """
-    params, rows = program.params, tuple(examples)
-    for path, leaf in program.leaves.items():
-        if demos := labeled(leaf, rows, k, seed=seed):
-            params = params.replace(path, demos=demos)
-    return params
+    rows = tuple(examples)
+    choose = lambda _, leaf: labeled(leaf, rows, k, seed=seed) or None  # noqa: E731
+    return _redemoed(program, program.params, choose)
 
 
 def labeled(leaf: Program, examples: Iterable[Record], k: int, *, seed: int = 0) -> Examples:
@@ -1196,7 +1206,7 @@ def race(
     dataset: Dataset,
     metric: Metric,
     *,
-    lm: lmopt.LM,
+    lm: LM,
     beat: Evaluation | None = None,
     workers: int | None = None,
 ) -> Evaluation:
@@ -1455,7 +1465,7 @@ class Teaching(Options, total=False):
     rounds: int
     threshold: float  # score from which a run is taken, 0 to 1; 0 is a threshold
     teacher: Program | Mapping[str, lmopt.Prompt] | None
-    teacher_lm: lmopt.LM | None  # runs the teacher
+    teacher_lm: LM | None  # runs the teacher
 
 
 @frozen(eq=False, repr=False)
@@ -1616,7 +1626,7 @@ def _lessons(hunt: Hunt, lesson: _Lesson, *, emit: bool = False) -> Flow:
     return made
 
 
-def bootstrap_few_shot(lm: lmopt.LM, **options: Unpack[Teaching]) -> Optimizer:
+def bootstrap_few_shot(lm: LM, **options: Unpack[Teaching]) -> Optimizer:
     """Run a teacher on the training set, and use what it did where it did well as demonstrations.
 
     The demonstrations of every step come from the traces of those runs; labelled examples fill them
@@ -1645,7 +1655,7 @@ def bootstrap_few_shot(lm: lmopt.LM, **options: Unpack[Teaching]) -> Optimizer:
 
 
 def random_search(
-    lm: lmopt.LM, *, candidates: int = 16, stop_at: float | None = None, **options: Unpack[Teaching]
+    lm: LM, *, candidates: int = 16, stop_at: float | None = None, **options: Unpack[Teaching]
 ) -> Optimizer:
     """Try random sets of demonstrations, and keep the one that scores best on held-out rows.
 
@@ -1712,7 +1722,7 @@ def _sets(hunt: Hunt, given: _Teaching, count: int) -> Flow:
 
 
 def tpe_search(
-    lm: lmopt.LM, *, trials: int = 16, sets: int = 8, **options: Unpack[Teaching]
+    lm: LM, *, trials: int = 16, sets: int = 8, **options: Unpack[Teaching]
 ) -> Optimizer:
     """Choose a set of demonstrations for each step by itself, by a seeded TPE.
 
@@ -1786,7 +1796,8 @@ def knn_few_shot(
         vectors = yield lmopt.invoke(embed, texts)
         chosen = _facilities([lmopt.unit(one) for one in vectors], k)
         taken = [rows[place] for place in chosen]
-        params = _shown_by(hunt.program, hunt.program.params, taken)
+        choose = lambda _, leaf: lmopt.fitting(leaf, taken) or None  # noqa: E731
+        params = _redemoed(hunt.program, hunt.program.params, choose)
         yield hunt.unscored(params, f"{len(taken)} examples that stand for all")
 
     return optimizer("knn_few_shot", None, search, lambda size: Plan(), parts=False)
@@ -1808,7 +1819,7 @@ def _facilities(vectors: Sequence[Sequence[float]], k: int) -> list[int]:
 # rows. The proposer is an ordinary program: see `proposer`.
 
 
-def _reworded(hunt: Hunt, path: str, shown: int, count: int, note: str) -> lmopt.Flow:
+def _reworded(hunt: Hunt, path: str, shown: int, count: int, note: str) -> Flow:
     """Race new instructions of a step of the best so far, each from other things it does wrong."""
     seen, base = (yield hunt.cases(path, shown, count=count)), hunt.top.params
     texts = yield hunt.propose(path, seen)
@@ -1816,7 +1827,7 @@ def _reworded(hunt: Hunt, path: str, shown: int, count: int, note: str) -> lmopt
 
 
 def copro(
-    lm: lmopt.LM, *, breadth: int = 10, depth: int = 3, shown: int = 16, **options: Unpack[Options]
+    lm: LM, *, breadth: int = 10, depth: int = 3, shown: int = 16, **options: Unpack[Options]
 ) -> Optimizer:
     """Improve instructions step by step, by coordinate ascent over proposals.
 
@@ -1836,7 +1847,7 @@ def copro(
     """
     _check(1, breadth=breadth, depth=depth, shown=shown)
 
-    def search(hunt: Hunt) -> lmopt.Flow:
+    def search(hunt: Hunt) -> Flow:
         yield hunt.start()
         yield hunt.demos()
         for number, path in itertools.product(range(depth), hunt.paths):
@@ -1870,7 +1881,7 @@ def _sizes(auto: str) -> tuple[int, int]:
 
 
 def mipro(
-    lm: lmopt.LM,
+    lm: LM,
     *,
     auto: Literal["light", "medium", "heavy"] | None = "light",
     candidates: int | None = None,
@@ -1909,7 +1920,7 @@ def mipro(
         choices = steps * (1 if fixed else 2)
         return trials or int(max(2 * choices * math.log2(count), 1.5 * count))
 
-    def search(hunt: Hunt) -> lmopt.Flow:
+    def search(hunt: Hunt) -> Flow:
         hunt.fewer(most)
         yield hunt.start()
         yield hunt.demos()
@@ -1928,7 +1939,7 @@ def mipro(
     return optimizer("mipro", lm, search, bound, **rest)
 
 
-def _wording(hunt: Hunt, count: int, sets: Sequence[lmopt.Params]) -> lmopt.Flow:
+def _wording(hunt: Hunt, count: int, sets: Sequence[Params]) -> Flow:
     """For each step what its instructions may be, with other tips proposed, and its examples."""
     examples, _ = _pictured(_fitting(_told(hunt.train[:20]), 16_000))
     made = yield hunt.ask(lmopt.predict(_SUMMARY, name="summary"), {"examples": examples})
@@ -1946,7 +1957,7 @@ def _wording(hunt: Hunt, count: int, sets: Sequence[lmopt.Params]) -> lmopt.Flow
 
 def _pairs(
     hunt: Hunt, space: Sequence[_Choices], tries: int, minibatch: int, full_every: int
-) -> lmopt.Flow:
+) -> Flow:
     """Choose from a space, which has two choices for each step, by TPE over minibatches."""
     sizes, rows = [len(changes) for _, changes in space], range(len(hunt.val))
     history = [((0, n) * (len(space) // 2), one.score or 0.0) for n, one in enumerate(hunt.trials)]
@@ -1970,9 +1981,7 @@ def _pairs(
 _Choices = tuple[str, list[dict[str, Any]]]  # the path of a step, and changes to its prompt
 
 
-def _changed(
-    params: lmopt.Params, space: Iterable[_Choices], choice: Iterable[int]
-) -> lmopt.Params:
+def _changed(params: Params, space: Iterable[_Choices], choice: Iterable[int]) -> Params:
     for (path, changes), place in zip(space, choice, strict=True):
         params = params.replace(path, **changes[place])
     return params
@@ -1986,7 +1995,7 @@ _SUMMARY = lmopt.Signature(
 
 
 def gepa(
-    lm: lmopt.LM,
+    lm: LM,
     *,
     max_runs: int | None = None,
     auto: Literal["light", "medium", "heavy"] = "light",
@@ -2027,7 +2036,7 @@ def gepa(
         usual = (4 * minibatch) * rounds + (rounds // 3 + 2 + rungs) * val
         return max_runs if max_runs is not None else usual
 
-    def search(hunt: Hunt) -> lmopt.Flow:
+    def search(hunt: Hunt) -> Flow:
         rungs = _rungs(hunt.options.most(hunt.program, hunt.train))
         most = budget(len(hunt.paths), len(hunt.val), len(rungs))
         hunt.fewer(most // 12)
@@ -2072,9 +2081,7 @@ def _shuffled(hunt: Hunt) -> Iterator[int]:
         yield from order
 
 
-def _mutating(
-    hunt: Hunt, rng: random.Random, places: Sequence[int], turns: Counter[int]
-) -> lmopt.Flow:
+def _mutating(hunt: Hunt, rng: random.Random, places: Sequence[int], turns: Counter[int]) -> Flow:
     """Reflect on a step of one of the front; return its child's trial, None if it is no better."""
     front = _front(hunt)
     parent = rng.choices(list(front), list(front.values()))[0]
@@ -2093,7 +2100,7 @@ def _mutating(
     return None
 
 
-def _merging(hunt: Hunt, rng: random.Random) -> lmopt.Flow:
+def _merging(hunt: Hunt, rng: random.Random) -> Flow:
     """Join what two of the front have found; return the child's trial, None if it is not new."""
     pairs = list(itertools.combinations(_front(hunt), 2))
     rng.shuffle(pairs)
@@ -2105,12 +2112,12 @@ def _merging(hunt: Hunt, rng: random.Random) -> lmopt.Flow:
     return None
 
 
-def _joined(hunt: Hunt, low: lmopt.Params, high: lmopt.Params) -> lmopt.Flow:
+def _joined(hunt: Hunt, low: Params, high: Params) -> Flow:
     """The second with the steps that only the first has changed, or with a text joined of both."""
     start = hunt.trials[0].params
     taken = {path: low[path] for path in start if low[path] != start[path] == high[path]}
     if taken and len(taken) < len(start):
-        return lmopt.Params({**high, **taken})
+        return Params({**high, **taken})
     differ = [path for path in hunt.paths if low[path].instructions != high[path].instructions]
     for path in differ[:1]:
         seen = yield hunt.cases(path, 8, params=high)
@@ -2122,7 +2129,7 @@ def _joined(hunt: Hunt, low: lmopt.Params, high: lmopt.Params) -> lmopt.Flow:
 
 
 def simba(
-    lm: lmopt.LM,
+    lm: LM,
     *,
     steps: int = 8,
     candidates: int = 6,
@@ -2154,7 +2161,7 @@ def simba(
     _check(1, steps=steps, candidates=candidates, minibatch=minibatch)
     _check(max_demos=max_demos)
 
-    def search(hunt: Hunt) -> lmopt.Flow:
+    def search(hunt: Hunt) -> Flow:
         yield hunt.start()
         yield hunt.demos()
         for number in range(steps):
@@ -2163,7 +2170,7 @@ def simba(
             pool = [hunt.trials[_chosen(hunt, temperature, rng)].params for _ in range(candidates)]
             asked = [resampled(p, number * candidates + place) for place, p in enumerate(pool)]
             runs = yield hunt.rows(asked, places)
-            made: list[tuple[lmopt.Params, str, int]] = []
+            made: list[tuple[Params, str, int]] = []
             for bucket in _buckets(runs)[:candidates]:
                 parent = _chosen(hunt, temperature, rng)
                 made += yield from _learned(hunt, bucket, parent, max_demos, rng)
@@ -2187,7 +2194,7 @@ def _chosen(hunt: Hunt, temperature: float, rng: random.Random) -> int:
     return rng.choices(range(len(scores)), weights)[0]
 
 
-def _buckets(runs: Sequence[lmopt.Evaluation]) -> list[list[lmopt.Row]]:
+def _buckets(runs: Sequence[Evaluation]) -> list[list[Row]]:
     """The runs of each row, best first; rows whose runs differ most first."""
     rows = [
         sorted(same, key=lambda row: -row.score)
@@ -2197,8 +2204,8 @@ def _buckets(runs: Sequence[lmopt.Evaluation]) -> list[list[lmopt.Row]]:
 
 
 def _learned(
-    hunt: Hunt, runs: Sequence[lmopt.Row], parent: int, max_demos: int, rng: random.Random
-) -> lmopt.Flow:
+    hunt: Hunt, runs: Sequence[Row], parent: int, max_demos: int, rng: random.Random
+) -> Flow:
     """What a program of the pool learns from the runs of one row, the best of which comes first."""
     params, apart = hunt.trials[parent].params, runs[0].score > runs[-1].score
     if max_demos and rng.random() < 0.5 and (apart or runs[0].score >= 1.0):
@@ -2210,9 +2217,7 @@ def _learned(
     return [(params.replace(path, instructions=text), "instructions", parent) for text in texts]
 
 
-def _with_demo(
-    hunt: Hunt, params: lmopt.Params, row: lmopt.Row, most: int, rng: random.Random
-) -> lmopt.Params:
+def _with_demo(hunt: Hunt, params: Params, row: Row, most: int, rng: random.Random) -> Params:
     """The parameters with a run as one more demonstration of each step; old ones make room."""
     for path, demo in step_demos(hunt.program, row).items():
         old = list(params[path].demos)
@@ -2223,7 +2228,7 @@ def _with_demo(
 
 
 def infer_rules(
-    lm: lmopt.LM,
+    lm: LM,
     *,
     candidates: int = 10,
     rules: int = 10,
@@ -2246,7 +2251,7 @@ def infer_rules(
     given, rest = _taught(options)
     tips = [f"Keep the instructions; add {rules} short rules that the cases show."]
 
-    def search(hunt: Hunt) -> lmopt.Flow:
+    def search(hunt: Hunt) -> Flow:
         yield hunt.start()
         yield hunt.demos()
         most = hunt.options.most(hunt.program, hunt.train)
@@ -2268,7 +2273,7 @@ def infer_rules(
     return optimizer("infer_rules", lm, search, bound, **rest)
 
 
-def _ruled(base: lmopt.Params, texts: Mapping[str, Sequence[str]], what: str) -> Iterator[_Tried]:
+def _ruled(base: Params, texts: Mapping[str, Sequence[str]], what: str) -> Iterator[_Tried]:
     """The parameters with the first text of each step, with the second, and so on."""
     known = {path: itertools.cycle(some) for path, some in texts.items() if some}
     for number in range(max(map(len, texts.values()))):
@@ -2277,7 +2282,7 @@ def _ruled(base: lmopt.Params, texts: Mapping[str, Sequence[str]], what: str) ->
         yield base, f"{what} {number + 1}"
 
 
-def _labelled_case(program: lmopt.Program, row: lmopt.Record) -> Any:
+def _labelled_case(program: Program, row: Record) -> Any:
     """An example as a case: what goes in, and what is expected."""
     names = {one.name for one in program.inputs}
     given = {name: value for name, value in row.items() if name in names}
@@ -2285,7 +2290,7 @@ def _labelled_case(program: lmopt.Program, row: lmopt.Record) -> Any:
 
 
 def avatar(
-    lm: lmopt.LM,
+    lm: LM,
     *,
     rounds: int = 10,
     upper: float = 1.0,
@@ -2311,7 +2316,7 @@ def avatar(
     """
     _check(1, rounds=rounds, shown=shown)
 
-    def search(hunt: Hunt) -> lmopt.Flow:
+    def search(hunt: Hunt) -> Flow:
         yield hunt.start()
         yield hunt.demos()
         for number in range(rounds):
@@ -2337,7 +2342,7 @@ def avatar(
 
 
 def auto(  # type: ignore[misc]
-    lm: lmopt.LM,
+    lm: LM,
     *,
     calls: int = 1000,
     space: Mapping[str, Sequence[Any]] | None = None,
@@ -2372,7 +2377,7 @@ def auto(  # type: ignore[misc]
     """
     (given, rest), choices = _taught(options), {} if space is None else _choices(space)
 
-    def search(hunt: Hunt) -> lmopt.Flow:
+    def search(hunt: Hunt) -> Flow:
         each, most = max(_usual_calls(hunt.program), 1), hunt.most or 0
         runs = most // each
         hunt.val, kept = _slices(hunt.whole, runs)
@@ -2410,7 +2415,7 @@ def _slices(val: Examples, runs: int) -> tuple[Examples, Examples]:
     return val[:size], val[size:][:kept]
 
 
-def _redrawn(hunt: Hunt, given: _Teaching, turn: int) -> lmopt.Flow:
+def _redrawn(hunt: Hunt, given: _Teaching, turn: int) -> Flow:
     """Race other demonstrations of the best: of rows it gets wrong, and of runs that go well."""
     made, rng = list[_Tried](), lmopt.seeded(hunt.seed, "redrawn", turn)
     base, order = hunt.top.params, tuple(rng.sample(hunt.train, len(hunt.train)))
@@ -2431,31 +2436,17 @@ def _redrawn(hunt: Hunt, given: _Teaching, turn: int) -> lmopt.Flow:
     yield hunt.contest(made)
 
 
-def _redemoed(
-    program: lmopt.Program,
-    params: lmopt.Params,
-    choose: Callable[[str, lmopt.Program], Sequence[lmopt.Record] | None],
-) -> lmopt.Params:
-    """The parameters with the demonstrations that are chosen for each step; None leaves its own."""
-    for path, leaf in program.leaves.items():
-        if (demos := choose(path, leaf)) is not None:
-            params = params.replace(path, demos=demos)
-    return params
-
-
-def _last_word(
-    hunt: Hunt, start: Trial, kept: Examples, level: float, refit: Examples
-) -> lmopt.Flow:
+def _last_word(hunt: Hunt, start: Trial, kept: Examples, level: float, refit: Examples) -> Flow:
     """The best, if a paired test finds it better than the start, else the start."""
     top = best(hunt.trials, level=1.0 if refit else 0.7)  # what is refitted will cost more anyway
     tested = yield from _each(partial(_tested, hunt, kept), [start, top])
     count = min(map(len, tested))
     both = [one.evaluation.rows if one.evaluation else () for one in (start, top)]
     pair = [(*old, *new[:count]) for old, new in zip(both, tested, strict=True)]
-    found = lmopt.compare(*map(lmopt.Evaluation, pair)) if len(pair[0]) == len(pair[1]) else None
+    found = lmopt.compare(*map(Evaluation, pair)) if len(pair[0]) == len(pair[1]) else None
     sure = found is not None and found.difference > 0 and found.p_value < level
     winner = top if sure else start
-    result = lmopt.Evaluation(tested[sure][:count]) if count else winner.evaluation
+    result = Evaluation(tested[sure][:count]) if count else winner.evaluation
     slice_ = f"; scored on {count} rows it was not picked on" if count else ""
     test = f"; {found.difference:+.3f} against the start, p = {found.p_value:.3g}" if found else ""
     params = _refitted(hunt, winner.params, refit) if sure and refit else winner.params
@@ -2464,7 +2455,7 @@ def _last_word(
     yield hunt.last(params, note, result, _place(hunt.trials, winner))
 
 
-def _tested(hunt: Hunt, rows: Examples, trial: Trial) -> lmopt.Flow:
+def _tested(hunt: Hunt, rows: Examples, trial: Trial) -> Flow:
     """Run a trial on other rows; return what the calls were enough for."""
     try:
         made = yield hunt.teach(hunt.program, rows, unspoilt(hunt.program, trial.params, rows))
@@ -2473,7 +2464,7 @@ def _tested(hunt: Hunt, rows: Examples, trial: Trial) -> lmopt.Flow:
     return made.rows
 
 
-def _refitted(hunt: Hunt, params: lmopt.Params, rows: Examples) -> lmopt.Params:
+def _refitted(hunt: Hunt, params: Params, rows: Examples) -> Params:
     """The parameters with their labelled demonstrations drawn from all rows."""
     every = hunt.train + rows
     most, all_ = (hunt.options.most(hunt.program, one) for one in (hunt.train, every))
@@ -2492,7 +2483,7 @@ def _refitted(hunt: Hunt, params: lmopt.Params, rows: Examples) -> lmopt.Params:
 
 
 def tune(
-    lm: lmopt.LM,
+    lm: LM,
     space: Mapping[str, Sequence[Any]],
     *,
     trials: int = 20,
@@ -2520,7 +2511,7 @@ def tune(
     sizes = list(map(len, choices.values()))
     grid = math.prod(sizes)
 
-    def search(hunt: Hunt) -> lmopt.Flow:
+    def search(hunt: Hunt) -> Flow:
         start = yield hunt.start()
         history: list[tuple[Sequence[int], float]] = []
         every = itertools.product(*map(range, sizes))
@@ -2547,14 +2538,14 @@ def _choices(space: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
     return choices
 
 
-def _tuned(hunt: Hunt, params: lmopt.Params, chosen: lmopt.Fields) -> _Tried:
+def _tuned(hunt: Hunt, params: Params, chosen: Fields) -> _Tried:
     """The parameters with settings, and with so many demonstrations, labelled ones after others."""
     changes = {"model": chosen["model"]} if "model" in chosen else {}
     settings = {name: value for name, value in chosen.items() if name not in ("model", "demos")}
     for path, prompt in params.items():
         params = params.replace(path, settings=prompt.settings | settings, **changes)
 
-    def demos(path: str, leaf: lmopt.Program) -> Sequence[lmopt.Record]:
+    def demos(path: str, leaf: Program) -> Sequence[Record]:
         known = params[path].demos
         more = labeled(leaf, hunt.train, len(known) + chosen["demos"], seed=hunt.seed)
         return [*known, *(one for one in more if one not in known)][: chosen["demos"]]
@@ -2573,7 +2564,7 @@ Trainer = Callable[..., str]
 
 
 def chat_examples(
-    program: lmopt.Program, rows: Iterable[lmopt.Row], *, keep_demos: bool = False
+    program: Program, rows: Iterable[Row], *, keep_demos: bool = False
 ) -> dict[str, list[dict[str, Any]]]:
     """Return what each step should have been asked and should have replied in evaluated rows.
 
@@ -2610,13 +2601,13 @@ def _conversation(request: lmopt.Request, reply: str) -> dict[str, Any]:
 def finetune(
     trainer: Any,
     *,
-    lm: lmopt.LM,
-    teacher: lmopt.Program | Mapping[str, lmopt.Prompt] | None = None,
-    teacher_lm: lmopt.LM | None = None,
+    lm: LM,
+    teacher: Program | Mapping[str, lmopt.Prompt] | None = None,
+    teacher_lm: LM | None = None,
     threshold: float = 1.0,
     keep_demos: bool = False,
     per_step: bool = False,
-    settings: Mapping[str, Any] = lmopt.Record(),
+    settings: Mapping[str, Any] = Record(),
     **options: Unpack[Options],
 ) -> Optimizer:
     """Train weights on what a teacher did where it did well; keep them where they score better.
@@ -2642,7 +2633,7 @@ def finetune(
     given = _Teaching(teacher=teacher, teacher_lm=teacher_lm, threshold=threshold)
     changes = {} if keep_demos else {"demos": ()}
 
-    def search(hunt: Hunt) -> lmopt.Flow:
+    def search(hunt: Hunt) -> Flow:
         yield hunt.start()
         guide, params = given.guide(hunt.program), hunt.program.params
         ran = yield hunt.teach(guide, hunt.train, guide.params, teacher_lm)
@@ -2668,8 +2659,8 @@ def finetune(
 
 
 def _training(
-    hunt: Hunt, params: lmopt.Params, paths: Iterable[str], train: partial[Want], **changes: Any
-) -> lmopt.Flow:
+    hunt: Hunt, params: Params, paths: Iterable[str], train: partial[Want], **changes: Any
+) -> Flow:
     """Train the weights that some steps use now; return the parameters with them, and the name."""
     named = [params[path].model for path in paths]
     base = next(filter(None, named), None) or str(getattr(hunt.lm, "model", ""))
@@ -2682,12 +2673,12 @@ def _training(
 def grpo(
     trainer: Any,
     *,
-    lm: lmopt.LM,
+    lm: LM,
     group: int = 8,
     steps: int = 4,
     minibatch: int = 8,
     temperature: float = 1.0,
-    settings: Mapping[str, Any] = lmopt.Record(),
+    settings: Mapping[str, Any] = Record(),
     **options: Unpack[Options],
 ) -> Optimizer:
     """Train weights by reinforcement: what scored better than its like becomes more probable.
@@ -2710,7 +2701,7 @@ def grpo(
     _check(2, group=group)
     _check(1, steps=steps, minibatch=minibatch)
 
-    def search(hunt: Hunt) -> lmopt.Flow:
+    def search(hunt: Hunt) -> Flow:
         params, stream = (yield hunt.start()).params, _shuffled(hunt)
         for number in range(steps):
             places = sorted(set(take(min(minibatch, len(hunt.train)), stream)))
@@ -2731,7 +2722,7 @@ def grpo(
     return optimizer("grpo", lm, search, bound, **options)
 
 
-def rewarded(program: lmopt.Program, runs: Sequence[Sequence[lmopt.Row]]) -> list[dict[str, Any]]:
+def rewarded(program: Program, runs: Sequence[Sequence[Row]]) -> list[dict[str, Any]]:
     """Return the replies in several runs of the same rows, each with its advantage in its group.
 
     >>> qa = lmopt.predict("q -> a")
@@ -2753,7 +2744,7 @@ def rewarded(program: lmopt.Program, runs: Sequence[Sequence[lmopt.Row]]) -> lis
     return told
 
 
-def write_examples(examples: Sequence[lmopt.Fields], folder: lmopt.Path_) -> str:
+def write_examples(examples: Sequence[Fields], folder: lmopt.Path_) -> str:
     """Write examples as JSON Lines, whole or not at all; return the path.
 
     The file is named by the hash of its content, so that the same examples are the same file.
@@ -2766,7 +2757,7 @@ def write_examples(examples: Sequence[lmopt.Fields], folder: lmopt.Path_) -> str
     """
     import hashlib
 
-    text = "".join(f"{lmopt.Record(one).to_json()}\n" for one in examples)
+    text = "".join(f"{Record(one).to_json()}\n" for one in examples)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     Path(folder).mkdir(parents=True, exist_ok=True)
     path = Path(folder, f"train-{name}.jsonl")
@@ -2785,7 +2776,7 @@ def jsonl_trainer(folder: lmopt.Path_) -> Trainer:
     'base'
     """
 
-    def train(examples: Sequence[lmopt.Fields], base_model: str, **settings: Any) -> str:
+    def train(examples: Sequence[Fields], base_model: str, **settings: Any) -> str:
         write_examples(examples, folder)
         return base_model
 
@@ -2822,13 +2813,11 @@ class openai_trainer:
     def __repr__(self) -> str:
         return f"<trainer at {self.base_url}>"
 
-    def __call__(self, examples: Sequence[lmopt.Fields], base_model: str, **settings: Any) -> str:
+    def __call__(self, examples: Sequence[Fields], base_model: str, **settings: Any) -> str:
         """Train in this thread."""
         return str(lmopt.drive(self.flow(examples, base_model, **settings), lmopt.stub_lm()))
 
-    def flow(
-        self, examples: Sequence[lmopt.Fields], base_model: str, **settings: Any
-    ) -> lmopt.Flow:
+    def flow(self, examples: Sequence[Fields], base_model: str, **settings: Any) -> Flow:
         """Return the flow of a training: its effects are requests over HTTP, and waiting."""
         path = Path(write_examples(examples, self.folder))
         asked = lmopt.canonical([base_model, settings, self.base_url])
@@ -2853,14 +2842,14 @@ class openai_trainer:
         why = (state.get("error") or {}).get("message") or state["status"]
         raise lmopt.LMError("the training failed", why, "a trained model", f"see job {job}")
 
-    def _ended(self, job: str) -> lmopt.Flow:
+    def _ended(self, job: str) -> Flow:
         while True:
             state = yield from self._ask("GET", f"/fine_tuning/jobs/{job}")
             if state["status"] in ("succeeded", "failed", "cancelled"):
                 return state
             yield lmopt.Sleep(self.poll)
 
-    def _ask(self, method: str, path: str, **body: Any) -> lmopt.Flow:
+    def _ask(self, method: str, path: str, **body: Any) -> Flow:
         """A request over HTTP; one that may pass is tried again."""
         for left in reversed(range(self.attempts)):
             try:
@@ -2870,7 +2859,7 @@ class openai_trainer:
                     raise
             yield lmopt.Sleep(self.poll)
 
-    def _send(self, method: str, path: str, body: lmopt.Fields) -> Any:
+    def _send(self, method: str, path: str, body: Fields) -> Any:
         import httpx
 
         given = self.api_key() if callable(self.api_key) else self.api_key
@@ -2911,7 +2900,7 @@ def _inner(
     *more: str,
     share: int = 1,
     keep: int = 0,
-) -> lmopt.Flow:
+) -> Flow:
     """Run an optimizer on its share of the calls that are left, but for those to keep, if any."""
     spent, part = hunt.calls, _inside(hunt.options, optimizer, *more)
     own, ours = part.options.calls, (hunt.left - keep) / share
@@ -2955,7 +2944,7 @@ def _shared(optimizers: Iterable[Optimizer], **options: Unpack[Options]) -> Opti
     return {"workers": workers, "executor": executor, **options}
 
 
-def _best(hunt: Hunt, optimizer: Optimizer, left: int = 1) -> lmopt.Flow:
+def _best(hunt: Hunt, optimizer: Optimizer, left: int = 1) -> Flow:
     """Run one of the `left` optimizers, with calls kept to score them; return its best trial."""
     made = [Trial(hunt.program.params)]
     keep = left * len(hunt.val) * hunt.program.max_calls
@@ -2978,7 +2967,7 @@ def chain(*optimizers: Optimizer, **options: Unpack[Options]) -> Optimizer:
     1
     """
 
-    def search(hunt: Hunt) -> lmopt.Flow:
+    def search(hunt: Hunt) -> Flow:
         if not optimizers:
             yield hunt.unscored(hunt.program.params, "start")
         before: Trial | None = None
@@ -3001,7 +2990,7 @@ def chain(*optimizers: Optimizer, **options: Unpack[Options]) -> Optimizer:
     return optimizer("chain", lm, search, bound, parts=False, **shared)
 
 
-def _link(hunt: Hunt, optimizer: Optimizer, before: Trial | None) -> lmopt.Flow:
+def _link(hunt: Hunt, optimizer: Optimizer, before: Trial | None) -> Flow:
     """Run one optimizer from the best trial so far; return the best one after it."""
     if hunt.left < 1:
         raise hunt._spent()
@@ -3028,7 +3017,7 @@ def _link(hunt: Hunt, optimizer: Optimizer, before: Trial | None) -> lmopt.Flow:
     return best(made) if made else before
 
 
-def _settled(hunt: Hunt, after: Trial, new: Trial) -> lmopt.Flow:
+def _settled(hunt: Hunt, after: Trial, new: Trial) -> Flow:
     """Score what has no score on the rows of what has one; return its trial."""
     rows = tuple(row.example for row in after.evaluation.rows) if after.evaluation else ()
     shown = yield hunt.teach(hunt.program, rows, unspoilt(hunt.program, new.params, rows))
@@ -3043,7 +3032,7 @@ def _place(trials: Sequence[Trial], trial: Trial) -> int:
     return next(place for place, one in enumerate(trials) if one.params == trial.params)
 
 
-def best_of(*optimizers: Optimizer, lm: lmopt.LM, **options: Unpack[Options]) -> Optimizer:
+def best_of(*optimizers: Optimizer, lm: LM, **options: Unpack[Options]) -> Optimizer:
     """Run several optimizers from the same start, and keep what scores best on held-out rows.
 
     Args:
@@ -3056,7 +3045,7 @@ def best_of(*optimizers: Optimizer, lm: lmopt.LM, **options: Unpack[Options]) ->
     12
     """
 
-    def search(hunt: Hunt) -> lmopt.Flow:
+    def search(hunt: Hunt) -> Flow:
         yield hunt.start()
         for place, one in enumerate(optimizers):
             best = yield from _best(hunt, one, len(optimizers) - place)
@@ -3111,16 +3100,16 @@ def limit(
     if trials is None:
         return evolve(optimizer, options=options)
 
-    def search(hunt: Hunt) -> lmopt.Flow:
+    def search(hunt: Hunt) -> Flow:
         count = itertools.count(1)
 
-        def change(effect: Any) -> lmopt.Flow:
+        def change(effect: Any) -> Flow:
             outcome = yield effect
             if isinstance(effect, Trial) and next(count) == trials:
                 raise _Enough
             return outcome
 
-        flow = lmopt.through(optimizer.search(hunt), partial(_satisfy, hunt))
+        flow = lmopt.through(optimizer.search(hunt), hunt._satisfy)
         with suppress(_Enough):
             yield from lmopt.through(flow, change)
 
@@ -3128,7 +3117,7 @@ def limit(
 
 
 def if_better(
-    optimizer: Optimizer, *, lm: lmopt.LM, level: float = 0.05, **options: Unpack[Options]
+    optimizer: Optimizer, *, lm: LM, level: float = 0.05, **options: Unpack[Options]
 ) -> Optimizer:
     """Keep the start unless a paired test on held-out rows says that the result is better.
 
@@ -3145,7 +3134,7 @@ def if_better(
     ['start', 'labeled_few_shot is better: p = 1.91e-06']
     """
 
-    def search(hunt: Hunt) -> lmopt.Flow:
+    def search(hunt: Hunt) -> Flow:
         before = yield hunt.start()
         best = yield from _best(hunt, optimizer)
         after = yield hunt.held(best.params)
