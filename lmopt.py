@@ -86,7 +86,7 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from contextlib import aclosing, asynccontextmanager, closing, contextmanager, suppress
+from contextlib import aclosing, closing, contextmanager, suppress
 from datetime import date, datetime, timedelta
 from datetime import time as clock
 from decimal import Decimal
@@ -7379,12 +7379,12 @@ class _Endpoint:
     """
 
     url: str
-    authorize: Callable[[str], dict[str, str]]
     key: str | Callable[[], str] | None
     key_name: str
     headers: Record
     timeout: float
     client: Any
+    signs: Record = Record({"Authorization": "Bearer {}"})  # our own headers: the key is put in
     # By process or event loop: clients, and what closes them when the loop ends.
     _idle: dict[Any, tuple[deque[Any], Any]] = field(factory=dict, init=False)
 
@@ -7393,13 +7393,11 @@ class _Endpoint:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without secrets: a key is looked up again where it arrives."""
-        headers = {
-            name: text for name, text in self.headers.items() if not re.search(_SECRET, name)
-        }
+        headers = {n: text for n, text in self.headers.items() if not re.search(_SECRET, n)}
         secret = isinstance(self.key, str) or len(headers) < len(self.headers)
         key = partial(_lost_key, self.key_name) if secret else self.key
-        kept = (self.url, self.authorize, key, self.key_name, Record(headers), self.timeout)
-        return type(self), (*kept, self.client)
+        kept = self.url, key, self.key_name, Record(headers), self.timeout, self.client, self.signs
+        return type(self), kept
 
     def __deepcopy__(self, memo: Any) -> _Endpoint:
         return self
@@ -7409,6 +7407,10 @@ class _Endpoint:
         """The URL without what may be secret in it."""
         return re.sub(r"(?<=//)[^/@]*@|\?.*", "", self.url)
 
+    def close(self) -> None:
+        """Close the idle connections of this process."""
+        _close(self._idle)
+
     def exchange(self, payload: Any, take: Callable[[str], None] | None = None) -> Flow:
         """Post JSON; return the body of the answer, without secrets.
 
@@ -7417,59 +7419,10 @@ class _Endpoint:
         headers, hide = self._headers()
         content = _encodable(_COMPACT.encode(payload)).encode()
         feed = take and _events(lambda data: take(data if _is_good(data) else hide(data)))
-        answer = yield Call(self, (content, headers, feed, hide))
-        if isinstance(answer, LMError):  # a value, so that no frame holds an error with a key in it
+        answer = yield Call(self, (hide, content, headers, feed))
+        if isinstance(answer, LMError):
             raise answer
-        status, after, body = answer
-        if status == 200:
-            return body
-        raise _http_error(self.name, status, after, body.decode("utf-8", "replace"))
-
-    def _headers(self) -> tuple[dict[str, str], Callable[[str], str]]:
-        """The headers of a request, and what hides the secrets in a text."""
-        given = {name.lower() for name in self.headers}
-        own = self.authorize("") if "authorization" in given else self.authorize(self._key())
-        ours = {"Content-Type": "application/json", **own}
-        kept = {name: text for name, text in ours.items() if name.lower() not in given}
-        secret = {n: str(text) for n, text in self.headers.items() if re.search(_SECRET, n)}
-        secrets = [text for n, text in {**own, **secret}.items() if re.search(_SECRET, n)]
-        return _Hidden({**kept, **self.headers}), lambda text: _hide(secrets, text)
-
-    def _unreached(self, error: Exception, hide: Callable[[str], str]) -> LMError:
-        """The error of a request that got no answer: whether asking again may help."""
-        import httpx
-
-        if isinstance(error, httpx.TimeoutException):
-            what, expected = f"{self.name} did not answer in time", f"an answer in {self.timeout} s"
-            todo = "ask again, with a longer timeout or fewer calls at once (concurrency)"
-            return LMTimeout(what, type(error).__name__, expected, todo, retryable=True)
-        shown, name = hide(str(error)), type(error).__name__
-        if isinstance(error, httpx.DecodingError):
-            what = f"{self.name} sent what cannot be decompressed ({name})"
-            return LMError(what, shown, "gzip, deflate or plain", "see the server")
-        if isinstance(error, httpx.LocalProtocolError):
-            what = f"a request to {self.name} cannot be sent ({name})"
-            return LMError(
-                what, shown, "headers in one line of ASCII", "correct the key or headers"
-            )
-        passes = isinstance(error, httpx.TransportError) and not isinstance(
-            error, httpx.UnsupportedProtocol
-        )
-        what = f"{self.name} cannot be reached ({name})"
-        todo = "see that it runs, and that base_url is right"
-        return LMError(what, shown, "an HTTP answer", todo, retryable=passes)
-
-    def close(self) -> None:
-        """Close the idle connections of this process."""
-        _close(self._idle)
-
-    def _key(self) -> str:
-        given = self.key() if callable(self.key) else self.key
-        key = (given or os.environ.get(self.key_name) or "").strip()
-        if self.key_name and not key:
-            todo = f"set it, or pass api_key= to the LM of {self.name}"
-            raise Unauthorized("no API key", self.key_name, "an API key", todo)
-        return key
+        return answer
 
     def read(self, body: bytes, decode: Callable[[Any], T]) -> T:
         """Decode the body of an answer; what cannot be read is the provider's error."""
@@ -7487,221 +7440,193 @@ class _Endpoint:
         expected, todo = "a completion as JSON in UTF-8", "ask again, or check base_url"
         raise LMError(what, text, expected, todo, **facts)
 
-    def __call__(
-        self, content: bytes, headers: dict[str, str], feed: Any, hide: Callable[[str], str]
-    ) -> _Answer | LMError:
-        """Post, in this thread; return status, Retry-After and body, or the error."""
-        import httpx
+    def _headers(self) -> tuple[dict[str, str], Callable[[str], str]]:
+        """The headers of a request, and what hides the secrets in a text."""
+        given = {name.lower() for name in self.headers}
+        key = "" if "authorization" in given else self._key()
+        own = {n: form.format(key) for n, form in self.signs.items() if key or "{}" not in form}
+        ours = {"Content-Type": "application/json", **own}
+        kept = {name: text for name, text in ours.items() if name.lower() not in given}
+        both = {**own, **self.headers}
+        secrets = [str(text) for name, text in both.items() if re.search(_SECRET, name)]
+        return _Hidden({**kept, **self.headers}), lambda text: _hide(secrets, text)
 
-        try:
-            return _blotted(self._asked(content, headers, feed), hide)
-        except (httpx.RequestError, httpx.InvalidURL) as error:
-            return self._unreached(error, hide)
+    def _key(self) -> str:
+        given = self.key() if callable(self.key) else self.key
+        key = (given or os.environ.get(self.key_name) or "").strip()
+        if self.key_name and not key:
+            todo = f"set it, or pass api_key= to the LM of {self.name}"
+            raise Unauthorized("no API key", self.key_name, "an API key", todo)
+        return key
 
-    def _asked(self, content: bytes, headers: dict[str, str], feed: Any) -> _Answer:
+    def __call__(self, *posted: Any) -> Any:
+        """Post, in this thread; return what `_post` does."""
         import httpx
 
         if isinstance(self.client, httpx.AsyncClient):
             raise DataError("this client needs an event loop", self.client, "a Client", "use acall")
-        used = self.client is None and bool(self._idle.get(os.getpid(), ((), None))[0])
-        with suppress(_Silence), self._lent() as client:
-            return self._posted(client, used, content, headers, feed)
-        with self._lent(fresh=True) as client:
-            return self._posted(client, False, content, headers, feed)
+        idle, _ = self._idle.setdefault(os.getpid(), (deque(), None))
+        post: Any = self._post(idle, httpx.Client, *posted)
+        return _resume(post)[1]  # at its end: with a plain client it waits for nothing
 
-    def _posted(
-        self, client: Any, used: bool, content: bytes, headers: dict[str, str], feed: Any
-    ) -> _Answer:
-        url = self.url
-        for _ in range(_MOVES):
-            with _listening(used):
-                response = client.send(self._request(client, url, content, headers), stream=True)
-            with closing(response):
-                if (moved := _moved(response)) is not None:
-                    url = moved
-                elif feed is None or not _is_stream(response):
-                    return _answered_with(response, response.read())
-                else:
-                    any(map(feed, response.iter_bytes()))  # until it says that this was all
-                    return _answered_with(response, b"")
-        return response.status_code, "", b"moved too often"
-
-    async def acall(
-        self, content: bytes, headers: dict[str, str], feed: Any, hide: Callable[[str], str]
-    ) -> _Answer | LMError:
+    async def acall(self, *posted: Any) -> Any:
         """Post, in the running event loop."""
-        import httpx
-
-        try:
-            return _blotted(await self._aasked(content, headers, feed), hide)
-        except (httpx.RequestError, httpx.InvalidURL) as error:
-            return self._unreached(error, hide)
-
-    async def _aasked(self, content: bytes, headers: dict[str, str], feed: Any) -> _Answer:
         import asyncio
 
         import httpx
 
-        loop = asyncio.get_running_loop()
         if isinstance(self.client, httpx.Client):
             todo = "call it outside of the loop"
             raise DataError("this client blocks an event loop", self.client, "AsyncClient", todo)
-        used = self.client is None and bool(self._idle.get(loop, ((), None))[0])
-        with suppress(_Silence):
-            async with self._alent() as client:
-                return await self._aposted(client, used, content, headers, feed)
-        async with self._alent(fresh=True) as client:
-            return await self._aposted(client, False, content, headers, feed)
+        loop = asyncio.get_running_loop()
+        if loop not in self._idle:
+            for other in [one for one in self._idle if getattr(one, "is_closed", bool)()]:
+                del self._idle[other]  # which was closed without `asyncio.run`
+            self._idle[loop] = deque(), _keeper(self._idle, loop)
+            await anext(self._idle[loop][1])
+        return await self._post(self._idle[loop][0], httpx.AsyncClient, *posted)
 
-    async def _aposted(
-        self, client: Any, used: bool, content: bytes, headers: dict[str, str], feed: Any
-    ) -> _Answer:
-        url = self.url
-        for _ in range(_MOVES):
-            asked = self._request(client, url, content, headers)
-            with _listening(used):
-                response = await client.send(asked, stream=True)
-            async with aclosing(response):
-                if (moved := _moved(response)) is not None:
-                    url = moved
-                elif feed is None or not _is_stream(response):
-                    return _answered_with(response, await response.aread())
-                else:
-                    async for piece in response.aiter_bytes():
-                        if feed(piece):
-                            break
-                    return _answered_with(response, b"")
-        return response.status_code, "", b"moved too often"
-
-    def _request(
-        self, client: Any, target: str, content: bytes, headers: dict[str, str]
-    ) -> httpx.Request:
+    async def _post(self, idle: deque[Any], kind: Any, hide: Any, *asked: Any) -> bytes | LMError:
+        """Post; return the body of the answer, or the error: no frame shall hold one with a key."""
         import httpx
 
         try:
-            return self._built(client, target, content, headers)
+            client, used = idle.pop(), True
+        except IndexError:
+            limits = httpx.Limits(keepalive_expiry=60.0)
+            client, used = self.client or kind(limits=limits, verify=_certificates()), False
+        try:
+            status, wait, body = await self._answer(client, used, *asked)
+        except (httpx.RequestError, httpx.InvalidURL) as error:  # its connection is closed
+            return self._unreached(error, hide)
+        if client is not self.client:
+            idle.append(client)
+        if status != 200:
+            return _http_error(self.name, status, wait, hide(body.decode("utf-8", "replace")))
+        text = body.decode("latin-1")  # as bytes are
+        return body if _is_good(text) else hide(text).encode("latin-1")
+
+    async def _answer(
+        self, client: Any, used: bool, content: bytes, headers: dict[str, str], feed: Any
+    ) -> tuple[int, float | None, bytes]:
+        """Send a request, on to where the server says; return status, Retry-After and body."""
+        url = _parsed(self.url)
+        for _ in range(_MOVES):
+            response = await _send(client, used, self._request(client, url, content, headers))
+            body = await _body(response, feed)
+            if (place := _moved(response)) is None:
+                return response.status_code, _delay(response.headers), body
+            url = place
+        return response.status_code, None, b"moved too often"
+
+    def _request(self, client: Any, url: httpx.URL, content: bytes, headers: dict[str, str]) -> Any:
+        import httpx
+
+        try:
+            if client is self.client:
+                return client.build_request("POST", url, content=content, headers=headers)
+            # Our own clients have no settings to merge, which takes as long as all the rest of it.
+            extensions = {"timeout": httpx.Timeout(self.timeout).as_dict()}
+            known = {**_HEADERS, **headers}
+            return httpx.Request("POST", url, content=content, headers=known, extensions=extensions)
         except UnicodeError as error:
             raise httpx.LocalProtocolError(str(error)) from None
 
-    def _built(
-        self, client: Any, target: str, content: bytes, headers: dict[str, str]
-    ) -> httpx.Request:
+    def _unreached(self, error: Exception, hide: Callable[[str], str]) -> LMError:
+        """The error of a request that got no answer: whether asking again may help."""
         import httpx
 
-        if client is self.client:
-            build: Callable[..., httpx.Request] = client.build_request
-            return build("POST", target, content=content, headers=headers)
-        # Our own clients have no settings to merge, which takes as long as all the rest of it.
-        limits = dict.fromkeys(("connect", "read", "write", "pool"), self.timeout)
-        known, extensions = {**_HEADERS, **headers}, {"timeout": limits}
-        url = _parsed(target)
-        return httpx.Request("POST", url, content=content, headers=known, extensions=extensions)
-
-    @contextmanager
-    def _lent(self, *, fresh: bool = False) -> Iterator[Any]:
-        idle, _ = self._idle.setdefault(os.getpid(), (deque(), None))
-        client = self.client or _borrowed(deque() if fresh else idle, "Client")
-        try:
-            yield client
-        except BaseException:
-            if client is not self.client:
-                client.close()
-            raise
-        if client is not self.client:
-            idle.append(client)
-
-    @asynccontextmanager
-    async def _alent(self, *, fresh: bool = False) -> AsyncIterator[Any]:
-        import asyncio
-
-        loop = asyncio.get_running_loop()
-        for other in [one for one in self._idle if hasattr(one, "is_closed") and one.is_closed()]:
-            del self._idle[other]  # which was closed without `asyncio.run`
-        if loop not in self._idle:
-            self._idle[loop] = deque(), _keeper(self._idle, loop)
-            await anext(self._idle[loop][1])
-        idle, _ = self._idle[loop]
-        client = self.client or _borrowed(deque() if fresh else idle, "AsyncClient")
-        try:
-            yield client
-        except BaseException:
-            if client is not self.client:
-                await client.aclose()
-            raise
-        if client is not self.client:
-            idle.append(client)
-
-
-_Answer = tuple[int, str, bytes]
+        kind, name = type(error).__name__, self.name
+        if isinstance(error, httpx.TimeoutException):
+            what, expected = f"{name} did not answer in time", f"an answer in {self.timeout} s"
+            todo = "ask again, with a longer timeout or fewer calls at once (concurrency)"
+            return LMTimeout(what, kind, expected, todo, retryable=True)
+        words: dict[Any, tuple[str, str, str]] = {
+            httpx.DecodingError: (
+                f"{name} sent what cannot be decompressed", "gzip, deflate or plain",
+                "see the server"),
+            httpx.LocalProtocolError: (
+                f"a request to {name} cannot be sent", "headers in one line of ASCII",
+                "correct the key or headers"),
+        }  # fmt: skip
+        todo = "see that it runs, and that base_url is right"
+        other = f"{name} cannot be reached", "an HTTP answer", todo
+        what, *more = words.get(type(error), other)
+        passes = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
+        shown = hide(str(error))
+        return LMError(f"{what} ({kind})", shown, *more, retryable=isinstance(error, passes))
 
 
 _ERROR = r'"error"\s*:(?!\s*null)'  # good answers may have one that is null
 
 
 def _is_good(data: str) -> bool:
-    """Whether the data of an event is part of an answer, which is left as it is."""
+    """Whether this is an answer, or the data of an event of one, which is left as it is."""
     return data.lstrip().startswith("{") and not re.search(_ERROR, data)
-
-
-def _blotted(answer: _Answer, hide: Callable[[str], str]) -> _Answer:
-    """An answer without secrets in it, where it is an error."""
-    status, after, body = answer
-    text = body.decode("latin-1")  # as bytes are
-    if status == 200 and not re.search(_ERROR, text):  # an answer is left as it is
-        return answer
-    return status, after, hide(text).encode("latin-1")
 
 
 _MOVES = 4  # how many times a request is sent on to where the server says
 
 
-class _Silence(Exception):
-    """A connection that was used before ended, before anything was answered on it."""
-
-
-@contextmanager
-def _listening(used: bool) -> Iterator[None]:
+async def _send(client: Any, used: bool, request: httpx.Request) -> Any:
+    """Send a request; again where a connection that was used before ended without an answer."""
     import httpx
+
+    async def send() -> Any:
+        made = client.send(request, stream=True)
+        return await made if inspect.isawaitable(made) else made
 
     began = time.perf_counter()
     try:
-        yield
+        return await send()
     except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
         if not used or time.perf_counter() - began > 1.0:  # the server may have worked on it
             raise
-        raise _Silence from None
+    return await send()
 
 
-def _moved(response: httpx.Response) -> str | None:
+async def _body(response: httpx.Response, feed: Callable[[bytes], bool] | None) -> bytes:
+    """Read the body of an answer; a stream is fed to who asked for one, until that was all."""
+    import httpx
+
+    pieces: list[bytes] = []
+    kind = response.headers.get("content-type", "")
+    streams = response.status_code == 200 and kind.startswith("text/event-stream")
+    take: Callable[[bytes], Any] = feed if feed and streams else pieces.append
+    if isinstance(response.stream, httpx.SyncByteStream):
+        with closing(response):
+            any(map(take, response.iter_bytes()))
+    else:
+        async with aclosing(response):
+            async for piece in response.aiter_bytes():
+                if take(piece):
+                    break
+    return b"".join(pieces)
+
+
+def _moved(response: httpx.Response) -> httpx.URL | None:
     """Where a request is to be sent instead: at the same origin only, as it has a key."""
     if response.status_code not in (307, 308):
         return None
     here, place = response.url, response.url.join(response.headers.get("location", ""))
     same = (place.scheme, place.host, place.port) == (here.scheme, here.host, here.port)
-    return str(place) if same else None
+    return place if same else None
 
 
-def _answered_with(response: httpx.Response, body: bytes) -> _Answer:
-    after = response.headers.get("retry-after", "")
-    with suppress(ValueError, LookupError):
-        after = str(float(response.headers["retry-after-ms"]) / 1000)
-    return response.status_code, after, body
+def _delay(headers: Mapping[str, str]) -> float | None:
+    """How many seconds the provider asks to wait; it says milliseconds, seconds or a date."""
+    from email.utils import parsedate_to_datetime
 
-
-def _is_stream(response: httpx.Response) -> bool:
-    kind: str = response.headers.get("content-type", "")
-    return response.status_code == 200 and kind.startswith("text/event-stream")
-
-
-def _borrowed(idle: deque[Any], kind: str) -> Any:
-    """An idle client, or a new one; it keeps its connection alive for a minute."""
-    import httpx
-
-    try:
-        return idle.pop()
-    except IndexError:
-        limits = httpx.Limits(keepalive_expiry=60.0)
-        return getattr(httpx, kind)(limits=limits, verify=_certificates())
+    after = headers.get("retry-after", "")
+    readings: tuple[Callable[[], float], ...] = (
+        lambda: float(headers["retry-after-ms"]) / 1000,
+        lambda: float(after),
+        lambda: parsedate_to_datetime(after).timestamp() - time.time(),
+    )
+    for read in readings:
+        with suppress(ValueError, LookupError):
+            return max(0.0, read())
+    return None
 
 
 _HEADERS = {
@@ -7757,7 +7682,7 @@ def _hide(secrets: Iterable[str], text: str) -> str:
     return text
 
 
-def _http_error(url: str, status: int, after: str, text: str) -> LMError:
+def _http_error(url: str, status: int, wait: float | None, text: str) -> LMError:
     """Map a failed HTTP answer to the error of whose fault it is."""
     kinds: dict[int, tuple[type[LMError], str]] = {
         401: (Unauthorized, "check the API key"),
@@ -7771,7 +7696,6 @@ def _http_error(url: str, status: int, after: str, text: str) -> LMError:
     passes = (status in (408, 409, 429) or status >= 500) and "insufficient_quota" not in text
     retryable = passes and kind is not ContextWindowExceeded
     problem = explain(f"{url} answered {status}", text, "200", todo)
-    wait = _seconds(after)
     return kind(problem, status=status, body=cut(text), retryable=retryable, retry_after=wait)
 
 
@@ -7801,7 +7725,7 @@ def _said_error(url: str, error: Any) -> LMError:
     kinds = [str(known[name]) for name in ("code", "type", "status") if known.get(name)]
     codes = [int(one) for one in kinds if one.isdecimal()]
     status = first([*codes, *(_STATUS[one] for one in kinds if one in _STATUS), 500])
-    return _http_error(url, status, "", _dump(error))
+    return _http_error(url, status, None, _dump(error))
 
 
 # What an error in the midst of an answer would have been as a status.
@@ -7809,20 +7733,6 @@ _STATUS = {"overloaded_error": 529, "rate_limit_error": 429, "rate_limit_exceede
 _STATUS |= {"authentication_error": 401, "permission_error": 403, "invalid_request_error": 400}
 _STATUS |= {"RESOURCE_EXHAUSTED": 429, "INVALID_ARGUMENT": 400, "UNAUTHENTICATED": 401}
 _STATUS |= {"exceed_context_size_error": 400, "invalid_api_key": 401, "not_found_error": 404}
-
-
-def _seconds(after: str) -> float | None:
-    """Read a Retry-After header: seconds, or the date to wait for."""
-    try:
-        return max(0.0, float(after))
-    except ValueError:
-        pass
-    try:
-        from email.utils import parsedate_to_datetime
-
-        return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
-    except ValueError:
-        return None
 
 
 def _priced(spent: Usage, price: tuple[float, ...]) -> Usage:
@@ -8212,10 +8122,6 @@ def _is_another(made: dict[str, Any], ident: str, name: str | None) -> bool:
     return name != made["name"] or bool(_loaded(made["given"]))  # the one before is whole
 
 
-def _bearer(key: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"} if key else {}
-
-
 _OPENAI = "https://api.openai.com/v1"
 _OPENAI_STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
@@ -8371,7 +8277,7 @@ def openai_lm(
         todo = "write price=(0.15, 0.60): a million tokens read, and written"
         raise DataError("no price", price, "two or three numbers, 0 or more", todo)
     path = "/responses" if api == "responses" else "/chat/completions"
-    end = _endpoint(base_url, path, api_key, timeout, headers or {}, client)
+    end = _endpoint(base_url, path, headers, key=api_key, timeout=timeout, client=client)
     dialect = _openai("max_completion_tokens" if _is_openai(base_url) else "max_tokens")
     if api == "responses":
         dialect = _RESPONSES
@@ -8380,19 +8286,12 @@ def openai_lm(
     return _HttpLM(end, dialect, model, known, workers_for(None, concurrency), price)
 
 
-def _endpoint(
-    base_url: str,
-    path: str,
-    key: str | Callable[[], str] | None,
-    timeout: float,
-    headers: Mapping[str, str],
-    client: Any,
-) -> _Endpoint:
+def _endpoint(base_url: str, path: str, headers: Fields | None, **more: Any) -> _Endpoint:
     """The end point of a provider; the key of the environment goes to OpenAI only."""
     name = "OPENAI_API_KEY" if _is_openai(base_url) else ""
     base_url, signed = _without_password(base_url)
-    kept = Record({**signed, **headers})
-    return _Endpoint(_url_at(base_url, path), _bearer, key, name, kept, timeout, client)
+    kept = Record({**signed, **(headers or {})})
+    return _Endpoint(_url_at(base_url, path), key_name=name, headers=kept, **more)
 
 
 def _without_password(url: str) -> tuple[str, dict[str, str]]:
@@ -8456,7 +8355,8 @@ def embedder(
     """
     if batch_size < 1:
         raise DataError("too small a batch", batch_size, "1 or more", "raise batch_size")
-    end = _endpoint(base_url, "/embeddings", api_key, timeout, headers or {}, client)
+    more: Any = {"key": api_key, "timeout": timeout, "client": client}
+    end = _endpoint(base_url, "/embeddings", headers, **more)
     known = Record(jsonable(defaults))
     return Embedder(end, model, known, batch_size, workers_for(None, concurrency))
 
@@ -8597,10 +8497,6 @@ def _anthropic_decode(data: Any) -> Response:
     )
 
 
-def _api_key(key: str) -> dict[str, str]:
-    return {"anthropic-version": "2023-06-01", **({"x-api-key": key} if key else {})}
-
-
 def _anthropic_piece(event: Any) -> str:
     """The text in one event of a stream."""
     text = (event.get("delta") or {}).get("text")
@@ -8680,7 +8576,8 @@ def anthropic_lm(
     made = typing.cast(_HttpLM, openai_lm(model, base_url=base_url, api_key=api_key, **options))
     name = "ANTHROPIC_API_KEY" if _url_at(_root(base_url), "/v1") == _ANTHROPIC else ""
     url = _url_at(base_url if _VERSION.search(base_url) else _url_at(base_url, "/v1"), "/messages")
-    end = evolve(made.end, url=url, authorize=_api_key, key_name=name)
+    signs = Record({"anthropic-version": "2023-06-01", "x-api-key": "{}"})
+    end = evolve(made.end, url=url, signs=signs, key_name=name)
     defaults = Record({"max_tokens": 4096}) | made.defaults
     return evolve(made, end=end, dialect=_ANTHROPIC_DIALECT, defaults=defaults)
 
@@ -8739,13 +8636,9 @@ def _azure_lm(deployment: str, options: dict[str, Any]) -> LM:
     if "/openai" not in base_url:
         base_url = _url_at(base_url, "/openai/v1")
     made = typing.cast(_HttpLM, openai_lm(deployment, base_url=base_url, **options))
-    end = evolve(made.end, authorize=_azure_key, key_name="AZURE_OPENAI_API_KEY")
+    end = evolve(made.end, signs=Record({"api-key": "{}"}), key_name="AZURE_OPENAI_API_KEY")
     chats = made.dialect is not _RESPONSES
     return evolve(made, end=end, dialect=_openai(_LIMITS[1]) if chats else made.dialect)
-
-
-def _azure_key(key: str) -> dict[str, str]:
-    return {"api-key": key} if key else {}
 
 
 # == 11. Middleware ================================================================================
