@@ -54,11 +54,13 @@ from __future__ import annotations
 
 import ast
 import builtins
+import codecs
 import collections.abc as abc
 import contextvars
 import functools
 import importlib
 import inspect
+import io
 import itertools
 import json as jsonlib  # `json` is an adapter here
 import math
@@ -7707,22 +7709,21 @@ _TOO_LONG = (
 
 
 def _fault(data: Any) -> Any:
-    """The error that an answer holds in place of a completion, or None."""
+    """The error that an answer, or one of its events, holds in place of a completion, or None."""
+    if isinstance(data, list):
+        return next(filter(None, map(_fault, data)), None)
     if not isinstance(data, dict):
         return None
-    if isinstance(data.get("response"), dict):  # an event that holds the whole answer
-        return data["response"].get("error")
     if data.get("type") == "error" and "message" in data:
         return data
-    choices = data.get("choices")
-    one = choices[0] if isinstance(choices, list) and choices else None
-    return data.get("error") or (one.get("error") if isinstance(one, dict) else None)
+    inside = [data.get("response"), get_in(["choices", 0], data)]  # a whole answer in an event
+    return data.get("error") or _fault(inside)
 
 
 def _said_error(url: str, error: Any) -> LMError:
     """The error that came with status 200, or in the midst of a stream."""
     known = error if isinstance(error, dict) else {}
-    kinds = [str(known[name]) for name in ("code", "type", "status") if known.get(name)]
+    kinds = [str(known.get(name)) for name in ("code", "type", "status")]
     codes = [int(one) for one in kinds if one.isdecimal()]
     status = first([*codes, *(_STATUS[one] for one in kinds if one in _STATUS), 500])
     return _http_error(url, status, None, _dump(error))
@@ -7736,9 +7737,8 @@ _STATUS |= {"exceed_context_size_error": 400, "invalid_api_key": 401, "not_found
 
 
 def _priced(spent: Usage, price: tuple[float, ...]) -> Usage:
-    read_, made, again = (*price, price[0])[
-        :3
-    ]  # what was cached costs its own price, if it has one
+    # What was cached costs its own price, if it has one.
+    read_, made, again = (*price, price[0])[:3]
     fresh = spent.input_tokens - spent.cached_tokens
     cost = fresh * read_ + spent.cached_tokens * again + spent.output_tokens * made
     return evolve(spent, cost=cost / 1e6)
@@ -7748,11 +7748,29 @@ def _priced(spent: Usage, price: tuple[float, ...]) -> Usage:
 class _Dialect:
     """How a provider writes requests and answers: pure functions, tested without sockets."""
 
-    encode: Callable[[Request], dict[str, Any]]
-    decode: Callable[[Any], Response]
-    stream: Fields  # what a request adds that asks for a stream of events
+    limit: str  # its name of `max_tokens`
+    tool: Callable[[Tool], dict[str, Any]]
+    write: Callable[[Request], dict[str, Any]]  # what of a request it writes in its own way
+    answer: Callable[[Any], dict[str, Any]]  # the fields of a response that it tells in its own way
+    spent: tuple[str, str, str]  # its names of tokens read, written, and read from its cache
     piece: Callable[[Any], str]  # the text in one event
     assemble: Callable[[list[Any]], Any]  # all events into the answer without a stream
+    stream: Record = Record(stream=True)  # what a request adds that asks for a stream of events
+
+    def encode(self, request: Request) -> dict[str, Any]:
+        """Write a request."""
+        tools = [self.tool(one) if isinstance(one, Tool) else one for one in request.tools]
+        options = {
+            "model": request.model,
+            "temperature": request.temperature,
+            self.limit: request.max_tokens,
+            "top_p": request.top_p,
+            "tools": tools or None,
+            "tool_choice": request.tool_choice,
+            **self.write(request),
+        }
+        given: dict[str, Any] = valfilter(lambda value: value is not None, options)
+        return given | dict(request.extra)
 
     def named(self, known: dict[str, Any], request: Request) -> dict[str, Any]:
         """The body of a request; of two names of the token limit, that of the request's wins."""
@@ -7761,16 +7779,27 @@ class _Dialect:
             known = {name: value for name, value in known.items() if name not in _LIMITS}
         return {**known, **asked}
 
+    def decode(self, data: Any) -> Response:
+        """Read a response."""
+        fields, told = self.answer(data), data.get("usage") or {}
+
+        def count(names: str) -> int:
+            return sum(int(get_in(name.split("."), told) or 0) for name in names.split())
+
+        read_, made, cached = map(count, self.spent)
+        usage = Usage(1, read_, made, cached, float(told.get("cost") or 0.0))  # as OpenRouter tells
+        return Response(**fields, usage=usage, model=data.get("model") or "")
+
 
 _LIMITS = ("max_tokens", "max_completion_tokens")
 
 
-def _limit_renamed(payload: dict[str, Any], error: LMError) -> dict[str, Any] | None:
+def _limit_renamed(payload: dict[str, Any], error: LMError) -> dict[str, Any]:
     """The body with the other name of the token limit, where the server does not know this one."""
     for name, other in (_LIMITS, _LIMITS[::-1]):
         if error.status in (400, 422) and name in payload and other in error.body:
             return {other if key == name else key: value for key, value in payload.items()}
-    return None
+    raise error
 
 
 def _thought_apart(response: Response, request: Request) -> Response:
@@ -7831,8 +7860,8 @@ class _HttpLM:
         payload = self.dialect.named({"model": self.model, **self.defaults}, request)
         if request.rollout and payload.get("temperature") == 0:
             warnings.warn(_ALIKE, stacklevel=2)  # Python says it once
-        events: list[Any] = []
-        take = None
+        take, events = None, list[Any]()
+        decode: Callable[[Any], Response] = self.dialect.decode
         if request.on_text is not None:
             request.on_text("")  # a new answer begins
             payload |= self.dialect.stream
@@ -7840,14 +7869,10 @@ class _HttpLM:
         try:
             body = yield from self.end.exchange(payload, take)
         except LMError as error:
-            if (other := _limit_renamed(payload, error)) is None:
-                raise
-            body = yield from self.end.exchange(other, take)
-        if take is None or body:  # who was asked for a stream may answer without
-            response = self.end.read(body, self.dialect.decode)
-        else:
-            response = self._assembled(events)
-        response = _thought_apart(response, request)
+            body = yield from self.end.exchange(_limit_renamed(payload, error), take)
+        if take and not body:  # who was asked for a stream may answer without
+            body, decode = _dump(events).encode(), self._whole
+        response = _thought_apart(self.end.read(body, decode), request)
         if self.price is None:
             return response
         return evolve(response, usage=_priced(response.usage, self.price))
@@ -7863,31 +7888,21 @@ class _HttpLM:
         if text:
             on_text(text)
 
-    def _assembled(self, events: list[Any]) -> Response:
-        for event in events:
-            if (error := _fault(event)) is not None:
-                raise _said_error(self.url, error)
-        body = _dump(events).encode()
-        return self.end.read(body, lambda all: self.dialect.decode(self.dialect.assemble(all)))
+    def _whole(self, events: list[Any]) -> Response:
+        """Read a stream, as JSON once more: halves of characters that were sent apart are one."""
+        answer = self.dialect.assemble(events)
+        return self.dialect.decode(jsonlib.loads(jsonlib.dumps(answer)))
 
 
 def _mending(on_text: Callable[[str], None]) -> Callable[[str], None]:
     """Put characters together that a server cut in halves, as JavaScript does."""
-    held = ""
+    decoder = codecs.getincrementaldecoder("utf-16-le")("surrogatepass")
 
     def tell(piece: str) -> None:
-        nonlocal held
-        text = _mended(held + piece)
-        held = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
-        if len(text) > len(held):
-            on_text(text[: len(text) - len(held)])
+        if text := decoder.decode(piece.encode("utf-16-le", "surrogatepass")):
+            on_text(text)
 
     return tell
-
-
-def _mended(text: str) -> str:
-    """Two halves of a character are one."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
 
 
 def _events(take: Callable[[str], None]) -> Callable[[bytes], bool]:
@@ -7899,101 +7914,80 @@ def _events(take: Callable[[str], None]) -> Callable[[bytes], bool]:
     """
 
     def split() -> Generator[bool, bytes, None]:
-        begun, held, data, ended, kind = list[bytes](), b"", list[bytes](), False, b""
-        piece = (yield False).removeprefix("\N{BYTE ORDER MARK}".encode())
+        decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
+        decode = io.IncrementalNewlineDecoder(decoder, translate=True).decode
+        fields, begun, ended = dict[str, list[str]](), list[str](), False
         while True:
-            piece = held + piece
-            held = b"\r" if piece.endswith(b"\r") else b""  # a line break may be cut in halves
-            *lines, rest = re.split(rb"\r\n|\n|\r", piece.removesuffix(held))
-            if lines:
-                lines[0], begun = b"".join((*begun, lines[0])), []
+            *lines, rest = decode((yield ended)).split("\n")
+            for last in lines:
+                line, begun = "".join((*begun, last)), []
+                name, _, value = line.partition(":")
+                if line:
+                    fields.setdefault(name, []).append(value.removeprefix(" "))
+                    continue
+                text, kind, fields = "\n".join(fields.get("data", ())), fields.get("event"), {}
+                ended = ended or text.strip() == "[DONE]"
+                if kind == ["error"] and '"error"' not in text:
+                    text = _dump({"error": first([*_loaded(text), text])})
+                if text:
+                    take(text.strip() if ended else text)
             begun.append(rest)
-            for line in lines:
-                if line.startswith(b"data:"):
-                    data.append(line[5:].removeprefix(b" "))
-                elif line.startswith(b"event:"):
-                    kind = line[6:].strip()
-                elif not line:
-                    text, data = b"\n".join(data).decode("utf-8", "replace"), []
-                    ended = ended or text.strip() == "[DONE]"
-                    if kind == b"error" and '"error"' not in text:
-                        text = _dump({"error": first([*_loaded(text), text])})
-                    kind = b""
-                    if text:
-                        take(text.strip() if ended else text)
-            piece = yield ended
 
     running = split()
     next(running)
     return running.send
 
 
-def _openai_encode(limit: str, request: Request) -> dict[str, Any]:
-    """Write a request in the OpenAI chat-completions format; `limit` is its name of max_tokens."""
-    options = {
-        "model": request.model,
+# -- three dialects: chat completions, Responses, and that of Anthropic --
+
+
+def _apart(request: Request) -> tuple[str | None, list[Message]]:
+    """The text of the system, and the other messages."""
+    kinds = groupby(lambda one: one.role == "system", request.messages)
+    return "\n\n".join(one.text for one in kinds.get(True, ())) or None, kinds.get(False, [])
+
+
+def _in_parts(one: Message, text: str, media: Callable[[Media], Any]) -> Any:
+    """The content of a message: its text, or that and its media, each a part."""
+    if one.text is one.content:
+        return one.text
+    return [{"type": text, "text": one.text}, *map(media, one.content[1:])]
+
+
+def _attached(calls: Iterable[ToolCall], kind: str, what: Any) -> tuple[ToolCall, ...]:
+    """The calls of a message, the first of them with what this dialect attached to the message."""
+    made = tuple(calls)
+    if not made or not what:
+        return made
+    return evolve(made[0], attached=made[0].attached | {kind: what}), *made[1:]
+
+
+def _detached(one: Message, kind: str) -> list[Any]:
+    return [call.attached[kind] for call in one.tool_calls if kind in call.attached]
+
+
+def _inline(one: Media) -> tuple[str, str]:
+    """The media type and the base64 text of a data URI."""
+    head, _, data = one.url.partition(",")
+    if not head.startswith("data:") or not head.endswith(";base64"):
+        what, todo = f"{one.kind} by URL cannot be sent", f"use {type(one).__name__}.from_path"
+        raise DataError(what, one.url, "a data URI in base64", todo)
+    return head.removeprefix("data:").removesuffix(";base64"), data
+
+
+def _openai_tool(one: Tool) -> dict[str, Any]:
+    function = {"name": one.name, "description": one.desc, "parameters": one.schema}
+    return {"type": "function", "function": function}
+
+
+def _openai_write(request: Request) -> dict[str, Any]:
+    form = {"name": "reply", "strict": True, "schema": request.schema}
+    return {
         "messages": [_openai_message(one) for one in request.messages],
-        "temperature": request.temperature,
-        limit: request.max_tokens,
-        "top_p": request.top_p,
         "stop": list(request.stop) or None,
         "seed": request.rollout or None,  # else the samples of a prompt are one and the same
-        "tools": [_openai_tool(one) for one in request.tools] or None,
-        "tool_choice": request.tool_choice,
-        "response_format": request.schema
-        and {
-            "type": "json_schema",
-            "json_schema": {"name": "reply", "strict": True, "schema": request.schema},
-        },
+        "response_format": {"type": "json_schema", "json_schema": form} if request.schema else None,
     }
-    given: dict[str, Any] = valfilter(lambda value: value is not None, options)
-    return given | dict(request.extra)
-
-
-def _openai_decode(data: Any) -> Response:
-    """Read a response in the OpenAI chat-completions format."""
-    choice = data["choices"][0]
-    message = choice["message"]
-    spent = data.get("usage") or {}
-    said, thought = _parted(message.get("content") or message.get("refusal") or "")
-    calls = tuple(map(_openai_tool_call, message.get("tool_calls") or ()))
-    return Response(
-        said,
-        tool_calls=_attached(
-            calls, "message", {n: message[n] for n in _WANTED_BACK if message.get(n)}
-        ),
-        usage=Usage(
-            calls=1,
-            input_tokens=int(spent.get("prompt_tokens") or 0),
-            output_tokens=int(spent.get("completion_tokens") or 0),
-            cached_tokens=int(get_in(["prompt_tokens_details", "cached_tokens"], spent) or 0),
-            cost=float(spent.get("cost") or 0.0),  # OpenRouter tells
-        ),
-        model=data.get("model") or "",
-        finish_reason="refusal" if message.get("refusal") else choice.get("finish_reason"),
-        reasoning=message.get("reasoning_content") or message.get("reasoning") or thought,
-        logprobs=choice.get("logprobs"),
-    )
-
-
-# What DeepSeek and OpenRouter attach to a message with calls, and want back with it.
-_WANTED_BACK = ("reasoning_content", "reasoning_details")
-
-
-def _attached(calls: tuple[ToolCall, ...], kind: str, what: Any) -> tuple[ToolCall, ...]:
-    """The calls of a message, the first of them with what this dialect attached to the message."""
-    if not calls or not what:
-        return calls
-    return evolve(calls[0], attached=calls[0].attached | {kind: what}), *calls[1:]
-
-
-def _parted(content: Any) -> tuple[str, str]:
-    """The text and the thoughts of a content, which may be a list of parts."""
-    if isinstance(content, str):
-        return content, ""
-    kinds = groupby(lambda part: part["type"] == "thinking", content)
-    thoughts = [_parted(part["thinking"])[0] for part in kinds.get(True, ())]
-    return "".join(part["text"] for part in kinds.get(False, ())), "".join(thoughts)
 
 
 def _openai_message(one: Message) -> dict[str, Any]:
@@ -8006,14 +8000,9 @@ def _openai_message(one: Message) -> dict[str, Any]:
         }
         for call in one.tool_calls
     ]
-    more = merge({}, *(call.attached.get("message", {}) for call in one.tool_calls))
-    content: Any = one.text
-    if one.text is not one.content:
-        content = [{"type": "text", "text": one.text}, *map(_openai_media, one.content[1:])]
-    made = {**more, "role": one.role, "content": content, "tool_call_id": one.tool_call_id}
-    return {
-        n: v for n, v in (made | {"tool_calls": calls}).items() if v or n in ("role", "content")
-    }
+    made = {"role": one.role, "content": _in_parts(one, "text", _openai_media)}
+    more = {"tool_calls": calls, "tool_call_id": one.tool_call_id}
+    return {**merge(*_detached(one, "message"), made), **valfilter(bool, more)}
 
 
 def _openai_media(one: Media) -> dict[str, Any]:
@@ -8026,23 +8015,39 @@ def _openai_media(one: Media) -> dict[str, Any]:
     return {"type": "file", "file": {"filename": one.name or "file", "file_data": one.url}}
 
 
-def _inline(one: Media) -> tuple[str, str]:
-    """The media type and the base64 text of a data URI."""
-    head, _, data = one.url.partition(",")
-    if not head.startswith("data:") or not head.endswith(";base64"):
-        what, todo = f"{one.kind} by URL cannot be sent", f"use {type(one).__name__}.from_path"
-        raise DataError(what, one.url, "a data URI in base64", todo)
-    return head.removeprefix("data:").removesuffix(";base64"), data
+def _openai_answer(data: Any) -> dict[str, Any]:
+    choice = data["choices"][0]
+    message = choice["message"]
+    said, thought = _parted(message.get("content") or message.get("refusal"))
+    wanted_back = {n: message[n] for n in _WANTED_BACK if message.get(n)}
+    calls = map(_openai_call, message.get("tool_calls") or ())
+    return {
+        "text": said,
+        "tool_calls": _attached(calls, "message", wanted_back),
+        "finish_reason": "refusal" if message.get("refusal") else choice.get("finish_reason"),
+        "reasoning": message.get("reasoning_content") or message.get("reasoning") or thought,
+        "logprobs": choice.get("logprobs"),
+    }
 
 
-def _openai_tool(one: Any) -> Any:
-    if not isinstance(one, Tool):
-        return one
-    function = {"name": one.name, "description": one.desc, "parameters": one.schema}
-    return {"type": "function", "function": function}
+# What DeepSeek and OpenRouter attach to a message with calls, and want back with it.
+_WANTED_BACK = ("reasoning_content", "reasoning_details")
 
 
-def _openai_tool_call(data: Any) -> ToolCall:
+def _parted(content: Any) -> tuple[str, str]:
+    """The text and the thoughts of a content, which may be a list of parts."""
+    kinds = groupby(lambda part: part["type"] == "thinking", _as_parts(content) or ())
+    thoughts = [_parted(part["thinking"])[0] for part in kinds.get(True, ())]
+    return "".join(part["text"] for part in kinds.get(False, ())), "".join(thoughts)
+
+
+def _as_parts(content: Any) -> Any:
+    if content and isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return content
+
+
+def _openai_call(data: Any) -> ToolCall:
     called = data["function"]
     said = called.get("arguments") or "{}"
     given = said if isinstance(said, dict) else first(_meant(dict, said, ""))
@@ -8058,7 +8063,7 @@ _OF_MESSAGE = ("message", "anthropic", "responses")  # attached to the message o
 
 def _openai_piece(event: Any) -> str:
     choices = event.get("choices")
-    return _parted((choices[0].get("delta") or {}).get("content") or "")[0] if choices else ""
+    return _parted((choices[0].get("delta") or {}).get("content"))[0] if choices else ""
 
 
 def _openai_assemble(events: list[Any]) -> Any:
@@ -8066,148 +8071,124 @@ def _openai_assemble(events: list[Any]) -> Any:
     sent = [one for one in events if one != "[DONE]"]
     every = concat(one.get("choices") or () for one in sent)
     choices = [one for one in every if not one.get("index")]  # the first of several
-    deltas = [one.get("delta") or {} for one in choices]
     ends = [one["finish_reason"] for one in choices if one.get("finish_reason")]
     if not ends and len(sent) == len(events):
         raise ValueError("the stream ended early")
-    names = ("content", "refusal", "reasoning_content", "reasoning")
-    said = [{**one, "content": _parted(one.get("content") or "")} for one in deltas]
-    for one in said:
-        one["content"], thought = one["content"]
-        one["reasoning"] = one.get("reasoning") or thought
-    texts = {name: _mended("".join(one.get(name) or "" for one in said)) for name in names}
-    calls = _openai_call_parts(concat(one.get("tool_calls") or () for one in deltas))
-    logs = [one["logprobs"] for one in choices if one.get("logprobs")]
-    details = list(concat(one.get("reasoning_details") or () for one in deltas))
-    choice = {
-        "message": {**texts, "tool_calls": calls, "reasoning_details": details},
-        "finish_reason": ends[-1] if ends else None,
-        "logprobs": merge_with(lambda parts: list(concat(filter(None, parts))), *logs) or None,
-    }
+    deltas = [one.get("delta") or {} for one in choices]
+    message = _added([{}, *({**one, "content": _as_parts(one.get("content"))} for one in deltas)])
+    message["tool_calls"] = _openai_calls(message.get("tool_calls") or ())
+    logprobs = _added(one.get("logprobs") for one in choices)
+    choice = {"message": message, "finish_reason": first([*ends[-1:], None]), "logprobs": logprobs}
     last_of = {name: one[name] for one in sent for name in ("model", "usage") if one.get(name)}
     return {"choices": [choice], **last_of}
 
 
-def _openai_call_parts(parts: Iterable[Any]) -> list[Any]:
+def _added(deltas: Iterable[Any]) -> Any:
+    """Add deltas up: texts and lists are joined, objects field by field; of others the last."""
+    every = list(deltas)
+    told = [one for one in every if one not in (None, "", [])]
+    kinds = set(map(type, told))
+    if kinds == {dict}:
+        return merge_with(_added, *told)
+    if kinds == {list}:
+        return list(concat(told))
+    return "".join(told) if kinds == {str} else first([*told[-1:], *every[-1:], None])
+
+
+def _openai_calls(parts: Iterable[Any]) -> list[Any]:
+    """Put the pieces of calls together: by id, or by index, which may be the same for all."""
     calls: list[dict[str, Any]] = []
-    under_way: dict[Any, dict[str, Any]] = {}  # by index, which some servers give to all alike
+    under_way: dict[Any, dict[str, Any]] = {}  # by index
     for part in parts:
-        function, index, name = part.get("function") or {}, part.get("index"), part.get("id") or ""
-        made = next((one for one in calls if name and one["id"] == name), under_way.get(index))
-        if made is None or _is_another(made, name, function.get("name")):
-            made = {"id": "", "name": "", "given": "", "more": {}}
+        told, index, ident = part.get("function") or {}, part.get("index"), part.get("id") or ""
+        made = next((one for one in calls if ident and one["id"] == ident), under_way.get(index))
+        if made is None or _is_another(made, ident, told.get("name")):
+            made = {"id": "", "function": {"name": "", "arguments": ""}}
             calls.append(made)
         under_way[index] = made
-        made["more"] |= keyfilter(lambda name: name not in _OF_CALL, part)
-        made["id"] = name or made["id"]
-        made["name"] = function.get("name") or made["name"]
-        given = function.get("arguments") or ""
-        made["given"] += given if isinstance(given, str) else _dump(given)
-    return [
-        {
-            **one["more"],
-            "id": one["id"],
-            "function": {"name": one["name"], "arguments": one["given"]},
-        }
-        for one in calls
-    ]
+        known, given = made["function"], told.get("arguments") or ""
+        given = known["arguments"] + (given if isinstance(given, str) else _dump(given))
+        called = {"name": told.get("name") or known["name"], "arguments": given}
+        made |= {**part, "id": ident or made["id"], "function": called}
+    return calls
 
 
 def _is_another(made: dict[str, Any], ident: str, name: str | None) -> bool:
     """Whether a piece begins another call than the one that is under way."""
+    known = made["function"]
     if ident and made["id"]:
         return bool(ident != made["id"])
-    if not name or not made["name"]:
+    if not name or not known["name"]:
         return False
-    return name != made["name"] or bool(_loaded(made["given"]))  # the one before is whole
+    return name != known["name"] or bool(_loaded(known["arguments"]))  # the one before is whole
 
 
-_OPENAI = "https://api.openai.com/v1"
-_OPENAI_STREAM = {"stream": True, "stream_options": {"include_usage": True}}
+_CHAT_COMPLETIONS = _Dialect(
+    "max_tokens",
+    _openai_tool,
+    _openai_write,
+    _openai_answer,
+    ("prompt_tokens", "completion_tokens", "prompt_tokens_details.cached_tokens"),
+    _openai_piece,
+    _openai_assemble,
+    Record(stream=True, stream_options={"include_usage": True}),
+)
 
 
-def _openai(limit: str) -> _Dialect:
-    encode = partial(_openai_encode, limit)
-    return _Dialect(encode, _openai_decode, _OPENAI_STREAM, _openai_piece, _openai_assemble)
+def _responses_tool(one: Tool) -> dict[str, Any]:
+    return {"type": "function", "name": one.name, "description": one.desc, "parameters": one.schema}
 
 
-def _responses_encode(request: Request) -> dict[str, Any]:
-    """Write a request in the format of OpenAI's Responses."""
+def _responses_write(request: Request) -> dict[str, Any]:
+    system, said = _apart(request)
     form = {"type": "json_schema", "name": "reply", "strict": True, "schema": request.schema}
-    options = {
-        "model": request.model,
-        "instructions": "\n\n".join(m.text for m in request.messages if m.role == "system") or None,
-        "input": list(concat(_responses_items(m) for m in request.messages if m.role != "system")),
-        "temperature": request.temperature,
-        "max_output_tokens": request.max_tokens,
-        "top_p": request.top_p,
-        "tools": [_responses_tool(one) for one in request.tools] or None,
-        "tool_choice": request.tool_choice,
+    return {
+        "instructions": system,
+        "input": list(concat(map(_responses_items, said))),
         "text": {"format": form} if request.schema else None,
     }
-    given: dict[str, Any] = valfilter(lambda value: value is not None, options)
-    return given | dict(request.extra)
 
 
 def _responses_items(one: Message) -> list[dict[str, Any]]:
     """A message as items of the input: what was said, what was attached, calls, or a result."""
     if one.role == "tool":
         return [{"type": "function_call_output", "call_id": one.tool_call_id, "output": one.text}]
-    attached = concat(call.attached.get("responses", ()) for call in one.tool_calls)
-    content: Any = one.text
-    if one.text is not one.content:
-        media = map(_responses_media, one.content[1:])
-        content = [{"type": "input_text", "text": one.text}, *media]
+    content = _in_parts(one, "input_text", _responses_media)
     calls = [
         {"type": "function_call", "call_id": call.id, "name": call.name,
          "arguments": call.arguments.to_json()}
         for call in one.tool_calls
     ]  # fmt: skip
     said = [{"role": one.role, "content": content}] if content or not calls else []
-    return [*said, *attached, *calls]
+    return [*said, *concat(_detached(one, "responses")), *calls]
 
 
 def _responses_media(one: Media) -> dict[str, Any]:
-    made = _openai_media(one)
     if isinstance(one, Image):
         return {"type": "input_image", "image_url": one.url}
+    made = _openai_media(one)
     return {"type": f"input_{one.kind}", **made.get("file", made)}
 
 
-def _responses_tool(one: Any) -> Any:
-    if not isinstance(one, Tool):
-        return one
-    return {"type": "function", "name": one.name, "description": one.desc, "parameters": one.schema}
-
-
-def _responses_decode(data: Any) -> Response:
-    """Read a response in the format of OpenAI's Responses."""
-    if data.get("status", "completed") not in ("completed", "incomplete"):
-        raise ValueError(f"its status is {data['status']}")
-    items = groupby(lambda item: item["type"], data["output"])
-    parts = list(concat(item["content"] for item in items.get("message", ())))
-    refused = [part["refusal"] for part in parts if part["type"] == "refusal"]
-    spent, why = data.get("usage") or {}, (data.get("incomplete_details") or {}).get("reason")
-    why = why or ("length" if data.get("status") == "incomplete" else None)
-    calls = tuple(
-        _openai_tool_call({"id": item.get("call_id"), "function": item})
-        for item in items.get("function_call", ())
-    )
+def _responses_answer(data: Any) -> dict[str, Any]:
+    status, why = data.get("status", "completed"), get_in(["incomplete_details", "reason"], data)
+    if status not in ("completed", "incomplete"):
+        raise ValueError(f"its status is {status}")
+    items = groupby("type", data["output"])
+    parts = groupby("type", concat(pluck("content", items.get("message", ()))))
+    refused = "".join(pluck("refusal", parts.get("refusal", ())))
+    calls = [
+        _openai_call({"id": one.get("call_id"), "function": one})
+        for one in items.get("function_call", ())
+    ]
     thoughts = concat(item.get("summary") or () for item in items.get("reasoning", ()))
-    return Response(
-        "".join(part["text"] for part in parts if part["type"] == "output_text")
-        or "".join(refused),
-        tool_calls=_attached(calls, "responses", items.get("reasoning")),
-        usage=Usage(
-            calls=1,
-            input_tokens=int(spent.get("input_tokens") or 0),
-            output_tokens=int(spent.get("output_tokens") or 0),
-            cached_tokens=int(get_in(["input_tokens_details", "cached_tokens"], spent) or 0),
-        ),
-        model=data.get("model") or "",
-        finish_reason="refusal" if refused else why or ("tool_calls" if calls else "stop"),
-        reasoning="\n".join(one["text"] for one in thoughts),
-    )
+    usual = "length" if status == "incomplete" else "tool_calls" if calls else "stop"
+    return {
+        "text": "".join(pluck("text", parts.get("output_text", ()))) or refused,
+        "tool_calls": _attached(calls, "responses", items.get("reasoning")),
+        "finish_reason": "refusal" if "refusal" in parts else why or usual,
+        "reasoning": "\n".join(pluck("text", thoughts)),
+    }
 
 
 def _responses_piece(event: Any) -> str:
@@ -8216,18 +8197,136 @@ def _responses_piece(event: Any) -> str:
 
 def _responses_assemble(events: list[Any]) -> Any:
     """The whole answer, which the last event of a stream holds."""
-    ends = [
-        one["response"] for one in events if isinstance(one, dict) and one.get("type") in _WHOLE
-    ]
-    if not ends:
-        raise ValueError("the stream ended early")
-    return ends[-1]
+    kinds = groupby("type", [one for one in events if isinstance(one, dict) and "type" in one])
+    for kind in ("response.completed", "response.incomplete"):
+        if kind in kinds:
+            return kinds[kind][-1]["response"]
+    raise ValueError("the stream ended early")
 
 
-_WHOLE = ("response.completed", "response.incomplete")
 _RESPONSES = _Dialect(
-    _responses_encode, _responses_decode, {"stream": True}, _responses_piece, _responses_assemble
+    "max_output_tokens",
+    _responses_tool,
+    _responses_write,
+    _responses_answer,
+    ("input_tokens", "output_tokens", "input_tokens_details.cached_tokens"),
+    _responses_piece,
+    _responses_assemble,
 )
+
+
+def _anthropic_tool(one: Tool) -> dict[str, Any]:
+    return {"name": one.name, "description": one.desc, "input_schema": one.schema}
+
+
+def _anthropic_write(request: Request) -> dict[str, Any]:
+    system, said = _apart(request)
+    rounds = partitionby(lambda one: one.role == "tool", said)
+    form = {"type": "json_schema", "schema": request.schema}
+    return {
+        "system": system,
+        "messages": list(concat(map(_anthropic_turns, rounds))),
+        "stop_sequences": list(request.stop) or None,
+        "output_config": {"format": form} if request.schema else None,
+    }
+
+
+def _anthropic_turns(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages as they are, but the results of one round of calls in one message of the user."""
+    if messages[0].role != "tool":
+        return [{"role": one.role, "content": _anthropic_content(one)} for one in messages]
+    results = [
+        {"type": "tool_result", "tool_use_id": one.tool_call_id, "content": one.text}
+        for one in messages
+    ]
+    return [{"role": "user", "content": results}]
+
+
+def _anthropic_content(one: Message) -> Any:
+    content = _in_parts(one, "text", _anthropic_media)
+    if not one.tool_calls:
+        return content
+    said = [part for part in _as_parts(content) or () if part.get("text") != ""]
+    calls = [
+        {"type": "tool_use", "id": call.id, "name": call.name, "input": jsonable(call.arguments)}
+        for call in one.tool_calls
+    ]
+    return [*concat(_detached(one, "anthropic")), *said, *calls]
+
+
+def _anthropic_media(one: Media) -> dict[str, Any]:
+    if isinstance(one, Audio):
+        raise DataError("audio cannot be sent", one, "an image or a file", "use another provider")
+    source = {"type": "url", "url": one.url}
+    if one.url.startswith("data:"):
+        kind, data = _inline(one)
+        source = {"type": "base64", "media_type": kind, "data": data}
+    title = {"title": one.name} if one.name and isinstance(one, File) else {}
+    return {"type": "image" if isinstance(one, Image) else "document", "source": source, **title}
+
+
+def _anthropic_answer(data: Any) -> dict[str, Any]:
+    parts = groupby("type", data["content"])
+    calls = [ToolCall(one["id"], one["name"], one["input"]) for one in parts.get("tool_use", ())]
+    thoughts = parts.get("thinking", [])
+    signed = thoughts + parts.get("redacted_thinking", [])
+    return {
+        "text": "".join(pluck("text", parts.get("text", ()))),
+        "tool_calls": _attached(calls, "anthropic", signed),
+        "finish_reason": data.get("stop_reason"),
+        "reasoning": "".join(pluck("thinking", thoughts)),
+    }
+
+
+def _anthropic_piece(event: Any) -> str:
+    """The text in one event of a stream."""
+    text = (event.get("delta") or {}).get("text")
+    return text if isinstance(text, str) else ""
+
+
+def _anthropic_assemble(events: list[Any]) -> Any:
+    """Put the events of a stream together to the answer without a stream."""
+    kinds = groupby(lambda event: event["type"], [one for one in events if one != "[DONE]"])
+    if "message_stop" not in kinds:
+        raise ValueError("the stream ended early")
+    (start,) = kinds["message_start"]
+    ends = kinds.get("message_delta", [])
+    reasons = filter(None, ((one.get("delta") or {}).get("stop_reason") for one in ends))
+    reason = next(reasons, None)
+    deltas = groupby("index", kinds.get("content_block_delta", ()))
+    content = [
+        _anthropic_block(one["content_block"], pluck("delta", deltas.get(one["index"], ())), reason)
+        for one in kinds.get("content_block_start", ())
+    ]
+    usage = _added(one.get("usage") for one in [start["message"], *ends])
+    return {**start["message"], "content": content, "stop_reason": reason, "usage": usage}
+
+
+def _anthropic_block(start: Any, deltas: Iterable[Any], reason: str | None) -> Any:
+    """One part of the content: its start, and what was added to it."""
+    made = _added([start, *(keyfilter(lambda name: name != "type", one) for one in deltas)])
+    given = made.pop("partial_json", "")
+    if given and _ended(reason) != "length":  # else the call was cut off
+        made["input"] = jsonlib.loads(given)
+    return made
+
+
+_MESSAGES = _Dialect(
+    "max_tokens",
+    _anthropic_tool,
+    _anthropic_write,
+    _anthropic_answer,
+    (
+        "input_tokens cache_read_input_tokens cache_creation_input_tokens",
+        "output_tokens",
+        "cache_read_input_tokens",
+    ),
+    _anthropic_piece,
+    _anthropic_assemble,
+)
+
+_OPENAI = "https://api.openai.com/v1"
+_APIS = {"chat": ("/chat/completions", _CHAT_COMPLETIONS), "responses": ("/responses", _RESPONSES)}
 
 
 def openai_lm(
@@ -8271,24 +8370,24 @@ def openai_lm(
     >>> openai_lm("gpt-4o-mini", api_key="secret", temperature=0).model
     'gpt-4o-mini'
     """
-    if api not in ("chat", "responses"):
+    if api not in _APIS:
         raise DataError("unknown api", api, "'chat' or 'responses'", "correct api")
     if price is not None and not (len(price) in (2, 3) and all(one >= 0 for one in price)):
         todo = "write price=(0.15, 0.60): a million tokens read, and written"
         raise DataError("no price", price, "two or three numbers, 0 or more", todo)
-    path = "/responses" if api == "responses" else "/chat/completions"
+    path, dialect = _APIS[api]
     end = _endpoint(base_url, path, headers, key=api_key, timeout=timeout, client=client)
-    dialect = _openai("max_completion_tokens" if _is_openai(base_url) else "max_tokens")
     if api == "responses":
-        dialect = _RESPONSES
-        defaults = {"max_output_tokens" if n == "max_tokens" else n: v for n, v in defaults.items()}
+        defaults = {dialect.limit if n == "max_tokens" else n: v for n, v in defaults.items()}
+    elif _root(base_url) == _OPENAI:
+        dialect = evolve(dialect, limit=_LIMITS[1])
     known = Record(jsonable(defaults))
     return _HttpLM(end, dialect, model, known, workers_for(None, concurrency), price)
 
 
 def _endpoint(base_url: str, path: str, headers: Fields | None, **more: Any) -> _Endpoint:
     """The end point of a provider; the key of the environment goes to OpenAI only."""
-    name = "OPENAI_API_KEY" if _is_openai(base_url) else ""
+    name = "OPENAI_API_KEY" if _root(base_url) == _OPENAI else ""
     base_url, signed = _without_password(base_url)
     kept = Record({**signed, **(headers or {})})
     return _Endpoint(_url_at(base_url, path), key_name=name, headers=kept, **more)
@@ -8304,10 +8403,6 @@ def _without_password(url: str) -> tuple[str, dict[str, str]]:
 
     secret = b64encode(unquote(found[2]).encode()).decode()
     return found[1] + url[found.end() :], {"Authorization": f"Basic {secret}"}
-
-
-def _is_openai(base_url: str) -> bool:
-    return _root(base_url) == _OPENAI
 
 
 def _root(base_url: str) -> str:
@@ -8408,146 +8503,8 @@ def _vectors(count: int, data: Any) -> list[Vector]:
     return [by_index[index] for index in range(count)]
 
 
-def _anthropic_encode(request: Request) -> dict[str, Any]:
-    """Write a request in the Anthropic Messages format."""
-    said = [one for one in request.messages if one.role != "system"]
-    options = {
-        "model": request.model,
-        "system": "\n\n".join(one.text for one in request.messages if one.role == "system") or None,
-        "messages": list(concat(map(_anthropic_turn, partitionby(_is_result, said)))),
-        "temperature": request.temperature,
-        "max_tokens": request.max_tokens,
-        "top_p": request.top_p,
-        "stop_sequences": list(request.stop) or None,
-        "tools": [_anthropic_tool(one) for one in request.tools] or None,
-        "tool_choice": request.tool_choice,
-        "output_config": request.schema
-        and {"format": {"type": "json_schema", "schema": request.schema}},
-    }
-    given: dict[str, Any] = valfilter(lambda value: value is not None, options)
-    return given | dict(request.extra)
-
-
-def _is_result(one: Message) -> bool:
-    return one.role == "tool"
-
-
-def _anthropic_turn(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as they are, but the results of one round of calls in one message of the user."""
-    if not _is_result(messages[0]):
-        return [{"role": one.role, "content": _anthropic_content(one)} for one in messages]
-    results = [
-        {"type": "tool_result", "tool_use_id": one.tool_call_id, "content": one.text}
-        for one in messages
-    ]
-    return [{"role": "user", "content": results}]
-
-
-def _anthropic_content(one: Message) -> str | list[dict[str, Any]]:
-    media = [] if one.text is one.content else list(one.content[1:])
-    if not media and not one.tool_calls:
-        return one.text
-    text = [{"type": "text", "text": one.text}] if one.text else []
-    thoughts = concat(call.attached.get("anthropic", ()) for call in one.tool_calls)
-    calls = [
-        {"type": "tool_use", "id": call.id, "name": call.name, "input": jsonable(call.arguments)}
-        for call in one.tool_calls
-    ]
-    return [*thoughts, *text, *map(_anthropic_media, media), *calls]
-
-
-def _anthropic_media(one: Media) -> dict[str, Any]:
-    if isinstance(one, Audio):
-        raise DataError("audio cannot be sent", one, "an image or a file", "use another provider")
-    source = {"type": "url", "url": one.url}
-    if one.url.startswith("data:"):
-        kind, data = _inline(one)
-        source = {"type": "base64", "media_type": kind, "data": data}
-    title = {"title": one.name} if one.name and isinstance(one, File) else {}
-    return {"type": "image" if isinstance(one, Image) else "document", "source": source, **title}
-
-
-def _anthropic_tool(one: Any) -> Any:
-    if not isinstance(one, Tool):
-        return one
-    return {"name": one.name, "description": one.desc, "input_schema": one.schema}
-
-
-def _anthropic_decode(data: Any) -> Response:
-    """Read a response in the Anthropic Messages format."""
-    parts = groupby(lambda part: part["type"], data["content"])
-    spent = data.get("usage") or {}
-    read_, made_ = spent.get("cache_read_input_tokens"), spent.get("cache_creation_input_tokens")
-    calls = tuple(
-        ToolCall(one["id"], one["name"], one["input"]) for one in parts.get("tool_use", ())
-    )
-    signed = [*parts.get("thinking", ()), *parts.get("redacted_thinking", ())]
-    return Response(
-        "".join(part["text"] for part in parts.get("text", ())),
-        tool_calls=_attached(calls, "anthropic", signed),
-        usage=Usage(
-            calls=1,
-            input_tokens=(spent.get("input_tokens") or 0) + (read_ or 0) + (made_ or 0),
-            output_tokens=spent.get("output_tokens") or 0,
-            cached_tokens=read_ or 0,
-        ),
-        model=data.get("model") or "",
-        finish_reason=data.get("stop_reason"),
-        reasoning="".join(part["thinking"] for part in parts.get("thinking", ())),
-    )
-
-
-def _anthropic_piece(event: Any) -> str:
-    """The text in one event of a stream."""
-    text = (event.get("delta") or {}).get("text")
-    return text if isinstance(text, str) else ""
-
-
-def _anthropic_assemble(events: list[Any]) -> Any:
-    """Put the events of a stream together to the answer without a stream."""
-    kinds = groupby(lambda event: event["type"], [one for one in events if one != "[DONE]"])
-    if "message_stop" not in kinds:
-        raise ValueError("the stream ended early")
-    (start,) = kinds["message_start"]
-    ends = [one.get("delta") or {} for one in kinds.get("message_delta", ())]
-    counts = [one.get("usage") or {} for one in kinds.get("message_delta", ())]
-    parts = groupby(lambda event: event["index"], kinds.get("content_block_delta", ()))
-    return {
-        **start["message"],
-        "content": [
-            _anthropic_block(
-                one["content_block"],
-                [p["delta"] for p in parts.get(one["index"], ())],
-                any(_ended(one.get("stop_reason")) == "length" for one in ends),
-            )
-            for one in kinds.get("content_block_start", ())
-        ],
-        "stop_reason": next((one["stop_reason"] for one in ends if one.get("stop_reason")), None),
-        "usage": merge(start["message"].get("usage") or {}, *counts),
-    }
-
-
-def _anthropic_block(start: Any, deltas: Sequence[Any], cut_off: bool) -> Any:
-    """One part of the content: its start, and what was added to it."""
-    added = {
-        name: _mended("".join(one[name] for one in deltas if name in one))
-        for name in ("text", "thinking", "partial_json", "signature")
-    }
-    names = [name for name in ("text", "thinking", "signature") if name in start or added[name]]
-    texts = {name: start.get(name, "") + added[name] for name in names}
-    given = (
-        {"input": jsonlib.loads(added["partial_json"])}
-        if (added["partial_json"] and not cut_off)
-        else {}
-    )
-    return {**start, **texts, **given}
-
-
 _ANTHROPIC = "https://api.anthropic.com/v1"
 _VERSION = re.compile(r"/v\d+(/|$|\?)|/messages/?($|\?)")
-_ANTHROPIC_DIALECT = _Dialect(
-    _anthropic_encode, _anthropic_decode, {"stream": True}, _anthropic_piece, _anthropic_assemble
-)
 
 
 def anthropic_lm(
@@ -8579,7 +8536,7 @@ def anthropic_lm(
     signs = Record({"anthropic-version": "2023-06-01", "x-api-key": "{}"})
     end = evolve(made.end, url=url, signs=signs, key_name=name)
     defaults = Record({"max_tokens": 4096}) | made.defaults
-    return evolve(made, end=end, dialect=_ANTHROPIC_DIALECT, defaults=defaults)
+    return evolve(made, end=end, dialect=_MESSAGES, defaults=defaults)
 
 
 # Providers that speak the format of OpenAI: base URL, and the environment variable of the key.
@@ -8617,19 +8574,20 @@ def connect(name: str, **options: Any) -> LM:
     if provider == "anthropic" and model:
         return anthropic_lm(model, **options)
     if provider == "azure" and model:
-        return _azure_lm(model, options)
+        return _azure_lm(model, **options)
     if provider in PROVIDERS and model:
         base_url, key_name = PROVIDERS[provider]
         made = typing.cast(_HttpLM, openai_lm(model, **{"base_url": base_url, **options}))
-        own = "base_url" not in options
-        return evolve(made, end=evolve(made.end, key_name=key_name if own else made.end.key_name))
+        if "base_url" in options:
+            return made
+        return evolve(made, end=evolve(made.end, key_name=key_name))
     known = f"PROVIDER/MODEL, of {', '.join(['anthropic', 'azure', *PROVIDERS])}, or 'toy'"
     raise DataError("unknown LM", name, known, "or make it with openai_lm(base_url=...)")
 
 
-def _azure_lm(deployment: str, options: dict[str, Any]) -> LM:
+def _azure_lm(deployment: str, *, base_url: str = "", **options: Any) -> LM:
     """An LM at Azure: its key has a header of its own."""
-    base_url = options.pop("base_url", "") or os.environ.get("AZURE_OPENAI_ENDPOINT", "")
+    base_url = base_url or os.environ.get("AZURE_OPENAI_ENDPOINT", "")
     if not base_url:
         todo = "pass base_url='https://NAME.openai.azure.com', or set AZURE_OPENAI_ENDPOINT"
         raise DataError("no resource at Azure", base_url, "its URL", todo)
@@ -8637,8 +8595,8 @@ def _azure_lm(deployment: str, options: dict[str, Any]) -> LM:
         base_url = _url_at(base_url, "/openai/v1")
     made = typing.cast(_HttpLM, openai_lm(deployment, base_url=base_url, **options))
     end = evolve(made.end, signs=Record({"api-key": "{}"}), key_name="AZURE_OPENAI_API_KEY")
-    chats = made.dialect is not _RESPONSES
-    return evolve(made, end=end, dialect=_openai(_LIMITS[1]) if chats else made.dialect)
+    limit = _LIMITS[1] if made.dialect.limit in _LIMITS else made.dialect.limit
+    return evolve(made, end=end, dialect=evolve(made.dialect, limit=limit))
 
 
 # == 11. Middleware ================================================================================

@@ -1531,7 +1531,7 @@ def test_a_request_in_the_responses_format():
         ],
         temperature=0.5, max_tokens=7, schema={"type": "object"},
     )  # fmt: skip
-    made = lmopt._responses_encode(asked)
+    made = lmopt._RESPONSES.encode(asked)
     assert made["instructions"] == "Be brief." and made["text"]["format"]["name"] == "reply"
     assert [one.get("type", one.get("role")) for one in made["input"]] == [
         "user", "reasoning", "function_call", "function_call_output"]  # fmt: skip
@@ -1550,7 +1550,7 @@ def test_a_request_in_the_responses_format():
     ],
 )  # fmt: skip
 def test_an_answer_in_the_responses_format(data, expected):
-    made = lmopt._responses_decode(data)
+    made = lmopt._RESPONSES.decode(data)
     assert (made.text, made.finish_reason) == expected and made.usage.cached_tokens == 2
 
 
@@ -1678,9 +1678,9 @@ def test_a_listener_that_raises_is_no_fault_of_the_request():
 @pytest.mark.parametrize("status", ["in_progress", "cancelled", "failed"])
 def test_a_response_that_is_not_whole_is_no_answer(status):
     with pytest.raises(ValueError, match="its status is"):
-        lmopt._responses_decode(responded(said("half"), status=status))
+        lmopt._RESPONSES.decode(responded(said("half"), status=status))
     assert (
-        lmopt._responses_decode(responded(said("h"), status="incomplete")).finish_reason == "length"
+        lmopt._RESPONSES.decode(responded(said("h"), status="incomplete")).finish_reason == "length"
     )
 
 
