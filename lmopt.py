@@ -7197,49 +7197,77 @@ def toy_lm(*, seed: int = 0) -> LM:
     >>> qa(toy_lm(), animal="my dog").sound
     'woof'
     """
-    return _Named(partial(_toy, seed), f"toy/{seed}")
+    return _Toy(seed)
 
 
 @frozen
-class _Named:
-    """A function that knows who it is."""
+class _Toy:
+    seed: int
 
-    function: LM = field(repr=False)
-    identity: str
+    @property
+    def identity(self) -> str:
+        """What beside a request decides the answer."""
+        return f"toy/{self.seed}"
 
     def __call__(self, request: Request) -> Response:
-        return self.function(request)
+        system, said = _apart(request)
+        turns = [one.text for one in said] or [""]
+        asking = [n for n in range(0, len(turns), 2) if "[[ ##" in turns[n]]
+        last = asking[-1] if asking else len(turns) - 1
+        demos = [_toy_demo(given, made) for given, made in partition(2, turns[:last])]
+        question = _toy_question(turns[last])
+        asked = _toy_words(question)
+        alike = _toy_alike(asked, tuple(known for known, _ in demos))
+        found = _toy_rules((system or "").rpartition("Instructions:")[2])
+        rules = [(answer, 4.0) for signs, answer in found if any(one <= asked for one in signs)]
+        fields = re.findall(_TOY_FIELD, (system or "").partition("Output fields:")[2])
+        reply: dict[str, str] = {}
+        for name, kind in fields:
+            shown = [made.get(name, _UNKNOWN) for _, made in demos]
+            seen = [*(rules if name == fields[-1][0] else ()), *zip(shown, alike, strict=True)]
+            if name == "instructions":
+                reply[name] = self._write(request, sections(turns[last]))
+            elif votes := _toy_votes(kind, asked, seen):
+                reply[name] = self._sample(request, votes)
+            else:
+                reply[name] = _toy_guess(kind, question)
+        text = _CHAT.reply(_CHAT, _toy_task(tuple(reply)), reply) if reply else question
+        read_ = sum(one.text.count(" ") + 1 for one in request.messages)
+        return Response(text, usage=Usage(1, read_, text.count(" ") + 1), model="toy")
+
+    def _sample(self, request: Request, votes: Mapping[str, float]) -> str:
+        usual = float(request.rollout != 0)
+        spread = usual if request.temperature is None else request.temperature
+        top = max(votes, key=lambda value: votes[value])
+        if spread <= 0:
+            return top
+        weights = [(weight / votes[top]) ** (2 / spread) for weight in votes.values()]
+        return seeded(self.seed, "toy", request.key).choices(list(votes), weights)[0]
+
+    def _write(self, request: Request, given: Mapping[str, str]) -> str:
+        """Write instructions: the current ones, and a rule for each answer that cases expect."""
+        rng = seeded(self.seed, "write", request.key)
+        words_of: dict[str, Counter[str]] = {}
+        read_ = concat(map(_loaded, given.values()))
+        for case in concat(one for one in read_ if isinstance(one, list)):
+            if isinstance(case, dict) and case.get("expected"):
+                answer = str(list(case["expected"].values())[-1])
+                shown = " ".join(map(str, dict(case.get("inputs") or {}).values())).lower()
+                found = set(re.findall(r"[^\W\d_]{3,}", shown))
+                words_of.setdefault(answer, Counter()).update(found)
+        lines = given.get("current", "").splitlines()
+        for answer, counts in words_of.items():
+            others = sum((one for label, one in words_of.items() if label != answer), Counter())
+            words = ((n - 2 * others[word], len(word), word) for word, n in counts.items())
+            best = [word for gain, _, word in sorted(words, reverse=True) if gain > 0][:4]
+            chosen = sorted(rng.sample(best, min(3, len(best))))
+            signs = " or ".join(f'"{word}"' for word in chosen)
+            rule = f'If the text mentions {signs}, answer "{answer}".'
+            lines += [rule] if signs and rule not in lines else []
+        return "\n".join(lines)
 
 
 _TOY_FIELD = r"(?m)^\d+\. `(\w+)` \((.*?)(?:, as JSON)?\)(?::|$)"
-
-
-def _toy(seed: int, request: Request) -> Response:
-    system = "\n".join(one.text for one in request.messages if one.role == "system")
-    turns = [one.text for one in request.messages if one.role != "system"]
-    last = max((n for n in range(0, len(turns), 2) if "[[ ##" in turns[n]), default=len(turns) - 1)
-    demos = [_toy_demo(given, made) for given, made in partition(2, turns[: max(last, 0)])]
-    question = _toy_question(turns[last]) if turns else ""
-    asked = _toy_words(question)
-    alike = _toy_alike(asked, [known for known, _ in demos])
-    rules = _toy_rules(system.rpartition("Instructions:")[2], asked)
-    fields = re.findall(_TOY_FIELD, system.partition("Output fields:")[2])
-    reply = []
-    for index, (name, kind) in enumerate(fields, start=1):
-        votes = _toy_prior(kind, asked)
-        for value, weight in rules if index == len(fields) else []:
-            _toy_vote(votes, kind, value, weight)
-        for weight, (_, made) in zip(alike, demos, strict=True):
-            _toy_vote(votes, kind, made.get(name, _UNKNOWN), weight)
-        value = _toy_sample(seed, request, votes) if votes else _toy_guess(kind, question)
-        if name == "instructions":
-            value = _toy_write(seed, request, sections(turns[last]))
-        reply.append((name, value))
-    names = tuple(name for name, _ in reply)
-    text = _CHAT.reply(_CHAT, _toy_task(names), dict(reply)) if reply else question
-    read = sum(one.text.count(" ") + 1 for one in request.messages)
-    spent = Usage(calls=1, input_tokens=read, output_tokens=text.count(" ") + 1)
-    return Response(text, usage=spent, model="toy")
 
 
 @lru_cache(maxsize=256)
@@ -7266,9 +7294,9 @@ def _toy_words(*texts: str) -> frozenset[str]:
     return frozenset(word[:5] for text in texts for word in re.findall(r"[^\W_]+", text.lower()))
 
 
-def _toy_alike(asked: frozenset[str], known: Sequence[frozenset[str]]) -> list[float]:
+def _toy_alike(asked: frozenset[str], known: tuple[frozenset[str], ...]) -> list[float]:
     """Weigh how alike each demonstration is: shared words, rare and long ones more, in a cosine."""
-    rare, sizes = _toy_rare(tuple(known))
+    rare, sizes = _toy_rare(known)
     shared = [math.fsum([rare[word] for word in asked & one]) for one in known]
     return [(common / size) ** 1.5 for common, size in zip(shared, sizes, strict=True)]
 
@@ -7276,87 +7304,41 @@ def _toy_alike(asked: frozenset[str], known: Sequence[frozenset[str]]) -> list[f
 @lru_cache(maxsize=256)
 def _toy_rare(known: tuple[frozenset[str], ...]) -> tuple[dict[str, float], list[float]]:
     """What each word of the demonstrations weighs, and each of them."""
-    times = Counter(concat(known))
     rare = {
         word: math.log((len(known) + 1) / (n + 0.5)) * max(len(word) - 2, 0.2)
-        for word, n in times.items()
+        for word, n in Counter(concat(known)).items()
     }
     return rare, [math.sqrt(math.fsum([rare[word] for word in one]) or 1) for one in known]
 
 
-def _toy_rules(instructions: str, asked: frozenset[str]) -> list[tuple[str, float]]:
-    """Find the rules that hold here: a line whose last quoted text is the answer to the others."""
-    found = _toy_signs(instructions)
-    return [(answer, 4.0) for signs, answer in found if any(one <= asked for one in signs)]
-
-
 @lru_cache(maxsize=256)
-def _toy_signs(instructions: str) -> list[tuple[list[frozenset[str]], str]]:
+def _toy_rules(instructions: str) -> list[tuple[list[frozenset[str]], str]]:
+    """Find the rules: in a line, the last quoted text is the answer to each of the others."""
     quoted = [re.findall(r'"([^"]+)"', line) for line in instructions.splitlines()]
     return [(list(map(_toy_words, signs)), answer) for *signs, answer in filter(None, quoted)]
 
 
-def _toy_prior(kind: str, asked: frozenset[str]) -> dict[str, float]:
-    """Give each allowed value of a type a small weight, more where the question has its words."""
-    if not kind.startswith("one of "):
-        return {}
-    values = [str(value) for value in jsonlib.loads(f"[{kind.removeprefix('one of ')}]")]
-    return {value: 0.01 + 0.1 * len(_toy_words(value) & asked) for value in values}
-
-
-def _toy_vote(votes: dict[str, float], kind: str, value: str, weight: float) -> None:
-    if value in votes or not (kind.startswith("one of ") or value == _UNKNOWN):
-        votes[value] = votes.get(value, 0.01) + weight
-
-
-def _toy_sample(seed: int, request: Request, votes: Mapping[str, float]) -> str:
-    spread = request.temperature if request.temperature is not None else float(request.rollout != 0)
-    top = max(votes, key=lambda value: votes[value])
-    if spread <= 0:
-        return top
-    weights = [(weight / votes[top]) ** (2 / spread) for weight in votes.values()]
-    return seeded(seed, "toy", request.key).choices(list(votes), weights)[0]
-
-
-def _toy_write(seed: int, request: Request, given: Mapping[str, str]) -> str:
-    """Write instructions: the current ones, and a rule for each answer that the cases expect."""
-    rng = seeded(seed, "write", request.key)
-    words_of: dict[str, Counter[str]] = {}
-    for text in given.values():
-        for case in _toy_cases(text):
-            answer = str(list(case["expected"].values())[-1])
-            shown = " ".join(map(str, dict(case.get("inputs") or {}).values()))
-            words_of.setdefault(answer, Counter()).update(
-                set(re.findall(r"[^\W\d_]{3,}", shown.lower()))
-            )
-    lines = given.get("current", "").splitlines()
-    for answer, counts in words_of.items():
-        others = sum((one for label, one in words_of.items() if label != answer), Counter())
-        score = {word: (n - 2 * others[word], len(word), word) for word, n in counts.items()}
-        best = sorted((w for w in score if score[w][0] > 0), key=lambda w: score[w], reverse=True)
-        signs = " or ".join(f'"{word}"' for word in sorted(rng.sample(best[:4], min(3, len(best)))))
-        rule = f'If the text mentions {signs}, answer "{answer}".'
-        lines += [rule] if signs and rule not in lines else []
-    return "\n".join(lines)
-
-
-def _toy_cases(text: str) -> list[dict[str, Any]]:
-    try:
-        found = jsonlib.loads(text)
-    except ValueError:
-        return []
-    cases = found if isinstance(found, list) else []
-    return [one for one in cases if isinstance(one, dict) and one.get("expected")]
+def _toy_votes(
+    kind: str, asked: frozenset[str], seen: Iterable[tuple[str, float]]
+) -> dict[str, float]:
+    """Weigh the values seen, and a little each allowed one, more if the question has its words."""
+    closed = kind.startswith("one of ")
+    allowed = jsonlib.loads(f"[{kind.removeprefix('one of ')}]") if closed else []
+    votes = {one: 0.01 + 0.1 * len(_toy_words(one) & asked) for one in map(str, allowed)}
+    for value, weight in seen:
+        if value in votes or not (closed or value == _UNKNOWN):
+            votes[value] = votes.get(value, 0.01) + weight
+    return votes
 
 
 def _toy_guess(kind: str, question: str) -> str:
     """Answer with nothing to go by: a number of the question, or its first words."""
-    number = re.search(r"\d+", question)
-    plain = {"int": "0", "float": "0", "true or false": "false"}
-    if kind in ("int", "float") and number:
-        return number[0]
-    opening = {"l": "[]", "d": "{}", "n": "null"}.get(kind[:1], "null")
-    return plain.get(kind) or (" ".join(question.split()[:8]) if kind == "str" else opening)
+    if kind == "str":
+        return " ".join(question.split()[:8])
+    if kind in ("int", "float"):
+        return first([*re.findall(r"\d+", question), "0"])
+    empty = {"l": "[]", "d": "{}"}.get(kind[:1], "null")
+    return "false" if kind == "true or false" else empty
 
 
 # -- the wire: one exchange is a flow, whose effect is a call of the end point --
