@@ -7086,15 +7086,14 @@ class _Scripted:
     """Replies in order, for one program run at a time."""
 
     def __init__(self, replies: Iterable[Any]) -> None:
-        self._replies, self._left, self._lock = tuple(replies), 0, threading.Lock()
+        self._replies, self._numbers = tuple(replies), itertools.count()
 
     def __reduce__(self) -> tuple[Any, ...]:
         what, todo = "replies in their order cannot go to several processes", "use mock_lm there"
         raise DataError(what, self._replies[:1], "an LM that answers by what it is asked", todo)
 
     def __call__(self, request: Request) -> Response:
-        with self._lock:
-            index, self._left = self._left, self._left + 1
+        index = next(self._numbers)  # of several threads each gets its own
         if index < len(self._replies):
             return _answer(self._replies[index], request)
         asked = request.messages[-1].text if request.messages else ""
@@ -7336,7 +7335,7 @@ def _toy_guess(kind: str, question: str) -> str:
     if kind == "str":
         return " ".join(question.split()[:8])
     if kind in ("int", "float"):
-        return first([*re.findall(r"\d+", question), "0"])
+        return str(first([*re.findall(r"\d+", question), "0"]))
     empty = {"l": "[]", "d": "{}"}.get(kind[:1], "null")
     return "false" if kind == "true or false" else empty
 
@@ -7520,27 +7519,27 @@ class _Endpoint:
         """The error of a request that got no answer: whether asking again may help."""
         import httpx
 
-        kind, name = type(error).__name__, self.name
+        kind = type(error).__name__
         if isinstance(error, httpx.TimeoutException):
-            what, expected = f"{name} did not answer in time", f"an answer in {self.timeout} s"
+            what, expected = f"{self.name} did not answer in time", f"an answer in {self.timeout} s"
             todo = "ask again, with a longer timeout or fewer calls at once (concurrency)"
             return LMTimeout(what, kind, expected, todo, retryable=True)
-        words: dict[Any, tuple[str, str, str]] = {
-            httpx.DecodingError: (
-                f"{name} sent what cannot be decompressed", "gzip, deflate or plain",
-                "see the server"),
-            httpx.LocalProtocolError: (
-                f"a request to {name} cannot be sent", "headers in one line of ASCII",
-                "correct the key or headers"),
-        }  # fmt: skip
-        todo = "see that it runs, and that base_url is right"
-        other = f"{name} cannot be reached", "an HTTP answer", todo
-        what, *more = words.get(type(error), other)
-        passes = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
-        shown = hide(str(error))
-        return LMError(f"{what} ({kind})", shown, *more, retryable=isinstance(error, passes))
+        what, expected, todo = _UNREACHED.get(kind, _UNREACHED["other"])
+        passing = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
+        parts = f"{what.format(self.name)} ({kind})", hide(str(error)), expected, todo
+        return LMError(*parts, retryable=isinstance(error, passing))
 
 
+# What went wrong, what was expected and what to do, by the name of httpx's error.
+_UNREACHED = {
+    "DecodingError": (
+        "{} sent what cannot be decompressed", "gzip, deflate or plain", "see the server"),
+    "LocalProtocolError": (
+        "a request to {} cannot be sent", "headers in one line of ASCII",
+        "correct the key or headers"),
+    "other": (
+        "{} cannot be reached", "an HTTP answer", "see that it runs, and that base_url is right"),
+}  # fmt: skip
 _ERROR = r'"error"\s*:(?!\s*null)'  # good answers may have one that is null
 
 
@@ -7602,22 +7601,16 @@ def _delay(headers: Mapping[str, str]) -> float | None:
     from email.utils import parsedate_to_datetime
 
     after = headers.get("retry-after", "")
-    readings: tuple[Callable[[], float], ...] = (
-        lambda: float(headers["retry-after-ms"]) / 1000,
-        lambda: float(after),
-        lambda: parsedate_to_datetime(after).timestamp() - time.time(),
-    )
-    for read in readings:
-        with suppress(ValueError, LookupError):
-            return max(0.0, read())
+    with suppress(ValueError, LookupError):
+        after = str(float(headers["retry-after-ms"]) / 1000)
+    with suppress(ValueError):
+        return max(0.0, float(after))
+    with suppress(ValueError):
+        return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
     return None
 
 
-_HEADERS = {
-    "Accept": "*/*",
-    "Accept-Encoding": "gzip, deflate",
-    "User-Agent": f"lmopt/{__version__}",
-}
+_HEADERS = {"Accept-Encoding": "gzip, deflate", "User-Agent": f"lmopt/{__version__}"}
 
 
 @lru_cache(maxsize=64)
@@ -7734,7 +7727,6 @@ class _Dialect:
     tool: Callable[[Tool], dict[str, Any]]
     write: Callable[[Request], dict[str, Any]]  # what of a request it writes in its own way
     answer: Callable[[Any], dict[str, Any]]  # the fields of a response that it tells in its own way
-    spent: tuple[str, str, str]  # its names of tokens read, written, and read from its cache
     piece: Callable[[Any], str]  # the text in one event
     assemble: Callable[[list[Any]], Any]  # all events into the answer without a stream
     stream: Record = Record(stream=True)  # what a request adds that asks for a stream of events
@@ -7758,19 +7750,30 @@ class _Dialect:
         """The body of a request; of two names of the token limit, that of the request's wins."""
         asked = self.encode(request)
         if any(name in asked for name in _LIMITS):
-            known = {name: value for name, value in known.items() if name not in _LIMITS}
+            known = keyfilter(lambda name: name not in _LIMITS, known)
         return {**known, **asked}
 
     def decode(self, data: Any) -> Response:
         """Read a response."""
-        fields, told = self.answer(data), data.get("usage") or {}
+        fields = self.answer(data)
+        return Response(**fields, usage=_spent(data.get("usage")), model=data.get("model") or "")
 
-        def count(names: str) -> int:
-            return sum(int(get_in(name.split("."), told) or 0) for name in names.split())
 
-        read_, made, cached = map(count, self.spent)
-        usage = Usage(1, read_, made, cached, float(told.get("cost") or 0.0))  # as OpenRouter tells
-        return Response(**fields, usage=usage, model=data.get("model") or "")
+def _spent(told: Any) -> Usage:
+    """What an answer cost, in the words of any dialect."""
+
+    def count(*names: str) -> int:
+        return sum(int(get_in(name.split("."), told) or 0) for name in names)
+
+    again, beside = "cache_read_input_tokens", "cache_creation_input_tokens"
+    return Usage(
+        calls=1,
+        input_tokens=count("prompt_tokens") or count("input_tokens", again, beside),
+        output_tokens=count("completion_tokens") or count("output_tokens"),
+        cached_tokens=count("prompt_tokens_details.cached_tokens")
+        or count("input_tokens_details.cached_tokens", again),
+        cost=float(get_in(["cost"], told) or 0.0),  # OpenRouter tells
+    )
 
 
 _LIMITS = ("max_tokens", "max_completion_tokens")
@@ -7787,11 +7790,8 @@ def _limit_renamed(payload: dict[str, Any], error: LMError) -> dict[str, Any]:
 def _thought_apart(response: Response, request: Request) -> Response:
     """The response with a thought before the answer as its reasoning, where a provider left it."""
     found = re.match(r"\s*<think>(.*?)</think>\s*", response.text, re.DOTALL)
-    if (
-        not found
-        or response.reasoning
-        or (request.signature and "think" in request.signature.shown)
-    ):
+    asked_for = request.signature is not None and "think" in request.signature.shown
+    if not found or asked_for or response.reasoning:
         return response
     return evolve(response, text=response.text[found.end() :], reasoning=found[1].strip())
 
@@ -7799,21 +7799,51 @@ def _thought_apart(response: Response, request: Request) -> Response:
 _ALIKE = "several samples of one prompt are asked for at temperature 0, where they are all alike"
 
 
-@frozen(eq=False, repr=False)
-class _HttpLM:
-    """An LM behind a URL: an end point and a dialect."""
+class _Flowing:
+    """What a flow does: called, in this thread; with `acall`, in the running event loop."""
 
+    __slots__ = ()
+    flow: Any
+    concurrency: int = 1
+    asks: Any = None  # the LM of the requests in the flow
+
+    def __call__(self, *given: Any) -> Any:
+        return _Here(self.asks, self.concurrency).drive(self.flow(*given))
+
+    async def acall(self, *given: Any) -> Any:
+        """Do the same in the running event loop."""
+        return await _There(self.asks).drive(self.flow(*given))
+
+
+@frozen(eq=False, repr=False)
+class _Wired(_Flowing):
+    """A model behind an end point."""
+
+    kind: typing.ClassVar[str] = "LM"
     end: _Endpoint
-    dialect: _Dialect
     model: str
     defaults: Record
     concurrency: int
-    price: tuple[float, ...] | None
 
     @property
     def url(self) -> str:
         """Where it posts, without what may be secret in it."""
         return self.end.name
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {self.model} at {self.url}>"
+
+    def close(self) -> None:
+        """Close the idle connections; the next call opens new ones."""
+        self.end.close()
+
+
+@frozen(eq=False, repr=False)
+class _HttpLM(_Wired):
+    """An LM behind a URL: an end point and a dialect."""
+
+    dialect: _Dialect
+    price: tuple[float, ...] | None
 
     @property
     def identity(self) -> str:
@@ -7822,23 +7852,8 @@ class _HttpLM:
         place = f"{self.url}?{_sha256(query)[:12]}" if query else self.url  # it may hold a key
         return canonical([place, self.model, self.defaults])
 
-    def __repr__(self) -> str:
-        return f"<LM {self.model} at {self.url}>"
-
-    def __call__(self, request: Request) -> Response:
-        made: Response = _Here(None).drive(self._flow(request))
-        return made
-
-    async def acall(self, request: Request) -> Response:
-        """Answer in the running event loop."""
-        made: Response = await _There(None).drive(self._flow(request))
-        return made
-
-    def close(self) -> None:
-        """Close the idle connections; the next call opens new ones."""
-        self.end.close()
-
-    def _flow(self, request: Request) -> Flow:
+    def flow(self, request: Request) -> Flow:
+        """Return the flow of one call."""
         payload = self.dialect.named({"model": self.model, **self.defaults}, request)
         if request.rollout and payload.get("temperature") == 0:
             warnings.warn(_ALIKE, stacklevel=2)  # Python says it once
@@ -7862,8 +7877,8 @@ class _HttpLM:
     def _take(self, events: list[Any], on_text: Callable[[str], None], data: str) -> None:
         """Keep an event, and pass on the text in it."""
         try:
-            event = data if data == "[DONE]" else jsonlib.loads(data)
-            text = "" if data == "[DONE]" else self.dialect.piece(event)
+            event = _DONE if data == "[DONE]" else jsonlib.loads(data)
+            text = self.dialect.piece(event)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             event, text = {"error": data}, ""
         events.append(event)
@@ -7874,6 +7889,9 @@ class _HttpLM:
         """Read a stream, as JSON once more: halves of characters that were sent apart are one."""
         answer = self.dialect.assemble(events)
         return self.dialect.decode(jsonlib.loads(jsonlib.dumps(answer)))
+
+
+_DONE = {"type": "[DONE]"}  # what ends a stream, as an event
 
 
 def _mending(on_text: Callable[[str], None]) -> Callable[[str], None]:
@@ -8002,7 +8020,9 @@ def _openai_answer(data: Any) -> dict[str, Any]:
     message = choice["message"]
     said, thought = _parted(message.get("content") or message.get("refusal"))
     wanted_back = {n: message[n] for n in _WANTED_BACK if message.get(n)}
-    calls = map(_openai_call, message.get("tool_calls") or ())
+    calls = (
+        _openai_call(one.get("id"), one["function"], one) for one in message.get("tool_calls") or ()
+    )
     return {
         "text": said,
         "tool_calls": _attached(calls, "message", wanted_back),
@@ -8029,14 +8049,13 @@ def _as_parts(content: Any) -> Any:
     return content
 
 
-def _openai_call(data: Any) -> ToolCall:
-    called = data["function"]
+def _openai_call(ident: str | None, called: Any, told: Any) -> ToolCall:
     said = called.get("arguments") or "{}"
     given = said if isinstance(said, dict) else first(_meant(dict, said, ""))
     # What is no object cannot be told from a wrong argument: the tool will say what it expects.
     arguments = given if isinstance(given, dict) else {"arguments": said}
-    attached = keyfilter(lambda name: name not in _OF_CALL, data)
-    return ToolCall(data.get("id") or "", called["name"], arguments, attached)
+    attached = keyfilter(lambda name: name not in _OF_CALL, told)
+    return ToolCall(ident or "", called["name"], arguments, attached)
 
 
 _OF_CALL = ("id", "type", "index", "function")
@@ -8050,18 +8069,17 @@ def _openai_piece(event: Any) -> str:
 
 def _openai_assemble(events: list[Any]) -> Any:
     """Put the events of a stream together to the answer without a stream."""
-    sent = [one for one in events if one != "[DONE]"]
-    every = concat(one.get("choices") or () for one in sent)
+    every = concat(one.get("choices") or () for one in events)
     choices = [one for one in every if not one.get("index")]  # the first of several
     ends = [one["finish_reason"] for one in choices if one.get("finish_reason")]
-    if not ends and len(sent) == len(events):
+    if not ends and _DONE not in events:
         raise ValueError("the stream ended early")
     deltas = [one.get("delta") or {} for one in choices]
     message = _added([{}, *({**one, "content": _as_parts(one.get("content"))} for one in deltas)])
     message["tool_calls"] = _openai_calls(message.get("tool_calls") or ())
     logprobs = _added(one.get("logprobs") for one in choices)
     choice = {"message": message, "finish_reason": first([*ends[-1:], None]), "logprobs": logprobs}
-    last_of = {name: one[name] for one in sent for name in ("model", "usage") if one.get(name)}
+    last_of = {name: one[name] for one in events for name in ("model", "usage") if one.get(name)}
     return {"choices": [choice], **last_of}
 
 
@@ -8110,7 +8128,6 @@ _CHAT_COMPLETIONS = _Dialect(
     _openai_tool,
     _openai_write,
     _openai_answer,
-    ("prompt_tokens", "completion_tokens", "prompt_tokens_details.cached_tokens"),
     _openai_piece,
     _openai_assemble,
     Record(stream=True, stream_options={"include_usage": True}),
@@ -8159,10 +8176,7 @@ def _responses_answer(data: Any) -> dict[str, Any]:
     items = groupby("type", data["output"])
     parts = groupby("type", concat(pluck("content", items.get("message", ()))))
     refused = "".join(pluck("refusal", parts.get("refusal", ())))
-    calls = [
-        _openai_call({"id": one.get("call_id"), "function": one})
-        for one in items.get("function_call", ())
-    ]
+    calls = [_openai_call(one.get("call_id"), one, {}) for one in items.get("function_call", ())]
     thoughts = concat(item.get("summary") or () for item in items.get("reasoning", ()))
     usual = "length" if status == "incomplete" else "tool_calls" if calls else "stop"
     return {
@@ -8179,19 +8193,18 @@ def _responses_piece(event: Any) -> str:
 
 def _responses_assemble(events: list[Any]) -> Any:
     """The whole answer, which the last event of a stream holds."""
-    kinds = groupby("type", [one for one in events if isinstance(one, dict) and "type" in one])
-    for kind in ("response.completed", "response.incomplete"):
-        if kind in kinds:
-            return kinds[kind][-1]["response"]
-    raise ValueError("the stream ended early")
+    ends = [one["response"] for one in events if one.get("type") in _WHOLE]
+    if not ends:
+        raise ValueError("the stream ended early")
+    return ends[-1]
 
 
+_WHOLE = ("response.completed", "response.incomplete")
 _RESPONSES = _Dialect(
     "max_output_tokens",
     _responses_tool,
     _responses_write,
     _responses_answer,
-    ("input_tokens", "output_tokens", "input_tokens_details.cached_tokens"),
     _responses_piece,
     _responses_assemble,
 )
@@ -8268,7 +8281,7 @@ def _anthropic_piece(event: Any) -> str:
 
 def _anthropic_assemble(events: list[Any]) -> Any:
     """Put the events of a stream together to the answer without a stream."""
-    kinds = groupby(lambda event: event["type"], [one for one in events if one != "[DONE]"])
+    kinds = groupby("type", events)
     if "message_stop" not in kinds:
         raise ValueError("the stream ended early")
     (start,) = kinds["message_start"]
@@ -8298,11 +8311,6 @@ _MESSAGES = _Dialect(
     _anthropic_tool,
     _anthropic_write,
     _anthropic_answer,
-    (
-        "input_tokens cache_read_input_tokens cache_creation_input_tokens",
-        "output_tokens",
-        "cache_read_input_tokens",
-    ),
     _anthropic_piece,
     _anthropic_assemble,
 )
@@ -8358,21 +8366,16 @@ def openai_lm(
         todo = "write price=(0.15, 0.60): a million tokens read, and written"
         raise DataError("no price", price, "two or three numbers, 0 or more", todo)
     path, dialect = _APIS[api]
-    end = _endpoint(base_url, path, headers, key=api_key, timeout=timeout, client=client)
+    own = _url_at(base_url, "").partition("?")[0] == _OPENAI  # whose the key in the environment is
+    url, signed = _without_password(base_url)
+    kept, name = Record({**signed, **(headers or {})}), "OPENAI_API_KEY" if own else ""
+    end = _Endpoint(_url_at(url, path), api_key, name, kept, timeout, client)
     if api == "responses":
         defaults = {dialect.limit if n == "max_tokens" else n: v for n, v in defaults.items()}
-    elif _root(base_url) == _OPENAI:
+    elif own:
         dialect = evolve(dialect, limit=_LIMITS[1])
-    known = Record(jsonable(defaults))
-    return _HttpLM(end, dialect, model, known, workers_for(None, concurrency), price)
-
-
-def _endpoint(base_url: str, path: str, headers: Fields | None, **more: Any) -> _Endpoint:
-    """The end point of a provider; the key of the environment goes to OpenAI only."""
-    name = "OPENAI_API_KEY" if _root(base_url) == _OPENAI else ""
-    base_url, signed = _without_password(base_url)
-    kept = Record({**signed, **(headers or {})})
-    return _Endpoint(_url_at(base_url, path), key_name=name, headers=kept, **more)
+    known, workers = Record(jsonable(defaults)), workers_for(None, concurrency)
+    return _HttpLM(end, model, known, workers, dialect, price)
 
 
 def _without_password(url: str) -> tuple[str, dict[str, str]]:
@@ -8387,16 +8390,10 @@ def _without_password(url: str) -> tuple[str, dict[str, str]]:
     return found[1] + url[found.end() :], {"Authorization": f"Basic {secret}"}
 
 
-def _root(base_url: str) -> str:
-    """A base URL without what it may end in."""
-    plain = base_url.strip().partition("?")[0].rstrip("/")
-    return re.sub(r"/(chat/completions|responses|messages|embeddings)$", "", plain)
-
-
 def _url_at(base_url: str, path: str) -> str:
-    """The URL of a path below a base URL, which may end in it already, and may have a query."""
+    """The URL of a path below a base URL, which may end in one already, and may have a query."""
     base, mark, query = base_url.strip().partition("?")
-    base = base.rstrip("/")
+    base = re.sub(r"/(chat/completions|responses|messages|embeddings)$", "", base.rstrip("/"))
     return f"{base if base.endswith(path) else base + path}{mark}{query}"
 
 
@@ -8407,10 +8404,7 @@ def embedder(
     api_key: str | Callable[[], str] | None = None,
     batch_size: int = 128,
     concurrency: int = 4,
-    timeout: float = 60.0,
-    headers: Mapping[str, str] | None = None,
-    client: httpx.Client | httpx.AsyncClient | None = None,
-    **defaults: Any,
+    **options: Any,
 ) -> Embedder:
     """Make a function from texts to vectors, behind the OpenAI embeddings end point.
 
@@ -8419,9 +8413,8 @@ def embedder(
         base_url: of the provider, without "/embeddings".
         batch_size: texts in one HTTP request, 1 or more.
         concurrency: requests at once, 1 or more.
-        **defaults: further fields of the request body, such as `dimensions`.
-
-    The other arguments are those of `openai_lm`.
+        **options: `timeout`, `headers` and `client` of `openai_lm`, and further fields of the
+            request body, such as `dimensions`.
     Raises:
         LMError: (when asked) as `openai_lm`.
     Calls: one HTTP request for each batch of texts.
@@ -8432,39 +8425,26 @@ def embedder(
     """
     if batch_size < 1:
         raise DataError("too small a batch", batch_size, "1 or more", "raise batch_size")
-    more: Any = {"key": api_key, "timeout": timeout, "client": client}
-    end = _endpoint(base_url, "/embeddings", headers, **more)
-    known = Record(jsonable(defaults))
-    return Embedder(end, model, known, batch_size, workers_for(None, concurrency))
+    options |= {"base_url": base_url, "api_key": api_key, "concurrency": concurrency}
+    made = typing.cast(_HttpLM, openai_lm(model, **options))
+    end = evolve(made.end, url=_url_at(made.end.url, "/embeddings"))
+    return Embedder(end, model, made.defaults, concurrency, batch_size)
 
 
 Vector = tuple[float, ...]
 
 
 @frozen(eq=False, repr=False)
-class Embedder:
+class Embedder(_Wired):
     """Texts to vectors: of one text its vector, of several a list of vectors in their order."""
 
-    end: _Endpoint
-    model: str
-    defaults: Record
+    kind = "embedder"
     batch_size: int
-    concurrency: int
 
-    def __repr__(self) -> str:
-        return f"<embedder {self.model} at {self.end.name}>"
-
-    def __call__(self, texts: str | Sequence[str]) -> Any:
-        """Return the vector of a text, or those of several."""
-        return _Here(None, self.concurrency).drive(self._flow(texts))
-
-    async def acall(self, texts: str | Sequence[str]) -> Any:
-        """Do the same in the running event loop."""
-        return await _There(None).drive(self._flow(texts))
-
-    def _flow(self, texts: str | Sequence[str]) -> Flow:
+    def flow(self, texts: str | Sequence[str]) -> Flow:
+        """Return the flow of one call."""
         if isinstance(texts, str):
-            return (yield from self._flow([texts]))[0]
+            return (yield from self.flow([texts]))[0]
         for text in texts:
             if not isinstance(text, str):
                 raise DataError("only texts have vectors", text, "a str", "convert it first")
@@ -8513,10 +8493,10 @@ def anthropic_lm(
     'https://api.anthropic.com/v1/messages'
     """
     made = typing.cast(_HttpLM, openai_lm(model, base_url=base_url, api_key=api_key, **options))
-    name = "ANTHROPIC_API_KEY" if _url_at(_root(base_url), "/v1") == _ANTHROPIC else ""
-    url = _url_at(base_url if _VERSION.search(base_url) else _url_at(base_url, "/v1"), "/messages")
+    below = _url_at(made.end.url, "" if _VERSION.search(base_url) else "/v1")
+    name = "ANTHROPIC_API_KEY" if below.partition("?")[0] == _ANTHROPIC else ""
     signs = Record({"anthropic-version": "2023-06-01", "x-api-key": "{}"})
-    end = evolve(made.end, url=url, signs=signs, key_name=name)
+    end = evolve(made.end, url=_url_at(below, "/messages"), signs=signs, key_name=name)
     defaults = Record({"max_tokens": 4096}) | made.defaults
     return evolve(made, end=end, dialect=_MESSAGES, defaults=defaults)
 
