@@ -7110,20 +7110,19 @@ def _answer(answer: Any, request: Request) -> Response:
             todo = "answer with a text or a Response"
             raise DataError("fields for a request without a step", answer, "text", todo)
         _check_outputs(request.signature, answer)
-        left_out = {one.name: one.default for one in request.signature.outputs if not one.required}
-        answer = {**left_out, **answer}
-        answer = render_outputs(request.adapter, request.signature, answer)
+        usual = {one.name: one.default for one in request.signature.outputs if not one.required}
+        answer = render_outputs(request.adapter, request.signature, {**usual, **answer})
     return answer if isinstance(answer, Response) else Response(str(answer))
 
 
 def _check_outputs(task: Signature, answer: Fields) -> None:
     missing = [one.name for one in task.outputs if one.required and one.name not in answer]
     unknown = [name for name in answer if name not in task.wanted]
-    if missing or unknown:
-        lacks = f"lacks {', '.join(missing)}" if missing else ""
-        wrong = f"has {', '.join(unknown)}, which the step does not ask for" if unknown else ""
-        what = f"the scripted reply {' and '.join(filter(None, [lacks, wrong]))}"
+    wrong = [f"lacks {', '.join(missing)}"] if missing else []
+    wrong += [f"has {', '.join(unknown)}, which the step does not ask for"] if unknown else []
+    if wrong:
         expected = f"the fields {', '.join(task.wanted)}"
+        what = f"the scripted reply {' and '.join(wrong)}"
         raise DataError(what, dict(answer), expected, "correct the names")
 
 
@@ -7205,7 +7204,6 @@ class _Toy:
 
     @property
     def identity(self) -> str:
-        """What beside a request decides the answer."""
         return f"toy/{self.seed}"
 
     def __call__(self, request: Request) -> Response:
@@ -7391,7 +7389,6 @@ class _Endpoint:
         return re.sub(r"(?<=//)[^/@]*@|\?.*", "", self.url)
 
     def close(self) -> None:
-        """Close the idle connections of this process."""
         _close(self._idle)
 
     def exchange(self, payload: Any, take: Callable[[str], None] | None = None) -> Flow:
@@ -7476,8 +7473,9 @@ class _Endpoint:
         try:
             client, used = idle.pop(), True
         except IndexError:
-            limits = httpx.Limits(keepalive_expiry=60.0)
-            client, used = self.client or kind(limits=limits, verify=_certificates()), False
+            limits, trusted = httpx.Limits(keepalive_expiry=60.0), httpx.create_ssl_context
+            client = self.client or kind(limits=limits, verify=_once_made(trusted))
+            used = False
         try:
             status, wait, body = await self._answer(client, used, *asked)
         except (httpx.RequestError, httpx.InvalidURL) as error:  # its connection is closed
@@ -7493,7 +7491,9 @@ class _Endpoint:
         self, client: Any, used: bool, content: bytes, headers: dict[str, str], feed: Any
     ) -> tuple[int, float | None, bytes]:
         """Send a request, on to where the server says; return status, Retry-After and body."""
-        url = _parsed(self.url)
+        import httpx
+
+        url = _once_made(httpx.URL, self.url)
         for _ in range(_MOVES):
             response = await _send(client, used, self._request(client, url, content, headers))
             body = await _body(response, feed)
@@ -7614,18 +7614,9 @@ _HEADERS = {"Accept-Encoding": "gzip, deflate", "User-Agent": f"lmopt/{__version
 
 
 @lru_cache(maxsize=64)
-def _parsed(url: str) -> httpx.URL:
-    import httpx
-
-    return httpx.URL(url)
-
-
-@lru_cache(maxsize=1)
-def _certificates() -> Any:
-    """The certificates to trust, read once: that takes longer than a call."""
-    import httpx
-
-    return httpx.create_ssl_context()
+def _once_made(make: Callable[..., Any], *given: Any) -> Any:
+    """What a function makes of this, made once: URLs and certificates take longer than a call."""
+    return make(*given)
 
 
 async def _keeper(idle: dict[Any, tuple[deque[Any], Any]], loop: Any) -> AsyncIterator[None]:
@@ -7723,16 +7714,15 @@ def _priced(spent: Usage, price: tuple[float, ...]) -> Usage:
 class _Dialect:
     """How a provider writes requests and answers: pure functions, tested without sockets."""
 
-    limit: str  # its name of `max_tokens`
     tool: Callable[[Tool], dict[str, Any]]
     write: Callable[[Request], dict[str, Any]]  # what of a request it writes in its own way
     answer: Callable[[Any], dict[str, Any]]  # the fields of a response that it tells in its own way
     piece: Callable[[Any], str]  # the text in one event
     assemble: Callable[[list[Any]], Any]  # all events into the answer without a stream
+    limit: str = "max_tokens"  # its name of it
     stream: Record = Record(stream=True)  # what a request adds that asks for a stream of events
 
     def encode(self, request: Request) -> dict[str, Any]:
-        """Write a request."""
         tools = [self.tool(one) if isinstance(one, Tool) else one for one in request.tools]
         options = {
             "model": request.model,
@@ -7754,7 +7744,6 @@ class _Dialect:
         return {**known, **asked}
 
     def decode(self, data: Any) -> Response:
-        """Read a response."""
         fields = self.answer(data)
         return Response(**fields, usage=_spent(data.get("usage")), model=data.get("model") or "")
 
@@ -7853,7 +7842,6 @@ class _HttpLM(_Wired):
         return canonical([place, self.model, self.defaults])
 
     def flow(self, request: Request) -> Flow:
-        """Return the flow of one call."""
         payload = self.dialect.named({"model": self.model, **self.defaults}, request)
         if request.rollout and payload.get("temperature") == 0:
             warnings.warn(_ALIKE, stacklevel=2)  # Python says it once
@@ -8123,14 +8111,9 @@ def _is_another(made: dict[str, Any], ident: str, name: str | None) -> bool:
     return name != known["name"] or bool(_loaded(known["arguments"]))  # the one before is whole
 
 
+_STREAM = Record(stream=True, stream_options={"include_usage": True})
 _CHAT_COMPLETIONS = _Dialect(
-    "max_tokens",
-    _openai_tool,
-    _openai_write,
-    _openai_answer,
-    _openai_piece,
-    _openai_assemble,
-    Record(stream=True, stream_options={"include_usage": True}),
+    _openai_tool, _openai_write, _openai_answer, _openai_piece, _openai_assemble, stream=_STREAM
 )
 
 
@@ -8201,12 +8184,12 @@ def _responses_assemble(events: list[Any]) -> Any:
 
 _WHOLE = ("response.completed", "response.incomplete")
 _RESPONSES = _Dialect(
-    "max_output_tokens",
     _responses_tool,
     _responses_write,
     _responses_answer,
     _responses_piece,
     _responses_assemble,
+    limit="max_output_tokens",
 )
 
 
@@ -8307,12 +8290,7 @@ def _anthropic_block(start: Any, deltas: Iterable[Any], reason: str | None) -> A
 
 
 _MESSAGES = _Dialect(
-    "max_tokens",
-    _anthropic_tool,
-    _anthropic_write,
-    _anthropic_answer,
-    _anthropic_piece,
-    _anthropic_assemble,
+    _anthropic_tool, _anthropic_write, _anthropic_answer, _anthropic_piece, _anthropic_assemble
 )
 
 _OPENAI = "https://api.openai.com/v1"
@@ -8533,10 +8511,9 @@ def connect(name: str, **options: Any) -> LM:
     provider, _, model = name.partition("/")
     if name == "toy":
         return toy_lm(**options)
-    if provider == "anthropic" and model:
-        return anthropic_lm(model, **options)
-    if provider == "azure" and model:
-        return _azure_lm(model, **options)
+    makers: dict[str, Callable[..., LM]] = {"anthropic": anthropic_lm, "azure": _azure_lm}
+    if provider in makers and model:
+        return makers[provider](model, **options)
     if provider in PROVIDERS and model:
         base_url, key_name = PROVIDERS[provider]
         made = typing.cast(_HttpLM, openai_lm(model, **{"base_url": base_url, **options}))
