@@ -7850,7 +7850,7 @@ class _HttpLM(_Wired):
         if request.on_text is not None:
             request.on_text("")  # a new answer begins
             payload |= self.dialect.stream
-            take = partial(self._take, events, _mending(request.on_text))
+            take = self._taking(events, request.on_text)
         try:
             body = yield from self.end.exchange(payload, take)
         except LMError as error:
@@ -7862,16 +7862,21 @@ class _HttpLM(_Wired):
             return response
         return evolve(response, usage=_priced(response.usage, self.price))
 
-    def _take(self, events: list[Any], on_text: Callable[[str], None], data: str) -> None:
-        """Keep an event, and pass on the text in it."""
-        try:
-            event = _DONE if data == "[DONE]" else jsonlib.loads(data)
-            text = self.dialect.piece(event)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            event, text = {"error": data}, ""
-        events.append(event)
-        if text:
-            on_text(text)
+    def _taking(self, events: list[Any], on_text: Callable[[str], None]) -> Callable[[str], None]:
+        """Make what keeps events, and tells their text, characters cut in halves put together."""
+        decoder = codecs.getincrementaldecoder("utf-16-le")("surrogatepass")
+
+        def take(data: str) -> None:
+            try:
+                event = _DONE if data == "[DONE]" else jsonlib.loads(data)
+                piece = self.dialect.piece(event).encode("utf-16-le", "surrogatepass")
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                event, piece = {"error": data}, b""
+            events.append(event)
+            if text := decoder.decode(piece):
+                on_text(text)
+
+        return take
 
     def _whole(self, events: list[Any]) -> Response:
         """Read a stream, as JSON once more: halves of characters that were sent apart are one."""
@@ -7880,17 +7885,6 @@ class _HttpLM(_Wired):
 
 
 _DONE = {"type": "[DONE]"}  # what ends a stream, as an event
-
-
-def _mending(on_text: Callable[[str], None]) -> Callable[[str], None]:
-    """Put characters together that a server cut in halves, as JavaScript does."""
-    decoder = codecs.getincrementaldecoder("utf-16-le")("surrogatepass")
-
-    def tell(piece: str) -> None:
-        if text := decoder.decode(piece.encode("utf-16-le", "surrogatepass")):
-            on_text(text)
-
-    return tell
 
 
 def _events(take: Callable[[str], None]) -> Callable[[bytes], bool]:
@@ -8008,9 +8002,8 @@ def _openai_answer(data: Any) -> dict[str, Any]:
     message = choice["message"]
     said, thought = _parted(message.get("content") or message.get("refusal"))
     wanted_back = {n: message[n] for n in _WANTED_BACK if message.get(n)}
-    calls = (
-        _openai_call(one.get("id"), one["function"], one) for one in message.get("tool_calls") or ()
-    )
+    called = message.get("tool_calls") or ()
+    calls = [_openai_call(one.get("id"), one["function"], one) for one in called]
     return {
         "text": said,
         "tool_calls": _attached(calls, "message", wanted_back),
