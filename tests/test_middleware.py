@@ -688,7 +688,7 @@ OPTIMIZE = """
 import os, sys
 sys.path[:0] = sys.path_to_lmopt
 import httpx, lmopt, lmopt_optimizers
-lmopt._certificates()
+lmopt._once_made(httpx.create_ssl_context)
 
 words = (("a dog", "animal"), ("an oak", "plant"), ("a stone", "thing"))
 rows = [lmopt.Record(text=f"{w} number {n}", label=l) for n in range(8) for w, l in words]
