@@ -114,7 +114,6 @@ from toolz import (  # type: ignore[import-untyped]
     pluck,
     unique,
     valfilter,
-    valmap,
 )
 
 # What only some calls need (asyncio, sqlite3, subprocess, httpx, ...) is imported where it is used:
@@ -3059,13 +3058,12 @@ class _Format:
     name: str
     start: str  # of the structure in the system message
     ending: str  # the last line of what is asked
-    opens: str  # a field, given its label
-    closes: str  # a field, where a marker does; else the next one that opens ends it
+    field: str  # a field, given its label and its text
     joint: str  # between two fields
-    mark: str  # pattern of a marker: its label as `name`, and, if it closes, something as `shut`
-    look: str = ""  # pattern of what looks like one; without it, & < > are escaped
-    hints: tuple[str, ...] = ()  # of which every text that looks like one holds one
+    mark: str  # pattern of a marker: its label as `name`, or as `shut` where it closes a field
+    look: str = ""  # pattern of what looks like one
     end: str = ""  # of a reply
+    tags: bool = False  # whether markers close a field, and & < > in it are escaped
     shown: bool = True  # whether the structure shows the fields
     nice: bool = False  # labels are what a person would write
     note: str = ", as JSON"  # behind the type of an output that is a list or an object
@@ -3080,19 +3078,12 @@ class _Format:
 class _Marks(typing.NamedTuple):
     """The markers of some fields in a format."""
 
+    form: _Format
     labels: dict[str, str]  # by name
-    around: dict[str, tuple[str, str]]  # by name, what opens and closes
     names: dict[str, str]  # by label, and by name and label in small letters
     mark: re.Pattern[str]
     ending: re.Pattern[str]  # a mark, or what ends a reply wherever it stands: slower
     look: re.Pattern[str]
-    escaped: re.Pattern[str]
-
-    def within(self, text: str) -> re.Pattern[str]:
-        """The pattern of what marks this text."""
-        ends = text.count("[[ ## completed") > text.count("\n[[ ## completed")
-        ends = ends or ("<" in text and ("</s>" in text or "<|" in text))
-        return self.ending if ends else self.mark
 
 
 @lru_cache(maxsize=256)
@@ -3102,17 +3093,14 @@ def _marks(form: _Format, names: tuple[str, ...]) -> _Marks:
     labels = dict(zip(names, shown if len(set(shown)) == len(shown) else names, strict=True))
     spelled = {one: one for one in names} | {label: name for name, label in labels.items()}
     known = "|".join(re.escape(one) for one in sorted(spelled, key=len, reverse=True)) or r"\w+"
+    small = {one.casefold(): name for one, name in reversed(spelled.items())}
 
     def pattern(text: str) -> re.Pattern[str]:
         return re.compile(text.replace("NAMES", known), re.MULTILINE | re.IGNORECASE)
 
-    look = pattern(rf"(^[ \t]*+|(?<!\\)(?=\\*+{_END}))(\\*(?:{form.look}|{_END}))")
-    escaped = pattern(rf"(^[ \t]*+|(?<!\\)(?=\\++{_END}))\\(\\*(?:{form.look}|{_END}))")
-    around = {n: (form.opens.format(one), form.closes.format(one)) for n, one in labels.items()}
-    small = {one.casefold(): name for one, name in reversed(spelled.items())}
-    names_of = {"completed": "", **small, **spelled}
-    ending = form.mark if form.closes else rf"{form.mark}|(?<!\\){_END}"
-    return _Marks(labels, around, names_of, pattern(form.mark), pattern(ending), look, escaped)
+    ending = form.mark if form.tags else rf"{form.mark}|(?<!\\){_END}"
+    look = rf"(^[ \t]*+|(?<!\\)(?=\\*+{_END}))(\\*(?:{form.look}|{_END}))"
+    return _Marks(form, labels, small | spelled, *map(pattern, (form.mark, ending, look)))
 
 
 # What ends the reply wherever it stands: the last marker of the chat format, a token of the model.
@@ -3121,50 +3109,43 @@ _END = r"(?:\[\[ ## completed ## \]\]|(?:</s>|<\|\w+\|>)(?=\s*\Z))"
 
 def _mark(form: _Format, task: Signature, texts: Mapping[str, str]) -> list[str]:
     """Write texts between their markers; what looks like a marker in one of them is escaped."""
-    marks, made = _marks(form, task.shown), []
-    for name, text in texts.items():
-        opens, closes = marks.around[name]
-        made.append(f"{opens}{_escaped(form, marks, text)}{closes}")
-    return made
+    marks = _marks(form, task.shown)
+    return [form.field.format(marks.labels[n], _escaped(marks, text)) for n, text in texts.items()]
 
 
-def _escaped(form: _Format, marks: _Marks, text: str) -> str:
-    if not form.look:
+def _escaped(marks: _Marks, text: str) -> str:
+    if marks.form.tags:
         return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    for one in form.hints:
-        if one in text:
-            return marks.look.sub(r"\1\\\2", text)
+    if "[[" in text or "</s>" in text or "<|" in text or (marks.form.nice and ":" in text):
+        return marks.look.sub(r"\1\\\2", text)
     return text
 
 
-def _unescaped(form: _Format, marks: _Marks, text: str) -> str:
-    if form.look:
-        return marks.escaped.sub(r"\1\2", text)
+def _unescaped(marks: _Marks, text: str) -> str:
+    if not marks.form.tags:
+        return marks.look.sub(lambda one: one[1] + one[2].removeprefix("\\"), text)
     from html import unescape
 
     # An ampersand that no semicolon ends is one, as in a link.
     return re.sub(r"&#?\w+;", lambda entity: unescape(entity[0]), text)
 
 
-def _written(fields: Sequence[Field], values: Fields) -> dict[str, str]:
-    return {one.name: write(one.type, values[one.name]) for one in fields if one.name in values}
-
-
 _UNKNOWN = "(unknown)"
 
 
 def _reply(form: _Format, task: Signature, values: Fields) -> str:
-    texts = dict.fromkeys([one.name for one in task.outputs], _UNKNOWN)
-    marked = _mark(form, task, texts | _written(task.outputs, values))
-    return form.joint.join([*marked, form.end] if form.end else marked)
+    known = {f.name: write(f.type, values[f.name]) for f in task.outputs if f.name in values}
+    return (
+        form.joint.join(_mark(form, task, dict.fromkeys(task.wanted, _UNKNOWN) | known)) + form.end
+    )
 
 
 def _structure(form: _Format, task: Signature) -> str:
     """How a reply looks: the outputs only, as models repeat the inputs where these are shown."""
-    places = {one.name: _place(one.type) for one in task.outputs if form.shown}
-    layout = _mark(form, task, places)
-    shown = form.joint.join([*layout, form.end] if form.end else layout)
-    return "\n\n".join(filter(None, [form.start, shown]))
+    if not form.shown:
+        return form.start
+    places = _mark(form, task, {one.name: _place(one.type) for one in task.outputs})
+    return f"{form.start}\n\n{form.joint.join(places)}{form.end}"
 
 
 def _place(tp: Any) -> str:
@@ -3183,25 +3164,31 @@ def _place(tp: Any) -> str:
     return "text" if tp is str else known.get(kind) or words(tp)
 
 
-def _pieces(mark: re.Pattern[str], text: str) -> list[tuple[str, str, bool]]:
-    """The text behind each marker that opens: its label, the text, and whether a marker ends it.
+def _pieces(marks: _Marks, text: str) -> list[tuple[str, str, bool]]:
+    """The text before the first marker and behind each: its field, and whether a marker ends it."""
+    ends = text.count("[[ ## completed") > text.count("\n[[ ## completed")
+    ends = ends or ("<" in text and ("</s>" in text or "<|" in text))
+    found = (marks.ending if ends else marks.mark).finditer(text)
+    made: list[tuple[str, str, bool]] = []
+    name, at = "", 0
+    for one in _outermost(found) if marks.form.tags else found:
+        begin, end = one.span()
+        made.append((name, text[at:begin], True))
+        label, at = one["name"] or "", end
+        name = marks.names.get(label) or marks.names.get(label.casefold(), label)
+    return [*made, (name, text[at:], False)]
 
-    Where markers close, the same label inside is text, as is whatever stands inside another one.
-    """
-    if "shut" not in mark.groupindex:
-        parts = mark.split(text)
-        last = len(parts) - 2
-        return [(parts[n] or "", parts[n + 1], n < last) for n in range(1, last + 1, 2)]
-    made, opened, depth = [], None, 0
-    for match in mark.finditer(text):
-        if opened and match["name"].casefold() == opened["name"].casefold():
-            depth += -1 if match["shut"] else 1
-            if depth == 0:
-                made.append((opened["name"], text[opened.end() : match.start()], True))
-                opened = None
-        elif opened is None and not match["shut"]:
-            opened, depth = match, 1
-    return [*made, (opened["name"], text[opened.end() :], False)] if opened else made
+
+def _outermost(tags: Iterable[re.Match[str]]) -> Iterator[re.Match[str]]:
+    """The tags that stand in no other one; what is inside is text, the same tag too."""
+    opened, depth = "", 0
+    for tag in tags:
+        label = tag[tag.lastgroup or 0].casefold()
+        if label == opened:
+            depth += -1 if tag["shut"] else 1
+        if (opened and not depth) or (not opened and tag["name"]):
+            opened, depth = ("", 0) if opened else (label, 1)
+            yield tag
 
 
 def _fields(
@@ -3210,14 +3197,11 @@ def _fields(
     """Read a reply; of two fields that are equal, the first."""
     marks = _marks(form, task.shown)
     found: dict[str, Part] = {}
-    for label, piece, ended in _pieces(marks.within(text), text):
-        name = marks.names.get(label)
-        name = marks.names.get(label.casefold(), "") if name is None else name
+    for name, piece, ended in _pieces(marks, text):
         if name in task.wanted and name not in found:
-            said = (piece if ended or not more else _sure(form, marks, piece)).strip()
-            if "\\" in said or "&" in said:
-                said = _unescaped(form, marks, said)
-            found[name] = Part(said, ended or not (more or form.closes))
+            said = (piece if ended or not more else _sure(marks, piece)).strip()
+            said = _unescaped(marks, said) if "\\" in said or "&" in said else said
+            found[name] = Part(said, ended or not (more or form.tags))
     return found
 
 
@@ -3226,14 +3210,14 @@ _UNSURE = r"(?:<(?:/?\w[^<>]*+|/)?|&(?:#\w*|[^\s<&;#]{0,32}))\Z"
 _UNENDED = r"(?<!\\)\\*+(?:\[(?:\[[ #\w\]]*+)?|<(?:/s?|\|\w*+\|?)?)?\Z"
 
 
-def _sure(form: _Format, marks: _Marks, text: str) -> str:
+def _sure(marks: _Marks, text: str) -> str:
     """The text without an end that may become a marker, or something escaped."""
-    if not form.look:
+    if marks.form.tags:
         return re.sub(_UNSURE, "", text, count=1)
     text = text[:-99] + re.sub(_UNENDED, "", text[-99:], count=1)
     line = text[text.rfind("\n") + 1 :]
     begun = line.lstrip(" \t").lstrip("\\").lstrip("*_#>- ").casefold()
-    starts = [*map(str.casefold, marks.names)] if form.nice else ["[["]
+    starts = [*map(str.casefold, marks.names)] if marks.form.nice else ["[["]
     unsure = any(one.startswith(begun) or begun.startswith(one) for one in starts)
     return text[: len(text) - len(line)] if unsure else text
 
@@ -3243,24 +3227,16 @@ def _sure(form: _Format, marks: _Marks, text: str) -> str:
 _PARTIAL = "This example is not complete: some of its fields are unknown."
 
 
-def _field_lines(title: str, fields: Sequence[Field], prompt: Prompt, note: str) -> list[str]:
-    lines = [title] if fields else []
-    for index, one in enumerate(fields, start=1):
-        desc = prompt.texts.get(one.name, one.desc)
-        shown = one.words + (note if _kind(one.type) in STRUCTURED else "")
-        lines.append(f"{index}. `{one.name}` ({shown})" + (f": {desc}" if desc else ""))
-    return lines
-
-
 def _system(form: _Format, task: Signature, prompt: Prompt) -> str:
-    known = _field_lines("Input fields:", task.inputs, prompt, "")
-    known += _field_lines("Output fields:", task.outputs, prompt, form.note)
+    lines, inputs = list[str](), [one for one in task.inputs if not one.is_history]
+    for side, fields, note in (("Input", inputs, ""), ("Output", task.outputs, form.note)):
+        lines += [f"{side} fields:"] if fields else []
+        for number, one in enumerate(fields, start=1):
+            desc = prompt.texts.get(one.name, one.desc)
+            shown = one.words + (note if _kind(one.type) in STRUCTURED else "")
+            lines.append(f"{number}. `{one.name}` ({shown})" + (f": {desc}" if desc else ""))
     told = f"Instructions:\n{prompt.instructions}"
-    return "\n\n".join(["\n".join(known), form.structure(form, task), told])
-
-
-def _complete(task: Signature, demo: Record) -> bool:
-    return all(one.name in demo for one in task.inputs + task.outputs)
+    return "\n\n".join(["\n".join(lines), form.structure(form, task), told])
 
 
 def _turn(form: _Format, task: Signature, values: Record, note: str = "") -> Iterator[Message]:
@@ -3270,100 +3246,67 @@ def _turn(form: _Format, task: Signature, values: Record, note: str = "") -> Ite
 
 
 def _content(
-    form: _Format,
-    task: Signature,
-    values: Fields,
-    *,
-    before: str = "",
-    after: str = "",
+    form: _Format, task: Signature, values: Fields, *, before: str = "", after: str = ""
 ) -> str | tuple[Any, ...]:
     """Lay out the inputs; media become "[image 1]" in the text, and follow it."""
-    fields, media = task.inputs, list[Media]()
+    marks, media, texts = _marks(form, task.shown), [], []
 
     def number(one: Media) -> str:
         media.append(one)
         return f"[{one.kind} {len(media)}]"
 
-    if any(one.holds_media for one in fields):
-        given = {f.name: _as_media(f, values[f.name]) for f in fields if f.name in values}
-        values = valmap(partial(jsonable, media=number), given)
-        fields = tuple(evolve(one, type=Any) for one in fields)
-    asked = form.joint.join(_mark(form, task, _written(fields, values)))
-    text = "\n\n".join(filter(None, [before, asked, after]))
+    for one in task.inputs:
+        if (label := marks.labels.get(one.name)) and one.name in values:
+            kind, value = one.type, values[one.name]
+            if one.holds_media:
+                kind, value = Any, jsonable(_as_media(one, value), media=number)
+            texts.append(form.field.format(label, _escaped(marks, write(kind, value))))
+    text = "\n\n".join([one for one in (before, form.joint.join(texts), after) if one])
     return (text, *media) if media else text
 
 
 def _as_media(one: Field, value: Any) -> Any:
     """A value with images, audio and files where it has their URLs, or them as JSON."""
     try:
-        return coerce(one.type, value) if one.holds_media else value
+        return coerce(one.type, value)
     except ValueError as error:
         what = f"the input {one.name!r} cannot be read ({error})"
         raise DataError(what, value, one.words, "pass Image(url) or the like") from error
 
 
-class _Itself:
-    """A value that is equal to nothing but itself: two that are equal may differ to the letter."""
+@attrs.define(hash=True)
+class _Asked:
+    """What is rendered once; by identity, as two that are equal may differ to the letter."""
 
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Itself) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-
-_Layout = list[tuple[str, Any, str, str]]  # of each input: name, type, what opens, what closes
+    form: _Format = field(eq=id)
+    task: Signature = field(eq=id)
+    prompt: Prompt = field(eq=id)
 
 
 @lru_cache(maxsize=128)
-def _frame(
-    form: _Format, task: _Itself, prompt: _Itself
-) -> tuple[tuple[Message, ...], str, _Marks, _Layout | None]:
-    """Render once what does not depend on the inputs.
-
-    It is the system message and the demonstrations, the last line of what is asked, and the layout
-    of the inputs where none is a history, an image, an audio or a file.
+def _frame(asked: _Asked) -> tuple[list[Message], str, list[str]]:
+    """What does not depend on the inputs: the system message and the demonstrations, the last line
+    of what is asked, and which inputs are a history.
     """
-    shown = _without_history(task.value)
+    form, task, prompt = asked.form, asked.task, asked.prompt
+    shown, labels = set(task.shown), _marks(form, task.shown).labels
     # Complete demonstrations stand last: what a model saw last it follows best.
-    demos = sorted(prompt.value.demos, key=partial(_complete, shown))
-    notes = ["" if _complete(shown, demo) else _PARTIAL for demo in demos]
-    turns = concat(_turn(form, shown, *pair) for pair in zip(demos, notes, strict=True))
-    marks = _marks(form, shown.shown)
-    labels = [marks.labels[name] for name in shown.wanted]
-    system = Message("system", _system(form, shown, prompt.value))
-    facts = {"fields": _listed(shown), "first": labels[0], "last": labels[-1]}
-    ending = form.ending.format(labels=", ".join(labels), **facts)
-    plain = shown is task.value and not any(one.holds_media for one in shown.inputs)
-    layout = [(one.name, one.type, *marks.around[one.name]) for one in shown.inputs]
-    return (system, *turns), ending, marks, layout if plain else None
+    demos = sorted(prompt.demos, key=lambda demo: shown <= demo.keys())
+    notes = ["" if shown <= demo.keys() else _PARTIAL for demo in demos]
+    turns = concat(_turn(form, task, *pair) for pair in zip(demos, notes, strict=True))
+    wanted = [labels[name] for name in task.wanted]
+    facts = {"fields": _listed(task), "first": wanted[0], "last": wanted[-1]}
+    ending = form.ending.format(labels=", ".join(wanted), **facts)
+    past = [one.name for one in task.inputs if one.is_history]
+    return [Message("system", _system(form, task, prompt)), *turns], ending, past
 
 
 def _render(form: _Format, task: Signature, prompt: Prompt, inputs: Fields) -> tuple[Message, ...]:
-    prefix, ending, marks, layout = _frame(form, _Itself(task), _Itself(prompt))
-    if layout is not None:
-        texts = [
-            f"{opens}{_escaped(form, marks, write(tp, inputs[name]))}{closes}"
-            for name, tp, opens, closes in layout
-            if name in inputs
-        ]
-        asked = f"{form.joint.join(texts)}\n\n{ending}" if texts else ending
-        return (*prefix, Message("user", asked))
-    shown = _without_history(task)
-    past = [inputs[f.name] for f in task.inputs if f.is_history and f.name in inputs]
-    turns = concat(_past(form, shown, turn) for one in past for turn in _history(one).turns)
-    content = _content(form, shown, inputs, after=ending)
-    return (*prefix, *turns, Message("user", content))
-
-
-def _without_history(task: Signature) -> Signature:
-    kept = [one for one in task.inputs if not one.is_history]
-    return evolve(task, inputs=kept) if len(kept) < len(task.inputs) else task
+    said, ending, past = _frame(_Asked(form, task, prompt))
+    for name in past:
+        turns = _history(inputs.get(name)).turns
+        said = [*said, *concat(_past(form, task, turn) for turn in turns)]
+    return (*said, Message("user", _content(form, task, inputs, after=ending)))
 
 
 def _past(form: _Format, task: Signature, turn: Record) -> Iterator[Message]:
@@ -3399,23 +3342,17 @@ def _read(
     if more:
         return found
     found = found or _elsewhere(form, task, text)
-    if form.nice and (start := text[: _marked(form, task, text)].strip()):
-        found.setdefault(task.wanted[0], Part(start, True))  # a base model just goes on
+    if form.nice and task.wanted[0] not in found:  # a base model just goes on
+        _, start, _ = _pieces(_marks(form, task.shown), text)[0]
+        found |= {task.wanted[0]: Part(start.strip(), True)} if start.strip() else {}
     return found or _only_value(form, task, text)
-
-
-def _marked(form: _Format, task: Signature, text: str) -> int:
-    """Where the first marker of a text stands, or its end."""
-    found = _marks(form, task.shown).within(text).search(text)
-    return found.start() if found else len(text)
 
 
 def _elsewhere(form: _Format, task: Signature, text: str) -> dict[str, Part]:
     """Read a reply that is in another format, if all of it is."""
     for other in (_JSON, _CHAT, _XML, _LABELS):
-        asked = _headed(task, text) if other is _LABELS else text
-        parts = other.fields(other, task, asked, False) if other.name != form.name else {}
-        if _is_read(task, parts) and _starts(other, task, asked):
+        parts = other.fields(other, task, text, False) if other.name != form.name else {}
+        if _is_read(task, parts) and _starts(other, task, text):
             return parts
     return {}
 
@@ -3424,53 +3361,39 @@ def _starts(form: _Format, task: Signature, text: str) -> bool:
     """Whether a text is in a format from its start or second line on, and says nothing twice."""
     if form is _JSON:
         return bool(_loaded(text) or _one_of(dict[str, Any], text))
-    marks = _marks(form, task.shown)
-    found = [one for one in marks.within(text).finditer(text) if one.lastgroup]
-    names = [marks.names.get(one[one.lastgroup or 0].casefold()) for one in found]
-    wanted = [name for name in names if name in task.wanted]
-    twice = len(set(wanted)) < len(wanted) and not form.closes
-    before = text[: found[0].start()].strip() if found else "\n"
-    return not twice and "\n" not in before and not (before and form.closes)
-
-
-def _headed(task: Signature, text: str) -> str:
-    """The text with marks around what may be a header: titles, a label that is the first line."""
-    text = re.sub(r"^#+[ \t]+(.+?)[ \t]*$", r"**\1**", text, flags=re.MULTILINE)
-    first_line, _, rest = text.lstrip().partition("\n")
-    known = _marks(_LABELS, task.shown).names
-    return f"**{first_line.strip()}**\n{rest}" if first_line.strip().casefold() in known else text
-
-
-def _needed(task: Signature) -> list[str]:
-    return [one.name for one in task.outputs if one.required]
+    (_, start, _), *pieces = _pieces(_marks(form, task.shown), text)
+    names = [name for name, _, _ in pieces if name in task.wanted]
+    if form.tags:
+        return not start.strip()
+    return "\n" not in start.strip() and len(set(names)) == len(names)
 
 
 def _is_read(task: Signature, parts: Mapping[str, Part]) -> bool:
     """Whether a reply has all that is needed."""
-    needed = _needed(task) or task.wanted[:1]
-    return all(name in parts and parts[name].closed for name in needed)
+    needed = {one.name for one in task.outputs if one.required} or parts.keys()
+    return bool(parts) and all(name in parts and parts[name].closed for name in needed)
 
 
-_THOUGHT_TAG = r"\s*<(think|thinking|thought|reasoning)>"
+_THOUGHT_TAG = r"(?s)\s*+<(think|thinking|thought|reasoning)>(?:.*?</\1>|.*+)"
+# Where the template of the model has opened it, the reply only closes it.
+_THOUGHT_SHUT = r"(?s).*?</think>(?=\s*(?:\n|\{|\[\[|<|```|\Z))"
 
 
 def _without_thought(form: _Format, task: Signature, text: str) -> str:
     """The text with blanks for a thought before the answer; places stay as they are."""
-    opened = re.match(_THOUGHT_TAG, text)
-    if opened and not (form.closes and opened[1] in task.shown):
-        end = text.find(f"</{opened[1]}>")
-        end = end + len(opened[1]) + 3 if end >= 0 else len(text)
-    else:
-        # Where the template of the model has opened it, the reply only closes it.
-        start, closed = text.lstrip(), re.search(r"</think>(?=\s*(?:\n|\{|\[\[|<|```|\Z))", text)
-        own = start[:1] == "{" or _marks(form, task.shown).mark.match(start)
-        end = closed.end() if closed and not own and not opened else 0
+    thought, start = re.match(_THOUGHT_TAG, text), text.lstrip()
+    if thought and form.tags and thought[1] in task.shown:
+        return text
+    if not (thought or start[:1] == "{" or _marks(form, task.shown).mark.match(start)):
+        thought = re.match(_THOUGHT_SHUT, text)
+    end = thought.end() if thought else 0
     return " " * end + text[end:]
 
 
 def _only_value(form: _Format, task: Signature, text: str) -> dict[str, Part]:
     """A reply that is nothing but the value of the only field, where that is no free text."""
-    one, echoes = task.outputs[0], min(_marked(f, task, text) for f in (form, _LABELS)) < len(text)
+    one = task.outputs[0]
+    echoes = any(_pieces(_marks(each, task.shown), text)[1:] for each in (form, _LABELS))
     if task.wanted[1:] or echoes or _free(one.type):
         return {}
     try:
@@ -3491,12 +3414,12 @@ def _parse(form: _Format, task: Signature, response: Response) -> Record:
         if part is None or not part.closed:
             raise _missing(one, part, response)
         try:
-            made = part.text if one.type is str and part.data is _NOTHING else _value(one, part)
-            values[one.name] = _not_deep(made)
+            plain_text = one.type is str and part.data is _NOTHING
+            values[one.name] = part.text if plain_text else _not_deep(_value(one, part))
         except (ValueError, RecursionError) as error:
-            what, facts = f"the field `{one.name}` cannot be read ({error})", {"field": one.name}
+            what = f"the field `{one.name}` cannot be read ({error})"
             given = part.text if part.data is _NOTHING else part.data
-            facts["told"] = f"{what}; expected {one.words}"
+            facts = {"field": one.name, "told": f"{what}; expected {one.words}"}
             wrong = (what, given, one.words, "correct it")
             raise ParseError(*wrong, **facts, response=response) from error
     if task.made is not None:
@@ -3518,11 +3441,10 @@ def _check_together(task: Signature, values: dict[str, Any], response: Response)
 
 def _value(one: Field, part: Part) -> Any:
     """The value of a field: read from a text, or made of JSON data."""
-    if part.data is _NOTHING:
-        return read(one.type, part.text, name=one.name)
     data = part.data
-    if one.type in (str, Decimal) and isinstance(data, (int, float)):
-        data = part.text  # to the letter: JSON makes a float of 1.10
+    # A number is taken to the letter where it can be: JSON makes a float of 1.10.
+    if data is _NOTHING or (one.type in (str, Decimal) and isinstance(data, (int, float))):
+        return read(one.type, part.text, name=one.name)
     if one.type is str and data and isinstance(data, (list, dict)):  # a list of lines is a text
         lines = isinstance(data, list) and all(isinstance(line, str) for line in data)
         return "\n".join(data) if lines else _dump(data)
@@ -3530,14 +3452,12 @@ def _value(one: Field, part: Part) -> Any:
 
 
 def _missing(one: Field, part: Part | None, response: Response) -> ParseError:
-    cut_off = response.finish_reason == "length"
     what = f"the field `{one.name}` is {'not complete' if part else 'missing'}"
-    told = "it was too long, and cut off" if cut_off else f"{what}; expected {one.words}"
-    facts = {"field": one.name, "told": told, "response": response}
-    if cut_off:
-        shown, todo = response.text[-80:], "raise max_tokens"
-        return ParseError("the reply was cut off", shown, "a complete reply", todo, **facts)
-    return ParseError(what, response.text, one.words, "write it", **facts)
+    wrong, told = (what, response.text, one.words, "write it"), f"{what}; expected {one.words}"
+    if response.finish_reason == "length":
+        what, told = "the reply was cut off", "it was too long, and cut off"
+        wrong = (what, response.text[-80:], "a complete reply", "raise max_tokens")
+    return ParseError(*wrong, field=one.name, told=told, response=response)
 
 
 def _listed(task: Signature) -> str:
@@ -3564,15 +3484,13 @@ _CHAT = _Format(
     # they write the list of them.
     ending="Reply with {fields} in this structure, starting with [[ ## {first} ## ]] "
     "and ending with [[ ## completed ## ]].",
-    opens="[[ ## {} ## ]]\n",
-    closes="",
+    field="[[ ## {} ## ]]\n{}",
     joint="\n\n",
     # The white space is possessive: a line of a million blanks must not be scanned twice.
     mark=r"^[ \t]*+\[\[(?=[^\]\n]*#)[ \t]*+#*+[ \t]*+(?P<name>NAMES|completed)"
     r"[ \t]*+#*+[ \t]*+\]\]:?",
     look=r"\[\[[ \t]*+(?:##|#|(?:NAMES|completed)[ \t]*+#)",
-    hints=("[[", "</s>", "<|"),
-    end="[[ ## completed ## ]]",
+    end="\n\n[[ ## completed ## ]]",
     **_MARKED,
 )
 chat = _adapter(_CHAT)
@@ -3585,11 +3503,10 @@ def sections(text: str) -> dict[str, str]:
     >>> sections("[[ ## a ## ]] 1\\n\\n[[ ## b ## ]]\\n2")
     {'a': '1', 'b': '2'}
     """
-    found: dict[str, str] = {}
-    marks = _marks(_CHAT, ())
-    for name, piece, _ in _pieces(marks.mark, text):
+    marks, found = _marks(_CHAT, ()), dict[str, str]()
+    for name, piece, _ in _pieces(marks, text):
         if name:
-            found.setdefault(name, _unescaped(_CHAT, marks, piece.strip()))
+            found.setdefault(name, _unescaped(marks, piece.strip()))
     return found
 
 
@@ -3598,10 +3515,10 @@ _XML = _Format(
     start="The reply has each value in a tag, with &amp; &lt; &gt; for & < >, in this structure:",
     ending="Reply with {fields} in this structure, starting with <{first}> "
     "and ending with </{last}>.",
-    opens="<{}>\n",
-    closes="\n</{}>",
+    field="<{0}>\n{1}\n</{0}>",
     joint="\n",
-    mark=r"<(?P<shut>/?)(?P<name>NAMES)(?:\s[^<>]*+)?>",
+    mark=r"<(?:(?P<name>NAMES)|/(?P<shut>NAMES))(?:\s[^<>]*+)?>",
+    tags=True,
     **_MARKED,
 )
 xml = _adapter(_XML)
@@ -3611,12 +3528,10 @@ _PLAIN = _Format(
     name="plain",
     start="The reply has this form:",
     ending="Reply in this form, one field a line: {labels}.",
-    opens="{}: ",
-    closes="",
+    field="{}: {}",
     joint="\n",
     mark=r"^[ \t]*+(?:[*#]++[ \t]++)?[*_]*+(?P<name>NAMES)[*_]*+[ \t]*+:[*_]*+",
     look=r"(?:[*#]++[ \t]++)?[*_]*+(?:NAMES)[*_]*+[ \t]*+:",
-    hints=(":", "</s>", "<|", "[["),
     nice=True,
     **_MARKED,
 )
@@ -3625,11 +3540,13 @@ plain = _adapter(_PLAIN)
 
 
 # Not to be asked for, but read: the headers and labels that models make of those they were shown.
+# Those of the first line, and of a title, need no mark at their end.
 _LABELS = evolve(
     _CHAT,
     name="labels",
-    mark=r"^[ \t]*+(?:[-*>]++[ \t]++)?(?:\[{1,2}[ \t]*+)?#*+[ \t]*+[*_`]*+(?P<name>NAMES|completed)"
-    r"[*_`]*+[ \t]*+(?:#*+[ \t]*+\]{1,2}:?|[=:#]++[*_`]*+|(?<=[*_`])$)"
+    mark=r"^(?P<bare>\A\s*+|#++[ \t]++)?[ \t]*+(?:[-*>]++[ \t]++)?(?:\[{1,2}[ \t]*+)?#*+[ \t]*+"
+    r"[*_`]*+(?P<name>NAMES|completed)[*_`]*+[ \t]*+"
+    r"(?:#*+[ \t]*+\]{1,2}:?|[=:#]++[*_`]*+|(?<=[*_`])$|(?(bare)$(?!\s*\Z)|(?!)))"
     r"|\[/(?:NAMES)\]|</?(?:NAMES)>",
 )
 
@@ -3643,36 +3560,29 @@ def _json_reply(form: _Format, task: Signature, values: Fields) -> str:
     return _dump({f.name: jsonable(values.get(f.name, _UNKNOWN)) for f in task.outputs})
 
 
-_FENCED = r"```\w*[ \t]*\n\s*+(?=\{)"
-
-
 def _json_fields(
     form: _Format, task: Signature, text: str, more: bool, memo: _Memo | None = None
 ) -> dict[str, Part]:
     """Read the first object that has one of the fields, in a fence if there is one in a fence."""
-    names, found, twice = set(task.wanted), dict[str, Part](), False
-    fence = None if text.lstrip().startswith("{") else re.search(_FENCED, text)
+    found, twice, bare = dict[str, Part](), False, text.lstrip().startswith("{")
+    fence = None if bare else re.search(r"```\w*[ \t]*\n\s*+(?=\{)", text)
     at = fence.end() if fence else 0
     with suppress(RecursionError):
         while not found and (at := text.find("{", at) + 1):
             drafted = more and not fence and text[: at - 1].strip()  # and the answer is cut off
             items, _, whole, sure = _items(text, at - 1, at, "}", {} if memo is None else memo)
             for place, (key, begin, value, until) in enumerate(items):
-                if key in names:
+                if key in task.wanted:
                     said = (value if isinstance(value, str) else text[begin:until]).strip()
                     closed = place < sure and (whole or more) and not drafted
                     part = found.setdefault(key, Part(said, closed, value))
                     twice = twice or part.data != value
                 at = until
-    if more or (not twice and _is_read(task, found) and _stands_alone(text)):
+    alone = bare or (fence and text.count("```") == 2)  # all that may be meant
+    if more or (alone and not twice and _is_read(task, found)):
         return found
     unsure = {name: part._replace(closed=False) for name, part in found.items()}
     return {} if twice else _json_whole(task, text) or unsure
-
-
-def _stands_alone(text: str) -> bool:
-    """Whether the first object of a text is all that may be meant: at its start, or in a fence."""
-    return text.lstrip()[:1] == "{" or (text.count("```") == 2 and bool(re.search(_FENCED, text)))
 
 
 def _json_whole(task: Signature, text: str) -> dict[str, Part]:
@@ -3680,19 +3590,16 @@ def _json_whole(task: Signature, text: str) -> dict[str, Part]:
     inside, _ = _bracketed(text, alone=False)
     if re.search(_DENIAL, text[text.rfind("}") + 1 :]):
         return {}
-    made: list[dict[str, Any]] = []
+    made = list[dict[str, Part]]()
     for one in map(_unwrapped, _loaded(text) or inside):
-        given = {str(key).casefold(): value for key, value in one.items()}
-        if given and all(name.casefold() in given for name in _needed(task)):
-            found = {n: one.get(n, given.get(n.casefold(), _NOTHING)) for n in task.wanted}
-            made.append(valfilter(lambda value: value is not _NOTHING, found))
-    if not made or any(one != made[0] for one in made):  # of several, none is surely the answer
-        return {}
-    with suppress(ValueError):
-        return {
-            name: Part(as_text(value), True, value) for name, value in _not_deep(made[0]).items()
-        }
-    return {}
+        given = {**{str(key).casefold(): value for key, value in one.items()}, **one}
+        named = {n: given.get(n, given.get(n.casefold(), _NOTHING)) for n in task.wanted}
+        known = valfilter(lambda value: value is not _NOTHING, named)
+        with suppress(ValueError):
+            parts = {n: Part(as_text(v), True, v) for n, v in _not_deep(known).items()}
+            made += [parts] if _is_read(task, parts) else []
+    # Of several, none is surely the answer.
+    return made[0] if made and all(one == made[0] for one in made) else {}
 
 
 def _unwrapped(data: Any) -> Fields:
@@ -3734,18 +3641,17 @@ def strict(adapter: Adapter) -> Adapter:
     >>> strict(plain).parse(signature("q -> n: int"), Response("N: 4"))
     Record(n=4)
     """
-    return evolve(adapter, parse=partial(_strictly, adapter))
 
+    def parse(task: Signature, response: Response) -> Record:
+        values: Record = adapter.parse(task, response)
+        written = render_outputs(adapter, task, values)
+        if "".join(written.split()) != "".join(response.text.split()):
+            wrong = ("not the format", response.text, written, "write exactly that")
+            told = "it was not exactly in the structure"
+            raise ParseError(*wrong, told=told, response=response)
+        return values
 
-def _strictly(adapter: Adapter, task: Signature, response: Response) -> Record:
-    values: Record = adapter.parse(task, response)
-    written = render_outputs(adapter, task, values)
-    if "".join(written.split()) != "".join(response.text.split()):
-        todo, told = "write exactly that", "it was not exactly in the structure"
-        raise ParseError(
-            "not the format", response.text, written, todo, told=told, response=response
-        )
-    return values
+    return evolve(adapter, parse=parse)
 
 
 @factory
