@@ -2703,24 +2703,16 @@ def _either(value: Any, *names: str) -> Any:
 
 def _schema_tool(name: str, desc: str, schema: Fields, call: Callable[[Fields], Any]) -> Tool:
     """A tool that is called with one mapping; names that are none in Python are mapped back."""
-    properties, required = schema.get("properties") or {}, schema.get("required") or ()
-    names = {re.sub(r"\W", "_", one): one for one in properties}
-    fields = tuple(
-        _field(
-            made,
-            _schema_type(properties[own], schema),
-            properties[own].get("description", ""),
-            attrs.NOTHING if own in required else properties[own].get("default"),
-        )
-        for made, own in names.items()
-    )
-    shown = {
-        **schema,
-        "type": "object",
-        "properties": {made: properties[own] for made, own in names.items()},
-        "required": [made for made, own in names.items() if own in required],
-    }
-    return Tool(name, desc, shown, fields, partial(_renamed, call, names))
+    given, needed = schema.get("properties") or {}, schema.get("required") or ()
+    names = {re.sub(r"\W", "_", one): one for one in given}
+    properties = {made: given[own] for made, own in names.items()}
+    required = [made for made, own in names.items() if own in needed]
+    fields = []
+    for made, one in properties.items():
+        default = attrs.NOTHING if made in required else one.get("default")
+        fields.append(_field(made, _schema_type(one, schema), one.get("description", ""), default))
+    shown = {**schema, "type": "object", "properties": properties, "required": required}
+    return Tool(name, desc, shown, tuple(fields), partial(_renamed, call, names))
 
 
 def _renamed(call: Callable[[Fields], Any], names: Fields, /, **arguments: Any) -> Any:
@@ -2730,8 +2722,8 @@ def _renamed(call: Callable[[Fields], Any], names: Fields, /, **arguments: Any) 
 def _duck_tool(tool: Any, name: str, desc: str) -> Tool:
     schema = tool.args_schema
     asked = schema if isinstance(schema, Mapping) else schema.model_json_schema()
-    only_async = hasattr(tool, "coroutine") and getattr(tool, "func", None) is None
-    call = tool.ainvoke if only_async and tool.coroutine else tool.invoke
+    only_async = getattr(tool, "coroutine", None) and getattr(tool, "func", None) is None
+    call = tool.ainvoke if only_async else tool.invoke
     return _schema_tool(name or tool.name, desc or inspect.cleandoc(tool.description), asked, call)
 
 
@@ -3591,7 +3583,8 @@ def _json_whole(task: Signature, text: str) -> dict[str, Part]:
     if re.search(_DENIAL, text[text.rfind("}") + 1 :]):
         return {}
     made = list[dict[str, Part]]()
-    for one in map(_unwrapped, _loaded(text) or inside):
+    opened = concat(_opened(dict, data, "") for data in _loaded(text) or inside)
+    for one in [data for data in opened if isinstance(data, dict)]:
         given = {**{str(key).casefold(): value for key, value in one.items()}, **one}
         named = {n: given.get(n, given.get(n.casefold(), _NOTHING)) for n in task.wanted}
         known = valfilter(lambda value: value is not _NOTHING, named)
@@ -3600,16 +3593,6 @@ def _json_whole(task: Signature, text: str) -> dict[str, Part]:
             made += [parts] if _is_read(task, parts) else []
     # Of several, none is surely the answer.
     return made[0] if made and all(one == made[0] for one in made) else {}
-
-
-def _unwrapped(data: Any) -> Fields:
-    """An object, where it stands in a list, or as JSON in a text; or parts of it in a list."""
-    if isinstance(data, str) and data.lstrip()[:1] in [*"[{"]:
-        return _unwrapped(first([*_loaded(data), None]))
-    if isinstance(data, list) and all(isinstance(one, dict) for one in data):
-        keys = list(concat(data))
-        return merge(data) if len(set(keys)) == len(keys) else {}
-    return data if isinstance(data, dict) else {}
 
 
 def _json_schema(task: Signature) -> dict[str, Any]:
