@@ -3384,9 +3384,8 @@ def _without_thought(form: _Format, task: Signature, text: str) -> str:
 
 def _only_value(form: _Format, task: Signature, text: str) -> dict[str, Part]:
     """A reply that is nothing but the value of the only field, where that is no free text."""
-    one = task.outputs[0]
-    echoes = any(_pieces(_marks(each, task.shown), text)[1:] for each in (form, _LABELS))
-    if task.wanted[1:] or echoes or _free(one.type):
+    one, marks = task.outputs[0], [_marks(each, task.shown) for each in (form, _LABELS)]
+    if task.wanted[1:] or _free(one.type) or any(_pieces(each, text)[1:] for each in marks):
         return {}
     try:
         read(one.type, text.strip(), name=one.name)
