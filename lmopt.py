@@ -114,6 +114,7 @@ from toolz import (  # type: ignore[import-untyped]
     pluck,
     unique,
     valfilter,
+    valmap,
 )
 
 # What only some calls need (asyncio, sqlite3, subprocess, httpx, ...) is imported where it is used:
@@ -6952,8 +6953,8 @@ def _knn_demos(
 
 def _asked_text(program: Program, example: Fields) -> str:
     """The inputs of a program, as the text that is embedded."""
-    texts = _written(program.inputs, select_inputs(program, example))
-    return "\n".join(f"{name}: {text}" for name, text in texts.items())
+    given = select_inputs(program, example)
+    return "\n".join(f"{one.name}: {write(one.type, given[one.name])}" for one in program.inputs)
 
 
 def unit(vector: Sequence[float]) -> tuple[float, ...]:
