@@ -1116,15 +1116,6 @@ def _reads_back(tp: Any, text: str) -> bool:
 
 # -- From text to JSON data --
 
-
-@lru_cache(maxsize=1)  # compiled where it is used: importing stays cheap
-def _token() -> re.Pattern[str]:
-    """Punctuation, a string in double or single quotes with its end if it has one, or a word."""
-    double, single = r'"((?:[^"\\]|\\.)*+)("?)', r"'((?:[^'\\]|\\.)*+)('?)"
-    word = r"""([^][{}():,\s"']++)"""
-    return re.compile(rf"\s*+(?:([][{{}}():,])|{double}|{single}|{word})", re.DOTALL)
-
-
 _BARE = {"true": True, "false": False, "null": None, "none": None}
 _CLOSING = {"[": "]", "(": ")", "{": "}"}
 _NOTHING = object()
@@ -1148,72 +1139,18 @@ def _meant(tp: Any, text: str, name: str) -> Iterator[Any]:
         yield from _opened(tp, data, name)
     if plain.lower() in _BARE:
         yield _BARE[plain.lower()]
-    if not _free(tp):
-        if _kind(tp) == "list":
-            yield from _bullets(plain)
-        for data in _one_of(tp, text):
-            yield from _opened(tp, data, name)
-        yield from _markup(plain, True)
-        yield from _markup(plain, False)
+    if _free(tp):
+        yield text
+        return
+    if _kind(tp) == "list":
+        yield from _bullets(plain)
+    for data in _one_of(tp, text):
+        yield from _opened(tp, data, name)
+    for as_list in (True, False):
+        yield from _markup(plain, as_list)
     yield text
-    place = re.fullmatch(rf"\{{+(?:{name}\s*[:=])?([^{{}}:\"']*)\}}+", plain)
-    if place and not _free(tp):  # braces that were copied
-        yield place[1].strip()
-
-
-# What says that a value is not the answer, or not surely.
-_DENIAL = (
-    r"(?i)\b(?:not?|never|neither|nor|none|cannot|without|except|exclud\w+|wrong|incorrect|invalid|"
-    r"opposite|unless|whether|might|maybe|unlikely|instead|rather|but|false)\b|n['’]t\b"
-)
-
-
-def _one_of(tp: Any, text: str) -> list[Any]:
-    """The JSON data in a fence, or in a text that says nothing against it.
-
-    Several objects or lists below each other are those of one list. Where several of the kind that
-    is wanted stand in prose, none is surely the one that is meant.
-    """
-    fences = text.split("```")
-    outside = "".join(fences[::2])
-    if len(fences) == 3 and not re.search(_DENIAL, outside) and not re.search(r"\d", outside):
-        inside = fences[1].partition("\n")[2]
-        return _loaded(inside) or _one_of(tp, inside)
-    if _kind(tp) not in STRUCTURED and _kind(tp) != "union":
-        return []
-    found, between = _bracketed(text)
-    wanted = list if _kind(tp) in ("list", "row") else dict
-    fitting = [one for one in found if isinstance(one, wanted)]
-    if _kind(tp) == "list" and found[1:]:
-        return _joined(tp, found) if not between.strip(" \t\r\n,;") else []
-    if re.search(_DENIAL, between) or any(one != fitting[0] for one in fitting):
-        return []
-    return found
-
-
-def _joined(tp: Any, found: list[Any]) -> list[Any]:
-    """Objects below each other as one list; so lists, unless one is a draft of another."""
-    if not all(isinstance(one, list) for one in found):
-        return [found]
-    inner = shape(tp)[1][0] if shape(tp)[0] == "list" else Any
-    items = list(map(canonical, concat(found)))
-    if _kind(inner) in ("list", "row"):
-        return [found]
-    return [list(concat(found))] if len(set(items)) == len(items) else []
-
-
-def _not_deep(value: Any, most: int = 100) -> Any:
-    """The value; deeper ones would break whoever compares, writes or hashes them."""
-    if not isinstance(value, (dict, list)):
-        return value
-    level = [value]
-    for _ in range(most):
-        held = [one.values() if isinstance(one, dict) else one for one in level
-                if isinstance(one, (dict, list))]  # fmt: skip
-        level = list(concat(held))
-        if not level:
-            return value
-    raise ValueError(f"lists or objects in each other, deeper than {most}")
+    if copied := re.fullmatch(rf"\{{+(?:{name}\s*[:=])?([^{{}}:\"']*)\}}+", plain):
+        yield copied[1].strip()
 
 
 def _loaded(text: str) -> list[Any]:
@@ -1237,27 +1174,52 @@ def _opened(tp: Any, data: Any, name: str) -> Iterator[Any]:
         yield from _meant(tp, data, name)  # JSON in JSON
 
 
-_BULLET = r"[ \t]*+(?:[-*+•]|\d{1,3}[.)])[ \t]++(?:\[[ xX]\][ \t]++)?"
+# What says that a value is not the answer, or not surely.
+_DENIAL = (
+    r"(?i)\b(?:not?|never|neither|nor|none|cannot|without|except|exclud\w+|wrong|incorrect|invalid|"
+    r"opposite|unless|whether|might|maybe|unlikely|instead|rather|but|false)\b|n['’]t\b"
+)
 
 
-def _bullets(text: str) -> Iterator[list[Any]]:
-    """The items of a list in Markdown, perhaps below a line that announces it; or with commas."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    intro = lines[:1] if lines[1:] and lines[0].endswith(":") else []
-    marked = [(line, re.match(_BULLET, line)) for line in lines[len(intro) :]]
-    indents = {len(line) - len(line.lstrip()) for line, _ in marked}
-    if (
-        all(match for _, match in marked)
-        and len(indents) == 1
-        and not re.search(_DENIAL, "".join(intro))
-    ):
-        items = [line[match.end() :].strip() for line, match in marked if match]
-        if items[1:] or not text[:1].isdigit():  # a date or a name may begin with "1. "
-            yield items
-    elif ", " in text and all(re.fullmatch(_WORDS_OR_NUMBER, one) for one in text.split(", ")):
-        yield text.split(", ")
-    elif text[:1] in [*"\"'"]:
-        yield from _loaded(f"[{text}]")
+def _one_of(tp: Any, text: str) -> list[Any]:
+    """The JSON data in a fence, or in a text that says nothing against it.
+
+    Several objects or lists below each other are those of one list. Where several of the kind that
+    is wanted stand in prose, none is surely the one that is meant.
+    """
+    fences = text.split("```")
+    if len(fences) == 3 and not re.search(rf"{_DENIAL}|\d", fences[0] + fences[2]):
+        inside = fences[1].partition("\n")[2]
+        return _loaded(inside) or _one_of(tp, inside)
+    if (kind := _kind(tp)) not in (*STRUCTURED, "union"):
+        return []
+    found, between = _bracketed(text)
+    if kind == "list" and found[1:]:
+        return _joined(tp, found) if not between.strip(" \t\r\n,;") else []
+    wanted = list if kind in ("list", "row") else dict
+    fitting = [one for one in found if isinstance(one, wanted)]
+    unsure = re.search(_DENIAL, between) or any(one != fitting[0] for one in fitting)
+    return [] if unsure else found
+
+
+def _joined(tp: Any, found: list[Any]) -> list[Any]:
+    """Objects below each other as one list; so lists, unless one is a draft of another."""
+    kind, parts = shape(tp)
+    nested = kind == "list" and _kind(parts[0]) in ("list", "row")
+    if nested or not all(isinstance(one, list) for one in found):
+        return [found]
+    items = list(concat(found))
+    return [items] if len(set(map(canonical, items))) == len(items) else []
+
+
+def _not_deep(value: Any, most: int = 100) -> Any:
+    """The value; deeper ones would break whoever compares, writes or hashes them."""
+    if isinstance(value, (dict, list)):
+        if value and not most:
+            raise ValueError("lists or objects in each other, deeper than 100")
+        for one in value.values() if isinstance(value, dict) else value:
+            _not_deep(one, most - 1)
+    return value
 
 
 # A few words that are no sentence.
@@ -1267,6 +1229,32 @@ _WORDS = (
     rf"{_WORD}(?: {_WORD}){{0,2}}"
 )
 _WORDS_OR_NUMBER = rf"{_WORDS}|[-+]?[\d,]+(?:\.\d+)?"
+_BULLET = r"([ \t]*+)(?:[-*+•]|\d{1,3}[.)])[ \t]++(?:\[[ xX]\][ \t]++)?(.*)"
+
+
+def _bullets(text: str) -> Iterator[list[Any]]:
+    """The items of a list in Markdown, perhaps below a line that announces it; or with commas."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    intro = lines.pop(0) if lines[1:] and lines[0].endswith(":") else ""
+    marked = [match for line in lines if (match := re.fullmatch(_BULLET, line))]
+    one_level = len({match[1] for match in marked}) == 1
+    if one_level and len(marked) == len(lines) and not re.search(_DENIAL, intro):
+        if marked[1:] or not text[:1].isdigit():  # a date or a name may begin with "1. "
+            yield [match[2].strip() for match in marked]
+    elif ", " in text and all(re.fullmatch(_WORDS_OR_NUMBER, one) for one in text.split(", ")):
+        yield text.split(", ")
+    elif text[:1] in [*"\"'"]:
+        yield from _loaded(f"[{text}]")
+
+
+def _closed_at(text: str, start: int) -> int:
+    """Where the bracket that opens at a place is closed; 0 where it is not."""
+    depth = 0
+    for mark in re.compile(r"[][{}()]").finditer(text, start):
+        depth += 1 if mark[0] in _CLOSING else -1
+        if depth == 0:
+            return mark.end()
+    return 0
 
 
 def _bracketed(text: str, *, alone: bool = True) -> tuple[list[Any], str]:
@@ -1283,88 +1271,18 @@ def _bracketed(text: str, *, alone: bool = True) -> tuple[list[Any], str]:
         start = opening.end() - 1
         value, end, whole = scan(text, start)
         if not whole and text[end:].strip():
-            value, end, whole = _forgiven(text, start)
-        if not whole and not text[end:].strip():
+            value, end, whole = scan(text, start, forgiving=True)
+        if not whole and not (end := _closed_at(text, start)):
             return [], text
         before = re.search(r"(?:\A|[\n:=.!?,;]|\b(?:is|are)|[\]}])[ \t]*\Z", text[:start][-40:])
         after = re.compile(r"[ \t]*(?:\Z|[\n.,;!<`]|[\[{])").match(text, end)
         if whole and ((before and after) or not alone):
             made.append(value)
             between.append(text[at:start])
-            at = end
         else:
-            between.append(text[at : max(end, opening.end())])
-            at = max(end, opening.end())
+            between.append(text[at:end])
+        at = end
     return made, "".join([*between, text[at:]])
-
-
-# A quote ends a string where what follows may follow a string; else it belongs to it.
-_FOLLOWS = (
-    r"""(?=\s*+(?:[]}:]|\Z|//|/\*|["“]|,\s*+(?:["'“{[\]}]|[-\d]|\w++\s*:|true|false|null)))"""
-)
-
-
-@lru_cache(maxsize=1)
-def _slips() -> re.Pattern[str]:
-    """The tokens of JSON as people and models write it, one group for each kind."""
-    return re.compile(
-        r"""(?P<space>\s++|//[^\n]*+|/\*.*?\*/|\#[^\n]*+)"""
-        r"""|\"{3}(?P<triple>.*?)\"{3}|[“”„](?P<smart>[^“”]*+)[“”]"""
-        rf"""|"(?P<double>(?:[^"\\]|\\.|"(?!{_FOLLOWS}))*+)\""""
-        rf"""|'(?P<single>(?:[^'\\]|\\.|'(?!{_FOLLOWS}))*+)'"""
-        r"""|(?P<mark>[][{}:,])|(?P<bare>[^\s"'“”„\[\]{}:,#/][^"“”\[\]{}:,\n]*+)""",
-        re.DOTALL,
-    )
-
-
-def _forgiven(text: str, start: int) -> tuple[Any, int, bool]:
-    """Read a list or an object with slips of the pen: as `scan`, but all of it or nothing.
-
-    Comments, triple and smart quotes, a quote inside a string, bare words with blanks, a missing
-    comma or one too many.
-    """
-    made: list[str] = []
-    if len(text) > 30_000:  # nobody mends that by hand
-        return _NOTHING, len(text), False
-    depth, at, value = 0, start, False  # whether the last token ends a value
-    while at < len(text):
-        if not (token := _slips().match(text, at)):
-            return _NOTHING, at, False
-        at, kind, said = token.end(), token.lastgroup or "", token[token.lastgroup or 0]
-        if said.strip() == "..." or (kind == "double" and not _quotes_pair(said)):
-            return _NOTHING, at, False
-        if kind == "space":
-            continue
-        closes = kind == "mark" and said in "]}"
-        if made and made[-1] == "," and closes:
-            made.pop()
-        if value and not (closes or said in (",", ":")):
-            made.append(",")
-        if said == ":" and kind == "mark" and made and not made[-1].startswith('"'):
-            made.append(_dump(made.pop()))  # a key is a text
-        made.append(said if kind == "mark" else _dump(_token_value(kind, said)))
-        value = closes or kind != "mark"
-        depth += (kind == "mark" and said in "[{") - closes
-        if not depth:
-            data = _loaded("".join(made))
-            return first(data or [_NOTHING]), at, bool(data)
-    return _NOTHING, at, False
-
-
-def _quotes_pair(said: str) -> bool:
-    """Whether the quotes inside a string open and close a word each, in turns."""
-    opens = re.compile(r'(?<![^\s(\[])"\w')
-    found = [bool(opens.match(said, one.start())) for one in re.finditer(r'(?<!\\)"', said)]
-    return found == [True, False] * (len(found) // 2)
-
-
-def _token_value(kind: str, said: str) -> Any:
-    if kind == "bare":
-        word = re.sub(r"\A([-+.\w]+)\s+(?://|\#).*", r"\1", said.strip())
-        return _bare(word if not isinstance(_bare(word), str) else said.strip())
-    if kind in ("double", "single"):
-        return _string(said if kind == "double" else None, said, True)
-    return said
 
 
 def _elements(text: str) -> list[tuple[str, str, str]]:
@@ -1385,19 +1303,49 @@ def _elements(text: str) -> list[tuple[str, str, str]]:
 
 def _markup(text: str, as_list: bool) -> Iterator[Any]:
     """What tags are meant as: a list of what they hold, or objects by their names."""
-    found = _elements(text) if text[:1] == "<" else []
+    if not (found := _elements(text) if text[:1] == "<" else []):
+        return
     values = [next(_markup(inner, as_list), inner) for _, _, inner in found]
     if as_list and len({tag for tag, _, _ in found}) == 1:
         yield values
-    rows: list[dict[str, Any]] = [{}] if found else []
+    rows: list[dict[str, Any]] = [{}]
     for (tag, attributes, _), value in zip(found, values, strict=True):
         named = re.search(r"""(?:key|name)=["'](\w+)["']""", attributes)
         key = named[1] if named else tag
         rows += [{}] if key in rows[-1] else []
         rows[-1][key] = value
-    yield from rows[:1] if len(rows) < 2 else [rows]
-    if found:
-        yield values
+    yield rows if rows[1:] else rows[0]
+    yield values
+
+
+# A quote ends a string where what follows may follow a string; others stand around a word in it.
+_FOLLOWS = (
+    r"""(?=\s*+(?:[]}:]|\Z|//|/\*|["“]|,\s*+(?:["'“{[\]}]|[-\d]|\w++\s*:|true|false|null)))"""
+)
+_QUOTED = rf'(?<=[\s(\["])"\w(?:[^"\\]|\\.)*+"(?!{_FOLLOWS})'
+
+
+@lru_cache(maxsize=2)  # compiled where it is used: importing stays cheap
+def _tokens(forgiving: bool) -> Callable[..., re.Match[str] | None]:
+    """What matches punctuation, a string with its end if it has one, or a word: a group for each.
+
+    To forgive is to read comments, triple and smart quotes, a quote inside a string, bare words
+    with blanks.
+    """
+    if forgiving:
+        pattern = (
+            r"(?:\s++|//[^\n]*+|/\*.*?\*/|\#[^\n]*+)*+(?:(?P<mark>[][{}:,])"
+            r"|\"{3}(?P<triple>.*?)\"{3}|[“”„](?P<smart>[^“”]*+)[“”]"
+            rf"|\"(?P<double>(?:[^\"\\]|\\.|{_QUOTED})*+)\"{_FOLLOWS}"
+            rf"|'(?P<single>(?:[^'\\]|\\.|'(?!{_FOLLOWS}))*+)'"
+            r"|(?P<bare>[^\s\"'“”„\[\]{}:,#/][^\"“”\[\]{}:,\n]*+))"
+        )
+    else:
+        pattern = (
+            r"\s*+(?:(?P<mark>[][{}():,])|\"(?P<double>(?:[^\"\\]|\\.)*+)\"?"
+            r"|'(?P<single>(?:[^'\\]|\\.)*+)'?|(?P<bare>[^][{}():,\s\"']++))"
+        )
+    return re.compile(pattern, re.DOTALL).match
 
 
 _Item = tuple[Any, int, Any, int]  # its key, where the value begins, the value, where it ends
@@ -1405,12 +1353,15 @@ _Memo = dict[int, tuple[list[_Item], int]]
 """Of each list or object, by where it begins: the items that are whole, and where to go on."""
 
 
-def scan(text: str, start: int = 0, memo: _Memo | None = None) -> tuple[Any, int, bool]:
+def scan(
+    text: str, start: int = 0, memo: _Memo | None = None, *, forgiving: bool = False
+) -> tuple[Any, int, bool]:
     """Read the JSON value, or what is meant as one, that begins at a place of a text.
 
     Args:
         memo: what was read of a beginning of this text before; kept, so that nothing whole is read
             twice while the text grows.
+        forgiving: of slips of the pen: comments, quotes inside strings, missing commas.
     Returns:
         what is sure of the value by the end of the text, how far it was read, and whether that is
         all of it: False where more must come, and where it is none.
@@ -1418,31 +1369,34 @@ def scan(text: str, start: int = 0, memo: _Memo | None = None) -> tuple[Any, int
     >>> scan('{"a": [1, 2')
     ({'a': [1]}, 11, False)
     """
+    if forgiving and len(text) > 30_000:  # nobody mends that by hand
+        return _NOTHING, len(text), False
     try:
-        return _scan(text, start, {} if memo is None else memo)
+        return _scan(text, start, {} if memo is None else memo, forgiving)
     except RecursionError:
         return _NOTHING, start, False
 
 
-def _scan(text: str, start: int, memo: _Memo) -> tuple[Any, int, bool]:
-    token = _token().match(text, start)
-    if token is None or (token[1] and token[1] not in _CLOSING):
+def _scan(text: str, start: int, memo: _Memo, forgiving: bool) -> tuple[Any, int, bool]:
+    token = _tokens(forgiving)(text, start)
+    if token is None or (token["mark"] and token["mark"] not in _CLOSING):
         return _NOTHING, start, False
-    mark, double, ended, single, ended_too, bare = token.groups()
-    if bare is not None:  # at the very end it may go on
-        whole = token.end() < len(text) and bare != "..."  # that is the place of a value, copied
-        return (_bare(bare), token.end(), True) if whole else (_NOTHING, token.end(), False)
-    if mark is None:
-        whole = bool(ended or ended_too)
-        return _string(double, single, whole), token.end(), whole
-    items, end, whole, _ = _items(text, start, token.end(), _CLOSING[mark], memo)
-    if mark == "{":
+    kind, end = token.lastgroup or "", token.end()
+    said = token[kind]
+    if kind == "bare":  # at the very end it may go on
+        whole = end < len(text) and said.strip() != "..."  # that is the place of a value, copied
+        return _bare(said) if whole else _NOTHING, end, whole
+    if kind != "mark":
+        whole = token.end(kind) < end
+        return _string(kind, said, whole), end, whole
+    items, end, whole, _ = _items(text, start, end, _CLOSING[said], memo, forgiving)
+    if said == "{":
         return {key: value for key, _, value, _ in items}, end, whole
     return [item[2] for item in items], end, whole
 
 
 def _items(
-    text: str, start: int, at: int, closing: str, memo: _Memo
+    text: str, start: int, at: int, closing: str, memo: _Memo, forgiving: bool = False
 ) -> tuple[list[_Item], int, bool, int]:
     """Read the items of a list or an object.
 
@@ -1450,68 +1404,61 @@ def _items(
         the items, how far it read, whether that is all of them, and how many of them are sure: none
         where what follows can be no item, as then what was read may have been meant otherwise.
     """
+    token_at = _tokens(forgiving)
     items, at = memo.get(start, ([], at))
-    while not (token := _token().match(text, at)) or token[1] != closing:
+    shown = items
+    while not (token := token_at(text, at)) or token["mark"] != closing:
         key, begin = None, at
         if closing == "}":
-            key, end, whole = _scan(text, at, memo)
-            colon = _token().match(text, end)
-            if not whole or not colon or colon[1] != ":":
-                return items, end, False, _sure_of(items, text, end)
+            key, end, whole = _scan(text, at, memo, forgiving)
+            colon = token_at(text, end)
+            if not whole or not colon or colon["mark"] != ":":
+                break
             key, begin = key if isinstance(key, str) else _dump(key), colon.end()
-        value, end, whole = _scan(text, begin, memo)
-        item = (key, begin, value, end)
-        token = _token().match(text, end)
-        if not whole or not token or token[1] not in (",", closing):
-            shown = items if value is _NOTHING else [*items, item]
-            return shown, end, False, _sure_of(items, text, end)
-        items.append(item)
-        at = token.end() if token[1] == "," else end
+        value, end, whole = _scan(text, begin, memo, forgiving)
+        token = token_at(text, end)
+        if not whole or not token or not (forgiving or token["mark"] in (",", closing)):
+            shown = items if value is _NOTHING else [*items, (key, begin, value, end)]
+            break
+        items.append((key, begin, value, end))
+        at = token.end() if token["mark"] == "," else end
         memo[start] = items, at
-    return items, token.end(), True, len(items)
-
-
-def _sure_of(items: list[_Item], text: str, end: int) -> int:
-    """How many items are sure where reading stopped: all if the text did too (in an escape)."""
-    return len(items) if re.compile(r"\s*+\\?\Z").match(text, end) else 0
+    else:
+        return items, token.end(), True, len(items)
+    goes_on = re.compile(r"\s*+\\?\Z").match(text, end)  # the text stopped too, if in an escape
+    return shown, end, False, len(items) if goes_on else 0
 
 
 def _bare(word: str) -> Any:
     """A bare word: a constant, a number, or else a text without its quotes."""
+    plain = re.sub(r"\s+(?://|#).*", "", word.strip())  # a comment
+    if plain.lower() in _BARE:
+        return _BARE[plain.lower()]
     try:
-        digits = re.sub(r"\A(-?)\.(?=\d)", r"\g<1>0.", word)
-        return _BARE[word.lower()] if word.lower() in _BARE else jsonlib.loads(digits)
+        return jsonlib.loads(re.sub(r"\A(-?)\.(?=\d)", r"\g<1>0.", plain))
     except ValueError:
-        return word.strip("“”")
-
-
-def _string(double: str | None, single: str | None, ended: bool) -> str:
-    """The text of a string; one in single quotes is first written as JSON would.
-
-    Of one that is not ended, an escape or a pair of surrogates that is not whole is left out.
-    """
-    written = double
-    if written is None:
-        swap = {"\\'": "'", '"': '\\"'}
-        written = re.sub(r"\\.|\"", lambda match: swap.get(match[0], match[0]), single or "")
-    if "\\" not in written:
-        return written
-    sure = written if ended else re.sub(_HALF, "", written)
-    try:
-        return str(jsonlib.loads(f'"{sure}"', strict=False))
-    except ValueError:  # an escape that JSON does not know stays as it is
-        return re.sub(_ESCAPE, _character, sure)
+        return word.strip().strip("“”")
 
 
 _HALF = r"(?s)\\u(?:[dD][89abAB]..(?:\\(?:u.{0,3})?)?|.{0,3})\Z"
 _ESCAPE = r"(?s)\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|u....|.)"
 
 
-def _character(escape: re.Match[str]) -> str:
+def _string(kind: str, said: str, ended: bool) -> str:
+    """The text of a string; one in single quotes is first written as JSON would.
+
+    Of one that is not ended, an escape or a pair of surrogates that is not whole is left out.
+    """
+    if "\\" not in said or kind in ("triple", "smart"):
+        return said
+    if kind == "single":
+        swap = {"\\'": "'", '"': '\\"'}
+        said = re.sub(r"\\.|\"", lambda match: swap.get(match[0], match[0]), said)
+    sure = said if ended else re.sub(_HALF, "", said)
     try:
-        return str(jsonlib.loads(f'"{escape[0]}"'))
-    except ValueError:
-        return escape[0]
+        return str(jsonlib.loads(f'"{sure}"', strict=False))
+    except ValueError:  # an escape that JSON does not know stays as it is
+        return re.sub(_ESCAPE, lambda one: str(first([*_loaded(f'"{one[0]}"'), one[0]])), sure)
 
 
 # -- From JSON data to values --
