@@ -1322,7 +1322,7 @@ def _markup(text: str, as_list: bool) -> Iterator[Any]:
 _FOLLOWS = (
     r"""(?=\s*+(?:[]}:]|\Z|//|/\*|["“]|,\s*+(?:["'“{[\]}]|[-\d]|\w++\s*:|true|false|null)))"""
 )
-_QUOTED = rf'(?<=[\s(\["])"\w(?:[^"\\]|\\.)*+"(?!{_FOLLOWS})'
+_QUOTED = rf'(?<=[\s(\["])"\w(?:[^"\\]|\\.)*+(?<![\s(\[])"(?!{_FOLLOWS})'
 
 
 @lru_cache(maxsize=2)  # compiled where it is used: importing stays cheap
