@@ -809,43 +809,25 @@ def _made() -> Any:
 # differently: Literal["a", "b"] and Literal["b", "a"].
 
 Shape = tuple[str, tuple[Any, ...]]
-"""One of scalar, choice, union, noted, boxed, media, row, list, dict, object; and its parts."""
+"""One of scalar, choice, union, noted, row, list, dict, object; and its parts."""
 
 STRUCTURED = ("row", "list", "dict", "object")
 """The kinds that are written as a JSON list or object."""
 
-_LISTS = (list, tuple, abc.Sequence, abc.MutableSequence, abc.Collection, abc.Iterable)
+_LISTS = (
+    list, tuple, set, frozenset,
+    abc.Sequence, abc.MutableSequence, abc.Collection, abc.Iterable,
+)  # fmt: skip
 _DICTS = (dict, abc.Mapping, abc.MutableMapping, Record)
 
 
-def _other_name(tp: Any) -> Any:
-    """The type that a NewType, a `type` statement or a type variable stands for; else None."""
+def _same_as(tp: Any) -> Any:
+    """The type that another one stands for: a name, a type variable, a class around one value."""
     if isinstance(tp, TypeVar):
         return tp.__bound__ or Any
-    return getattr(tp, "__supertype__", None) or getattr(tp, "__value__", None)
-
-
-# A text from which a value can be made, of the classes that do not take any.
-_SAMPLES = {
-    "UUID": "00000000-0000-0000-0000-000000000000", "IPv4Address": "127.0.0.1",
-    "IPv6Address": "::1", "IPv4Network": "127.0.0.0/8", "IPv6Network": "::/64",
-    "EmailStr": "ann@example.org", "AnyUrl": "https://example.org/",
-    "HttpUrl": "https://example.org/",
-}  # fmt: skip
-
-
-def _boxed(tp: Any) -> tuple[Any, ...] | None:
-    """Of a class around one plain value: that one's type, what makes one of it, words, a sample."""
-    if tp is timedelta:
-        return float, lambda seconds: timedelta(seconds=seconds), "number of seconds", 1.0
     if getattr(tp, "__pydantic_root_model__", False):
-        root = tp.model_fields["root"].annotation
-        return root, tp, words(root), sample(root)
-    if not _is_text_like(tp):
-        return None
-    ours = tp.__module__ in ("uuid", "pathlib", "ipaddress")
-    make = tp if ours else sys.modules["pydantic"].TypeAdapter(tp).validate_python
-    return str, make, tp.__name__, _SAMPLES.get(tp.__name__, "text")
+        return tp.model_fields["root"].annotation
+    return getattr(tp, "__supertype__", None) or getattr(tp, "__value__", None)
 
 
 def shape(tp: Any) -> Shape:
@@ -866,22 +848,37 @@ def shape(tp: Any) -> Shape:
         return "union", args
     if hasattr(tp, "__metadata__"):
         return "noted", (tp.__origin__, *_notes(tp.__metadata__))
-    if (same := _other_name(tp)) is not None:
+    if (same := _same_as(tp)) is not None:
         return "noted", (same,)
-    if isinstance(tp, type) and issubclass(tp, Media):
-        return "media", ()
+    if (scalar := _class_of_texts(tp)) is not None:
+        return "scalar", scalar
     if origin is tuple and tp is not tuple and args[1:] != (...,):
         return "row", args
-    if origin in (*_LISTS, set, frozenset):
+    if origin in _LISTS:
         return "list", args[:1] or (Any,)
     if origin in _DICTS:
         return "dict", args or (str, Any)
-    if (inner := _boxed(tp)) is not None:
-        return "boxed", inner
     if (known := _attributes(tp)) is not None:
         return "object", known
     expected = "str, int, float, bool, Literal, an Enum, X | None, list, dict, a class"
     raise SignatureError("unknown type", tp, expected, "use one of these")
+
+
+def _kind(tp: Any) -> str:
+    """What kind of type it is, whatever is noted on it."""
+    kind, parts = shape(tp)
+    return _kind(parts[0]) if kind == "noted" else kind
+
+
+def _has_media(tp: Any, inside: tuple[Any, ...] = ()) -> bool:
+    if isinstance(tp, type) and issubclass(tp, Media):
+        return True
+    kind, parts = shape(tp)
+    if kind in ("scalar", "choice") or tp in inside:
+        return False
+    inner = [one.type for one in parts] if kind == "object" else parts
+    inner = inner[:1] if kind == "noted" else inner
+    return any(_has_media(one, (*inside, tp)) for one in inner)
 
 
 def words(tp: Any, inside: tuple[Any, ...] = ()) -> str:
@@ -901,13 +898,9 @@ def words(tp: Any, inside: tuple[Any, ...] = ()) -> str:
         return str(parts[0])
     if kind == "choice":
         return "one of " + ", ".join(_dump(jsonable(one)) for one in parts)
-    if kind == "media":
-        return str(tp.kind)
     if kind == "noted":
         notes = list(concat([one] if isinstance(one, str) else _limits(one) for one in parts[1:]))
         return words(parts[0], inside) + (f" ({', '.join(notes)})" if notes else "")
-    if kind == "boxed":
-        return str(parts[2])
     if kind == "object":
         return _object_words(tp, parts, inside)
     inner = [words(one, inside) for one in parts if one is not Media]  # that is never written
@@ -926,19 +919,30 @@ def _object_words(tp: Any, parts: Iterable[_Attribute], inside: tuple[Any, ...])
     return f"{tp.__name__} {body}" if recursive else body
 
 
-def _kind(tp: Any) -> str:
-    """What kind of type it is, whatever is noted on it."""
+def sample(tp: Any, inside: tuple[Any, ...] = ()) -> Any:
+    """Invent a plain value of a type, always the same one; `inside` is as in `words`.
+
+    >>> sample(list[Literal["a", "b"]])
+    ['a']
+    """
     kind, parts = shape(tp)
-    return _kind(parts[0]) if kind == "noted" else kind
+    if kind == "scalar":
+        return parts[3]
+    if kind == "choice":
+        return jsonable(parts[0])
+    if tp is History or (kind == "list" and parts[0] in inside):
+        return []
+    if kind == "noted":
+        return sample(parts[0], inside)
+    if kind == "union":
+        return sample(next(one for one in parts if one not in inside), inside)
+    if kind == "object":
+        return {a.name: sample(a.type, (*inside, tp)) for a in parts}
+    values = [sample(one, inside) for one in parts]
+    return {str(values[0]): values[1]} if kind == "dict" else values
 
 
-def _has_media(tp: Any, inside: tuple[Any, ...] = ()) -> bool:
-    kind, parts = shape(tp)
-    if kind in ("scalar", "choice") or tp in inside:
-        return False
-    inner = [one.type for one in parts] if kind == "object" else parts
-    inner = inner[:1] if kind in ("noted", "boxed") else inner
-    return kind == "media" or any(_has_media(one, (*inside, tp)) for one in inner)
+_Defs = dict[Any, dict[str, Any]]  # the schemas of the classes met so far
 
 
 def json_schema(tp: Any) -> dict[str, Any]:
@@ -956,12 +960,22 @@ def json_schema(tp: Any) -> dict[str, Any]:
     return _with_defs(_schema(tp, defs), defs)
 
 
-_Defs = dict[Any, dict[str, Any]]  # the schemas of the classes met so far
-
-
 def _with_defs(made: dict[str, Any], defs: _Defs) -> dict[str, Any]:
     named = {_def_name(one, defs): schema for one, schema in defs.items()}
     return {**made, "$defs": named} if defs else made
+
+
+def _def_name(tp: Any, defs: _Defs) -> str:
+    """The name of a class; numbered where another class has it already."""
+    place = [one for one in defs if one.__name__ == tp.__name__].index(tp)
+    return f"{tp.__name__}{place + 1}" if place else str(tp.__name__)
+
+
+@frozen
+class _Held:
+    """In an annotation: the schema to hold a model to, narrower than that of the type."""
+
+    schema: Fields
 
 
 def _fields_schema(fields: Iterable[Field | _Attribute], defs: _Defs) -> dict[str, Any]:
@@ -975,22 +989,25 @@ def _closed(properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, **rules}
 
 
+_JSON_NAMES = {str: "string", bool: "boolean", int: "integer", float: "number"}
+
+
 def _schema(tp: Any, defs: _Defs) -> dict[str, Any]:
     kind, parts = shape(tp)
     if kind == "scalar":
         return dict(parts[1])
     if kind == "choice":
-        return _choice_schema([jsonable(choice) for choice in parts])
-    if kind == "media":
-        return {"type": "string"}
-    if kind in ("noted", "boxed"):
-        held = [one.schema for one in parts[1:] if isinstance(one, _Held)]
-        return dict(held[0]) if held else _schema(parts[0], defs)
+        values = [jsonable(choice) for choice in parts]
+        kinds = list(unique(_JSON_NAMES.get(type(value), "null") for value in values))
+        return {"type": kinds if kinds[1:] else kinds[0], "enum": values}
     if kind == "object":
         if tp not in defs:
             defs[tp] = {}  # it may hold itself
             defs[tp] = _fields_schema(parts, defs)
         return {"$ref": f"#/$defs/{_def_name(tp, defs)}"}
+    if kind == "noted":
+        held = [one.schema for one in parts if isinstance(one, _Held)]
+        return dict(held[0]) if held else _schema(parts[0], defs)
     inner = [_schema(one, defs) for one in parts]
     if kind == "union":
         return {"anyOf": inner}
@@ -1000,53 +1017,6 @@ def _schema(tp: Any, defs: _Defs) -> dict[str, Any]:
         return {"type": "array", "items": _closed({"key": inner[0], "value": inner[1]})}
     items = {"anyOf": list(unique(inner, key=canonical))} if inner else {"type": "null"}
     return {"type": "array", "items": items, "minItems": len(inner), "maxItems": len(inner)}
-
-
-@frozen
-class _Held:
-    """In an annotation: the schema to hold a model to, narrower than that of the type."""
-
-    schema: Fields
-
-
-def _choice_schema(values: list[Any]) -> dict[str, Any]:
-    names = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
-    kinds = list(dict.fromkeys(names[type(value)] for value in values))
-    return {"type": kinds if kinds[1:] else kinds[0], "enum": values}
-
-
-def _def_name(tp: Any, defs: _Defs) -> str:
-    """The name of a class; numbered where another class has it already."""
-    place = [one for one in defs if one.__name__ == tp.__name__].index(tp)
-    return f"{tp.__name__}{place + 1}" if place else str(tp.__name__)
-
-
-def sample(tp: Any, inside: tuple[Any, ...] = ()) -> Any:
-    """Invent a plain value of a type, always the same one; `inside` is as in `words`.
-
-    >>> sample(list[Literal["a", "b"]])
-    ['a']
-    """
-    kind, parts = shape(tp)
-    if tp is History:
-        return []
-    if kind == "scalar":
-        return parts[3]
-    if kind == "choice":
-        return jsonable(parts[0])
-    if kind == "media":
-        return f"data:{tp.kind}/x;base64,AA=="
-    if kind == "noted":
-        return sample(parts[0], inside)
-    if kind == "boxed":
-        return parts[3]
-    if kind == "union":
-        return sample(next(one for one in parts if one not in inside), inside)
-    if kind == "object":
-        return {a.name: sample(a.type, (*inside, tp)) for a in parts}
-    if kind == "dict":
-        return {str(sample(parts[0], inside)): sample(parts[1], inside)}
-    return [] if kind == "list" and parts[0] in inside else [sample(p, inside) for p in parts]
 
 
 def coerce(tp: Any, data: Any) -> Any:
@@ -1625,10 +1595,37 @@ def _to_text(tp: Any, data: Any) -> str:
     raise _not("a text", data)
 
 
+def _to_seconds(tp: Any, data: Any) -> timedelta:
+    if isinstance(data, str) and re.search(r"[^\W\d_]", data):
+        raise _not("a number of seconds", data)  # 5 minutes are not 5
+    return data if isinstance(data, tp) else _build(data, timedelta, 0, _to_number(float, data))
+
+
+def _to_text_like(tp: Any, data: Any) -> Any:
+    if isinstance(data, tp):
+        return data
+    ours = tp.__module__ in ("uuid", "pathlib", "ipaddress")
+    make = tp if ours else sys.modules["pydantic"].TypeAdapter(tp).validate_python
+    return _build(data, make, _to_text(str, data))
+
+
+def _to_media(tp: Any, data: Any) -> Any:
+    if isinstance(data, tp):
+        return data
+    given = {"url": data} if isinstance(data, str) else data
+    for kind in (tp, Image, Audio, File) if isinstance(given, Mapping) else ():
+        url = given.get(kind.kind, given.get("url") if kind is tp else None)
+        if url and issubclass(kind, tp):
+            return _build(data, kind, url, given.get("name", ""))
+    raise _not(f"the URL or data URI of {tp.kind}", data)
+
+
 _ANYTHING = {"anyOf": [{"type": kind} for kind in ("string", "number", "boolean", "null")]}
 
+_Scalar = tuple[str, dict[str, Any], Callable[[Any, Any], Any], Any]
+
 # Of each type without parts: its words, its schema, (type, data) -> value, and a sample.
-_SCALARS: dict[Any, tuple[str, dict[str, Any], Callable[[Any, Any], Any], Any]] = {
+_SCALARS: dict[Any, _Scalar] = {
     str: ("str", {"type": "string"}, _to_text, "text"),
     int: ("int", {"type": "integer"}, _to_number, 1),
     float: ("float", {"type": "number"}, _to_number, 1.0),
@@ -1649,8 +1646,26 @@ _SCALARS: dict[Any, tuple[str, dict[str, Any], Callable[[Any, Any], Any], Any]] 
         "2000-01-01T00:00:00",
     ),
     clock: ("time HH:MM:SS", {"type": "string", "format": "time"}, _to_moment, "00:00:00"),
+    timedelta: ("number of seconds", {"type": "number"}, _to_seconds, 1.0),
     Any: ("any", _ANYTHING, lambda tp, data: data, "text"),
 }
+
+# A text from which a value can be made, of the classes that do not take any.
+_SAMPLES = {
+    "UUID": "00000000-0000-0000-0000-000000000000", "IPv4Address": "127.0.0.1",
+    "IPv6Address": "::1", "IPv4Network": "127.0.0.0/8", "IPv6Network": "::/64",
+    "EmailStr": "ann@example.org", "AnyUrl": "https://example.org/",
+    "HttpUrl": "https://example.org/",
+}  # fmt: skip
+
+
+def _class_of_texts(tp: Any) -> _Scalar | None:
+    """The same of a class whose values are written as one text; None of any other type."""
+    if isinstance(tp, type) and issubclass(tp, Media):
+        return tp.kind, {"type": "string"}, _to_media, f"data:{tp.kind}/x;base64,AA=="
+    if not _is_text_like(tp):
+        return None
+    return tp.__name__, {"type": "string"}, _to_text_like, _SAMPLES.get(tp.__name__, "text")
 
 
 def _to_choice(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
@@ -1738,6 +1753,8 @@ def _is_whole(tp: Any, data: Any) -> bool:
 
 def _to_noted(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
     """Coerce, then check what the annotation demands."""
+    if isinstance(tp, type):  # a class around one value
+        return data if isinstance(data, tp) else _build(data, tp, coerce(parts[0], data))
     value = coerce(parts[0], data)
     for note in parts[1:]:
         if callable(note):  # as attrs calls its validators
@@ -1745,23 +1762,6 @@ def _to_noted(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
         elif not _allowed(note, value):
             raise ValueError(f"{cut(repr(data), 80)} is refused: expected {words(tp)}")
     return value
-
-
-def _to_boxed(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
-    if tp is timedelta and isinstance(data, str) and re.search(r"[^\W\d_]", data):
-        raise _not("a number of seconds", data)  # 5 minutes are not 5
-    return data if isinstance(data, tp) else _build(data, parts[1], coerce(parts[0], data))
-
-
-def _to_media(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
-    if isinstance(data, tp):
-        return data
-    given = {"url": data} if isinstance(data, str) else data
-    for kind in (tp, Image, Audio, File) if isinstance(given, Mapping) else ():
-        url = given.get(kind.kind, given.get("url") if kind is tp else None)
-        if url and issubclass(kind, tp):
-            return _build(data, kind, url, given.get("name", ""))
-    raise _not(f"the URL or data URI of {tp.kind}", data)
 
 
 def _to_row(tp: Any, parts: tuple[Any, ...], data: Any) -> tuple[Any, ...]:
@@ -1821,8 +1821,8 @@ def _takes_none(tp: Any) -> bool:
 
 
 _COERCE: dict[str, Callable[[Any, tuple[Any, ...], Any], Any]] = {
-    "choice": _to_choice, "union": _to_union, "noted": _to_noted, "boxed": _to_boxed,
-    "media": _to_media, "row": _to_row, "list": _to_items, "dict": _to_dict, "object": _to_object,
+    "choice": _to_choice, "union": _to_union, "noted": _to_noted, "row": _to_row,
+    "list": _to_items, "dict": _to_dict, "object": _to_object,
 }  # fmt: skip
 
 
