@@ -1052,17 +1052,17 @@ def read(tp: Any, text: str, *, name: str = "") -> Any:
 
 def _first_value(tp: Any, meant: Iterable[Any], text: Any) -> Any:
     """The first of the readings that is a value; the first error says most of what was wrong."""
-    wrong: ValueError | None = None
+    wrong = []
     for data in meant:
         try:
             value = coerce(tp, data)
         except ValueError as error:
-            wrong = wrong or error
+            wrong.append(error)
         else:
             # 1e3 is a number in JSON, but where a text is wanted it is these very characters.
             verbatim = isinstance(value, str) and not isinstance(data, str)
             return text if verbatim and isinstance(text, str) else value
-    raise wrong or _not(words(tp), text)
+    raise wrong[0]
 
 
 def write(tp: Any, value: Any) -> str:
@@ -1072,16 +1072,11 @@ def write(tp: Any, value: Any) -> str:
     ('7', '["a"]', '"null"', 'true')
     """
     data = jsonable(value)
-    if not isinstance(data, str):
-        return _dump(data)
-    return data if tp is str or _reads_back(tp, data) else _dump(data)
-
-
-def _reads_back(tp: Any, text: str) -> bool:
-    try:
-        return text == text.strip() and jsonable(read(tp, text)) == text
-    except ValueError:
-        return False
+    if isinstance(data, str) and (tp is str or data == data.strip()):
+        with suppress(ValueError):
+            if jsonable(read(tp, data)) == data:
+                return data
+    return _dump(data)
 
 
 # -- From text to JSON data --
@@ -1462,7 +1457,7 @@ def _at(place: str, tp: Any, data: Any) -> Any:
         raise ValueError(f"at {place}: {error}") from error
 
 
-_ANSWER = r"(?i)\s*(?:(?:the|my|final)\s+)*(?:answer|result|value)\s*[*_]*(?:\s+is\b|\s*[:=])"
+_ANSWER = r"(?i)\A\s*(?:(?:the|my|final)\s+)*(?:answer|result|value)\s*[*_]*(?:\s+is\b|\s*[:=])"
 _AROUND = " \t\r\n*_`\"'“”[]{}"
 
 
@@ -1470,9 +1465,7 @@ def _plain(data: Any) -> Any:
     """A text without what a person would not take for a part of it: marks, a label, a full stop."""
     if not isinstance(data, str):
         return data
-    text = data.strip(_AROUND)
-    if label := re.match(_ANSWER, text):
-        text = text[label.end() :]
+    text = re.sub(_ANSWER, "", data.strip(_AROUND))
     return text.strip(_AROUND).rstrip(".").strip(_AROUND)
 
 
@@ -1492,22 +1485,16 @@ _NUMBER = (
 
 def _digits(data: Any) -> str | None:
     """The digits of a number in a text, without currency, unit and commas; None if it is none."""
-    text = _plain(data) if isinstance(data, str) else ""
-    if not (found := re.fullmatch(_NUMBER, text)):
-        return None
-    sign, number, power = found.groups()
-    return f"{sign}{number.replace(',', '').replace('_', '')}{power or ''}"
+    found = re.fullmatch(_NUMBER, _plain(data)) if isinstance(data, str) else None
+    return re.sub("[,_]", "", "".join(filter(None, found.groups()))) if found else None
 
 
 def _to_number(tp: Any, data: Any) -> Any:
-    value = data
+    value, text = data, _plain(data) if isinstance(data, str) else ""
     if (digits := _digits(data)) is not None:
         value = int(digits) if digits.lstrip("+-").isdecimal() else float(digits)
-    elif (
-        tp is float and isinstance(data, str) and re.fullmatch(r"\d+\s*/\s*[1-9]\d*", _plain(data))
-    ):
-        over, under = map(int, _plain(data).split("/"))
-        value = over / under
+    elif tp is float and re.fullmatch(r"\d+\s*/\s*[1-9]\d*", text):
+        value = operator.truediv(*map(float, text.split("/")))
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
         raise _not(f"a value of type {tp.__name__}", data)
     grouped = isinstance(data, str) and re.search(r"\d\.\d{3}\b", data)  # 1.000 may be a thousand
@@ -1517,61 +1504,45 @@ def _to_number(tp: Any, data: Any) -> Any:
 
 
 def _to_decimal(tp: Any, data: Any) -> Decimal:
-    if isinstance(data, Decimal):
-        return data
-    number = repr(data) if type(data) in (int, float) else data
-    if (digits := _digits(number)) is None:
+    digits = _digits(repr(data) if type(data) in (int, float) else data)
+    if digits is None and not isinstance(data, Decimal):
         raise _not("a decimal number", data)
-    return _build(data, Decimal, digits)
+    return _build(data, Decimal, digits or data)
 
 
-_MONTHS = (
-    "january", "february", "march", "april", "may", "june",
-    "july", "august", "september", "october", "november", "december",
-)  # fmt: skip
-_DAY = r"(\d{1,2})(?:st|nd|rd|th)?"
-_WEEKDAY = r"(?:(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*\.?,?\s+)?"
-_IN_WORDS = (
-    rf"(?i){_WEEKDAY}{_DAY}(?:\s+of)?\s+([a-z]{{3,9}})\.?,?\s+(\d{{4}})",
-    rf"(?i){_WEEKDAY}([a-z]{{3,9}})\.?\s+{_DAY},?\s+(\d{{4}})",
+# What a date is written with that does not tell one from another.
+_TRIMMINGS = (
+    r"(?i)\A(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*\.?,?\s+|(?<=\d)(?:st|nd|rd|th)\b|\bof\b|"
+    r"(?<=\bsep)t\b|(?<=[a-z])\.|,"
 )
+_DATES = ("%Y-%m-%d", "%d-%m-%Y", "%m-%d-%Y", "%d %B %Y", "%d %b %Y", "%B %d %Y", "%b %d %Y")
+_CLOCK = r"\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|\+\d\d:?\d\d|(?<=:\d\d:\d\d)-\d\d:?\d\d)?"
 
 
 def _day(text: str) -> str:
     """A date in words or digits that has one reading, as YYYY-MM-DD; any other text as it is."""
-    if found := re.fullmatch(r"(\d{4})([/.])(\d{1,2})\2(\d{1,2})(.*)", text):
-        return f"{found[1]}-{int(found[3]):02}-{int(found[4]):02}{found[5]}"
-    if found := re.fullmatch(r"(\d{1,2})([/.-])(\d{1,2})\2(\d{4})", text):
-        day, month = sorted([int(found[1]), int(found[3])], reverse=True)
-        return f"{found[4]}-{month:02}-{day:02}" if day > 12 or day == month else text
-    for number, form in enumerate(_IN_WORDS):
-        if found := re.fullmatch(form, text):
-            day, name = int(found[1 + number]), found[2 - number].lower()
-            known = [place for place, one in enumerate(_MONTHS, start=1) if one.startswith(name)]
-            return f"{found[3]}-{known[0]:02}-{day:02}" if known else text
-    return text
-
-
-_CLOCK = r"\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|\+\d\d:?\d\d|(?<=:\d\d:\d\d)-\d\d:?\d\d)?"
+    if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
+        return text
+    spelled = re.sub(r"(?<=\d)[/.](?=\d)", "-", re.sub(_TRIMMINGS, " ", text)).strip()
+    readings = set[str]()
+    for form in _DATES:
+        with suppress(ValueError):
+            readings.add(datetime.strptime(spelled, form).date().isoformat())
+    return first(readings) if len(readings) == 1 else text
 
 
 def _to_moment(tp: Any, data: Any) -> Any:
     if type(data) is tp:
         return data
     try:
-        if tp is clock:
-            return _fitting_clock(_plain(data))
-        text = _day(_plain(data))
-        return tp.fromisoformat(re.sub(rf"(?<=\d)[T ]{_CLOCK}\Z", "", text) if tp is date else text)
+        text = _plain(data)
+        if tp is clock and not re.fullmatch(_CLOCK, text):  # 10:00-11:00 is a span, 10.30 a number
+            raise ValueError(text)
+        found: Any = re.fullmatch(rf"(.*?)([T ]{_CLOCK})?", text)
+        day, at = _day(found[1]), found[2] or ""
+        return tp.fromisoformat(day if tp is date else day + at)
     except (AttributeError, TypeError, ValueError):
         raise _not(f"a {_SCALARS[tp][0]}", data) from None
-
-
-def _fitting_clock(text: str) -> clock:
-    """The time of a text; 10:00-11:00 is a span, and 10.30 a number."""
-    if not re.fullmatch(_CLOCK + r"(?:\.\d+)?", text):
-        raise ValueError(text)
-    return clock.fromisoformat(text)
 
 
 _SAID = {"true": True, "yes": True, "false": False, "no": False}
@@ -1621,31 +1592,24 @@ def _to_media(tp: Any, data: Any) -> Any:
 
 
 _ANYTHING = {"anyOf": [{"type": kind} for kind in ("string", "number", "boolean", "null")]}
+_TEXT = {"type": "string"}
+_DECIMAL = {**_TEXT, "pattern": r"^-?[0-9]+(\.[0-9]+)?$"}  # else models write words
+_TIME = {**_TEXT, "format": "date-time"}
 
 _Scalar = tuple[str, dict[str, Any], Callable[[Any, Any], Any], Any]
 
 # Of each type without parts: its words, its schema, (type, data) -> value, and a sample.
 _SCALARS: dict[Any, _Scalar] = {
-    str: ("str", {"type": "string"}, _to_text, "text"),
+    str: ("str", _TEXT, _to_text, "text"),
     int: ("int", {"type": "integer"}, _to_number, 1),
     float: ("float", {"type": "number"}, _to_number, 1.0),
     bool: ("true or false", {"type": "boolean"}, _to_bool, True),
     None: ("null", {"type": "null"}, _to_none, None),
     type(None): ("null", {"type": "null"}, _to_none, None),
-    Decimal: (
-        "decimal number",
-        {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]+)?$"},  # else models write words
-        _to_decimal,
-        "1",
-    ),
-    date: ("date YYYY-MM-DD", {"type": "string", "format": "date"}, _to_moment, "2000-01-01"),
-    datetime: (
-        "time in ISO 8601",
-        {"type": "string", "format": "date-time"},
-        _to_moment,
-        "2000-01-01T00:00:00",
-    ),
-    clock: ("time HH:MM:SS", {"type": "string", "format": "time"}, _to_moment, "00:00:00"),
+    Decimal: ("decimal number", _DECIMAL, _to_decimal, "1"),
+    date: ("date YYYY-MM-DD", {**_TEXT, "format": "date"}, _to_moment, "2000-01-01"),
+    datetime: ("time in ISO 8601", _TIME, _to_moment, "2000-01-01T00:00:00"),
+    clock: ("time HH:MM:SS", {**_TEXT, "format": "time"}, _to_moment, "00:00:00"),
     timedelta: ("number of seconds", {"type": "number"}, _to_seconds, 1.0),
     Any: ("any", _ANYTHING, lambda tp, data: data, "text"),
 }
@@ -1662,34 +1626,30 @@ _SAMPLES = {
 def _class_of_texts(tp: Any) -> _Scalar | None:
     """The same of a class whose values are written as one text; None of any other type."""
     if isinstance(tp, type) and issubclass(tp, Media):
-        return tp.kind, {"type": "string"}, _to_media, f"data:{tp.kind}/x;base64,AA=="
-    if not _is_text_like(tp):
-        return None
-    return tp.__name__, {"type": "string"}, _to_text_like, _SAMPLES.get(tp.__name__, "text")
+        return tp.kind, _TEXT, _to_media, f"data:{tp.kind}/x;base64,AA=="
+    if _is_text_like(tp):
+        return tp.__name__, _TEXT, _to_text_like, _SAMPLES.get(tp.__name__, "text")
+    return None
 
 
 def _to_choice(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
     """Find the choice whose value is the data; or that reads like it; or that a sentence names."""
-    text = canonical(data, other=repr)
-    if exact := [choice for choice in parts if canonical(choice) == text]:
-        return exact[0]
-    names = [list(map(_loose, _names(choice))) for choice in parts]
-    alike = [choice for choice, own in zip(parts, names, strict=True) if _loose(data) in own]
-    if isinstance(data, str) and not alike:
-        pairs = [(one, own) for one, own in zip(parts, names, strict=True) if _is_word(one)]
-        alike = [choice for choice, own in pairs if _says(data, own, names)]
-    if not isinstance(data, str) or len(alike) != 1:
+    text, values = canonical(data, other=repr), list(map(jsonable, parts))
+    for choice in parts:
+        if canonical(choice) == text:
+            return choice
+    pairs = zip(values, [getattr(choice, "name", "") for choice in parts], strict=True)
+    names = [[_loose(one) for one in pair if one != ""] for pair in pairs]
+    alike = [_loose(data) in own for own in names]
+    if isinstance(data, str) and not any(alike):
+        # A number, or a letter as "a" is, cannot be told in a sentence.
+        alike = [
+            isinstance(value, str) and len(value) > 1 and _says(data, own, names)
+            for value, own in zip(values, names, strict=True)
+        ]
+    if not isinstance(data, str) or sum(alike) != 1:
         raise _not(words(tp), data)
-    return alike[0]
-
-
-def _is_word(choice: Any) -> bool:
-    """Whether a choice can be told in a sentence: not a number, and not a letter, as "a" is."""
-    return isinstance(jsonable(choice), str) and len(jsonable(choice)) > 1
-
-
-def _names(choice: Any) -> list[Any]:
-    return [jsonable(choice), *([choice.name] if isinstance(choice, Enum) else [])]
+    return parts[alike.index(True)]
 
 
 def _loose(text: Any) -> str:
@@ -1783,16 +1743,17 @@ def _to_items(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
     return _build(data, kind, items) if kind in (tuple, set, frozenset) else items
 
 
+def _is_pair(one: Any) -> bool:
+    return isinstance(one, dict) and one.keys() == {"key", "value"}
+
+
 def _to_dict(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
-    if isinstance(data, list) and all(
-        isinstance(one, dict) and one.keys() == {"key", "value"} for one in data
-    ):
-        # As the schema asks for it; a key that cannot be one is its text.
-        keys = [k if isinstance(k, (str, int, float)) else _dump(k) for k in pluck("key", data)]
-        data = dict(zip(keys, pluck("value", data), strict=True))
-    if not isinstance(data, Mapping):
+    pairs: Any = data.items() if isinstance(data, Mapping) else data
+    if isinstance(data, list) and all(map(_is_pair, data)):  # as the schema asks for it
+        pairs = pluck(["key", "value"], data)
+    elif not isinstance(data, Mapping):
         raise _not(f"a JSON object, {words(tp)}", data)
-    pairs = [(_at("a key", parts[0], k), _at(f"{k!r}", parts[1], v)) for k, v in data.items()]
+    pairs = [(_at("a key", parts[0], k), _at(f"{k!r}", parts[1], value)) for k, value in pairs]
     made: Any = _build(data, Record if tp is Record else dict, pairs)
     if len(made) < len(pairs):
         raise _not("a JSON object whose keys differ", data)
@@ -1805,14 +1766,16 @@ def _to_object(tp: Any, parts: tuple[_Attribute, ...], data: Any) -> Any:
         return data
     if not isinstance(data, Mapping):
         raise _not(f"a JSON object, {words(tp)}", data)
-    names = {a.key: next((n for n in (a.name, a.key) if n in data), None) for a in parts}
+    names = {a.alias: next((n for n in (a.name, a.alias) if n in data), None) for a in parts}
     if data and not any(names.values()):  # it is about something else
         raise _not(f"a JSON object, {words(tp)}", data)
-    missing = [a for a in parts if a.required and names[a.key] is None]
+    missing = [a for a in parts if a.required and names[a.alias] is None]
     if asked := [a.name for a in missing if not _takes_none(a.type)]:
         raise ValueError(f"{cut(repr(data), 80)} has no {asked[0]!r}; expected {words(tp)}")
-    given = {a.key: _at(a.name, a.type, data[n]) for a in parts if (n := names[a.key]) is not None}
-    return _build(data, partial(made, **{a.key: None for a in missing}, **given))
+    given = {
+        a.alias: _at(a.name, a.type, data[n]) for a in parts if (n := names[a.alias]) is not None
+    }
+    return _build(data, partial(made, **{a.alias: None for a in missing}, **given))
 
 
 def _takes_none(tp: Any) -> bool:
@@ -1836,11 +1799,7 @@ class _Attribute(typing.NamedTuple):
     type: Any
     required: bool = True
     desc: str = ""
-    alias: str = ""  # by which the constructor takes it, if it is another name
-
-    @property
-    def key(self) -> str:
-        return self.alias or self.name
+    alias: str = ""  # by which the constructor takes it
 
 
 def _attributes(tp: Any) -> tuple[_Attribute, ...] | None:
@@ -1853,27 +1812,35 @@ def _attributes_of(tp: Any) -> tuple[_Attribute, ...] | None:
     made: Any = typing.get_origin(tp) or tp
     for fits, read_one in _CLASSES if isinstance(made, type) else ():
         if fits(made):
-            given = dict(
-                zip(getattr(made, "__parameters__", ()), typing.get_args(tp), strict=False)
-            )
-            resolved = hasattr(made, "model_fields")  # pydantic has done that
-            hints = {} if resolved else typing.get_type_hints(made, include_extras=True)
-            found = read_one(made, {n: _filled(hint, given) for n, hint in hints.items()})
+            names, args = getattr(made, "__parameters__", ()), typing.get_args(tp)
+            given = dict(zip(names, args, strict=False))
+            hints = _model_hints(made) or typing.get_type_hints(made, include_extras=True)
+            found = read_one(made, {n: _filled(hint, given, made) for n, hint in hints.items()})
             return tuple(map(_described_attribute, found))
     return None
 
 
-def _filled(hint: Any, given: Mapping[Any, Any]) -> Any:
-    """A hint with types in the place of type variables."""
+def _model_hints(tp: Any) -> dict[str, Any]:
+    return {name: info.annotation for name, info in getattr(tp, "model_fields", {}).items()}
+
+
+def _filled(hint: Any, given: Mapping[Any, Any], tp: Any) -> Any:
+    """A hint with types for type variables, and the class for pydantic's mark of a generic one."""
     if isinstance(hint, TypeVar):
         return given.get(hint, hint)
-    inner = () if isinstance(hint, type) else getattr(hint, "__parameters__", ())
-    return hint[tuple(given.get(one, Any) for one in inner)] if inner else hint
+    if type(hint).__name__ == "PydanticRecursiveRef":
+        return tp
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    inner = tuple(_filled(one, given, tp) for one in args)
+    if inner == args:
+        return hint
+    made: Any = Union if origin is pytypes.UnionType else origin
+    return made[inner if inner[1:] else inner[0]]
 
 
 def _described_attribute(one: _Attribute) -> _Attribute:
     kind, desc = described(one.type, one.desc)
-    return one._replace(type=kind, desc=desc)
+    return one._replace(type=kind, desc=desc, alias=one.alias or one.name)
 
 
 def described(tp: Any, desc: str = "") -> tuple[Any, str]:
@@ -1901,13 +1868,17 @@ def _notes(metadata: Iterable[Any]) -> Iterator[Any]:
             yield one
 
 
-def _attrs_class(tp: Any, hints: Fields) -> Iterator[_Attribute]:
-    for a in attrs.fields(tp):
-        if a.init and a.eq:  # what `jsonable` writes of it
-            limits = [str(a.metadata.get("desc", "")), *_limits(a.validator)]
-            desc = ", ".join(filter(None, limits))
-            required = a.default is attrs.NOTHING
-            yield _Attribute(a.alias or a.name, hints.get(a.name, Any), required, desc)
+def _fields_of(tp: Any, hints: Fields) -> Iterator[_Attribute]:
+    """Of an attrs class or a dataclass, what `jsonable` writes of it."""
+    from dataclasses import MISSING, fields
+
+    for a in attrs.fields(tp) if attrs.has(tp) else fields(tp):
+        if a.init and getattr(a, "eq", True):
+            told = [str(a.metadata.get("desc", "")), *_limits(getattr(a, "validator", None))]
+            default = getattr(a, "default_factory", MISSING) if a.default is MISSING else a.default
+            required = default is MISSING or default is attrs.NOTHING
+            name, desc = getattr(a, "alias", None) or a.name, ", ".join(filter(None, told))
+            yield _Attribute(name, hints.get(a.name, Any), required, desc)
 
 
 # What notes and validators demand, by the attribute that holds the limit: words, and the check.
@@ -1951,15 +1922,6 @@ def _limits(validator: Any) -> list[str]:
     return [_DEMANDS[name][0].format(getattr(limit, "pattern", limit)) for name, limit in found]
 
 
-def _data_class(tp: Any, hints: Fields) -> Iterator[_Attribute]:
-    from dataclasses import MISSING, fields
-
-    for a in fields(tp):
-        if a.init:
-            required = a.default is MISSING and a.default_factory is MISSING
-            yield _Attribute(a.name, hints[a.name], required, str(a.metadata.get("desc", "")))
-
-
 def _is_typed_dict(tp: Any) -> bool:
     return hasattr(tp, "__required_keys__") and hasattr(tp, "__total__")  # also a backported one
 
@@ -1976,31 +1938,17 @@ def _named_tuple(tp: Any, hints: Fields) -> Iterator[_Attribute]:
         yield _Attribute(name, hints.get(name, Any), name not in tp._field_defaults)
 
 
-def _pydantic_refs(hint: Any, tp: Any) -> Any:
-    """A hint of a generic model, which pydantic lets refer to itself by a mark of its own."""
-    if type(hint).__name__ == "PydanticRecursiveRef":
-        return tp
-    args = typing.get_args(hint)
-    inner = tuple(_pydantic_refs(one, tp) for one in args)
-    if inner == args:
-        return hint
-    origin: Any = typing.get_origin(hint)
-    return Union[inner] if origin in (Union, pytypes.UnionType) else origin[inner]  # noqa: UP007
-
-
 def _pydantic_model(tp: Any, hints: Fields) -> Iterator[_Attribute]:
     for name, info in tp.model_fields.items():
-        own = _pydantic_refs(info.annotation, tp)
-        kind = Annotated[(own, *info.metadata)] if info.metadata else own
+        kind = Annotated[(hints[name], *info.metadata)] if info.metadata else hints[name]
         alias = info.validation_alias
         choices = [one for one in getattr(alias, "choices", [alias]) if isinstance(one, str)]
         desc = info.description or ""
-        yield _Attribute(name, kind, info.is_required(), desc, choices[0] if choices else "")
+        yield _Attribute(name, kind, info.is_required(), desc, first([*choices, name]))
 
 
 _CLASSES: tuple[tuple[Callable[[Any], bool], Callable[..., Iterator[_Attribute]]], ...] = (
-    (attrs.has, _attrs_class),
-    (lambda tp: hasattr(tp, "__dataclass_fields__"), _data_class),
+    (lambda tp: attrs.has(tp) or hasattr(tp, "__dataclass_fields__"), _fields_of),
     (_is_typed_dict, _typed_dict),
     (lambda tp: issubclass(tp, tuple) and hasattr(tp, "_fields"), _named_tuple),
     (lambda tp: hasattr(tp, "model_fields") and hasattr(tp, "model_validate"), _pydantic_model),
