@@ -1692,23 +1692,20 @@ def _to_union(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
     """
     if type(data) in parts and not isinstance(data, dict):
         return data
-    made = []
+    made, text = [], canonical(data, other=repr)
     for alternative in sorted(parts, key=lambda one: (one is str, one is date)):
+        kind, known = shape(alternative)
         with suppress(ValueError):
             made.append(coerce(alternative, data))
-            if _is_whole(alternative, data):
+            if (
+                kind == "object"
+                and isinstance(data, Mapping)
+                and {*data} <= {a.name for a in known}
+            ):
                 return made[-1]
     if not made:
         raise _not(words(tp), data)
-    text = canonical(data, other=repr)
     return next((value for value in made if canonical(value, other=repr) == text), made[0])
-
-
-def _is_whole(tp: Any, data: Any) -> bool:
-    kind, parts = shape(tp)
-    return (
-        kind == "object" and isinstance(data, Mapping) and set(data) <= {one.name for one in parts}
-    )
 
 
 def _to_noted(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
@@ -1764,18 +1761,16 @@ def _to_object(tp: Any, parts: tuple[_Attribute, ...], data: Any) -> Any:
     made: Any = typing.get_origin(tp) or tp
     if not _is_typed_dict(made) and isinstance(data, made):
         return data
-    if not isinstance(data, Mapping):
+    given = data if isinstance(data, Mapping) else {}
+    found = {a.alias: given[n] for a in parts for n in (a.alias, a.name) if n in given}
+    if not isinstance(data, Mapping) or (data and not found):  # it is about something else
         raise _not(f"a JSON object, {words(tp)}", data)
-    names = {a.alias: next((n for n in (a.name, a.alias) if n in data), None) for a in parts}
-    if data and not any(names.values()):  # it is about something else
-        raise _not(f"a JSON object, {words(tp)}", data)
-    missing = [a for a in parts if a.required and names[a.alias] is None]
-    if asked := [a.name for a in missing if not _takes_none(a.type)]:
-        raise ValueError(f"{cut(repr(data), 80)} has no {asked[0]!r}; expected {words(tp)}")
-    given = {
-        a.alias: _at(a.name, a.type, data[n]) for a in parts if (n := names[a.alias]) is not None
-    }
-    return _build(data, partial(made, **{a.alias: None for a in missing}, **given))
+    asked = [a for a in parts if a.required or a.alias in found]
+    for a in asked:
+        if a.alias not in found and not _takes_none(a.type):
+            raise ValueError(f"{cut(repr(data), 80)} has no {a.name!r}; expected {words(tp)}")
+    values = {a.alias: _at(a.name, a.type, found.get(a.alias)) for a in asked}
+    return _build(data, partial(made, **values))
 
 
 def _takes_none(tp: Any) -> bool:
@@ -1974,13 +1969,11 @@ class Field:
     desc: str = ""  # what it holds, shown in the prompt
     default: Any = field(factory=lambda: attrs.NOTHING, repr=False)
     words: str = field(init=False, eq=False, repr=False)
-    holds_media: bool = field(init=False, eq=False, repr=False)
 
     @name.validator
     def _check(self, attribute: Any, name: Any) -> None:
         if not (isinstance(name, str) and name.isidentifier()):
-            known = "a Python identifier"
-            raise SignatureError("a bad field name", name, known, "rename the field")
+            raise SignatureError("a bad field name", name, "a Python identifier", "rename it")
 
     @words.default
     def _words(self) -> str:
@@ -1990,15 +1983,16 @@ class Field:
             what = f"the type of field {self.name!r} is not understood ({error})"
             raise SignatureError(what, self.type, "a known type", "correct it") from error
 
-    @holds_media.default
-    def _holds_media(self) -> bool:
+    @functools.cached_property
+    def holds_media(self) -> bool:
+        """Whether an image, audio or a file can be in it."""
         return _has_media(self.type)
 
     @property
     def is_history(self) -> bool:
         """Whether it holds earlier turns, which become messages of their own."""
-        kind, parts = (self.type is History), typing.get_args(self.type)
-        return kind or (History in parts and set(parts) <= {History, type(None)})
+        kinds = {self.type, *typing.get_args(self.type)}
+        return History in kinds and kinds <= {self.type, History, type(None)}
 
     @property
     def required(self) -> bool:
@@ -2025,29 +2019,27 @@ class Signature:
     outputs: tuple[Field, ...] = field(converter=_tuple)
     instructions: str = ""
     made: Any = field(default=None, repr=False)  # the class that the outputs are attributes of
-    wanted: tuple[str, ...] = field(init=False, eq=False, repr=False)  # names of the outputs
-    shown: tuple[str, ...] = field(init=False, eq=False, repr=False)  # of all but a history
 
-    @wanted.default
-    def _wanted(self) -> tuple[str, ...]:
+    @functools.cached_property
+    def wanted(self) -> tuple[str, ...]:
+        """The names of the outputs."""
         return tuple(one.name for one in self.outputs)
 
-    @shown.default
-    def _shown(self) -> tuple[str, ...]:
+    @functools.cached_property
+    def shown(self) -> tuple[str, ...]:
+        """The names of all fields but a history."""
         return *(one.name for one in self.inputs if not one.is_history), *self.wanted
 
     def __attrs_post_init__(self) -> None:
-        names = Counter(one.name for one in self.inputs + self.outputs)
-        for name, times in names.items():
-            if times > 1:
-                raise SignatureError("a field stands twice", name, "distinct names", "rename one")
+        names = [one.name for one in self.inputs + self.outputs]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise SignatureError("a field stands twice", twice[0], "distinct names", "rename one")
         if not self.outputs:
-            todo = "name at least one field after the arrow"
-            raise SignatureError("no output field", str(self), "'inputs -> outputs'", todo)
+            known = "'inputs -> outputs'"
+            raise SignatureError("no output field", str(self), known, "name at least one")
 
     def __str__(self) -> str:
-        sides = (", ".join(one.name for one in side) for side in (self.inputs, self.outputs))
-        return " -> ".join(sides)
+        return f"{', '.join(one.name for one in self.inputs)} -> {', '.join(self.wanted)}"
 
     def with_instructions(self, instructions: str) -> Signature:
         """Return the signature with other instructions."""
@@ -2075,10 +2067,11 @@ class Signature:
         known = [one.name for one in self.inputs + self.outputs]
         if name not in known:
             raise SignatureError("no such field", name, f"one of {', '.join(known)}", "correct it")
-        sides = (
-            [edit(f) if f.name == name else [f] for f in s] for s in (self.inputs, self.outputs)
+        inputs, outputs = (
+            concat(edit(one) if one.name == name else [one] for one in side)
+            for side in (self.inputs, self.outputs)
         )
-        return evolve(self, **dict(zip(("inputs", "outputs"), map(concat, sides), strict=True)))
+        return evolve(self, inputs=inputs, outputs=outputs)
 
 
 Task = str | Signature | Callable[..., Any]
@@ -2086,10 +2079,7 @@ Task = str | Signature | Callable[..., Any]
 
 
 def signature(
-    task: Task,
-    *,
-    instructions: str | None = None,
-    types: Fields | None = None,
+    task: Task, *, instructions: str | None = None, types: Fields | None = None
 ) -> Signature:
     """Make a signature from a text, from an annotated function, or from a signature.
 
@@ -2107,33 +2097,26 @@ def signature(
     >>> signature("question, context: list[str] -> answer: float").instructions
     'Given the fields `question`, `context`, produce the fields `answer`.'
     """
-    if isinstance(task, str):
-        made = _parse_signature(task, types or {})
-    elif isinstance(task, Signature):
+    if isinstance(task, Signature):
         made = task
+    elif isinstance(task, str):
+        made = _parse_signature(task, types or {})
     elif callable(task):
         made = _inspect_function(task, types or {})
     else:
         todo = "write 'question -> answer'"
         raise SignatureError("no signature", task, "a text or a function", todo)
-    if instructions is not None:
-        return made.with_instructions(instructions)
-    return made if made.instructions else made.with_instructions(_request_outputs(made))
-
-
-def _request_outputs(made: Signature) -> str:
-    inputs = [one for one in made.inputs if not one.is_history]  # that is not one to name
-    given, wanted = (", ".join(f"`{f.name}`" for f in side) for side in (inputs, made.outputs))
-    start = f"Given the fields {given}, produce" if given else "Produce"
-    return f"{start} the fields {wanted}."
+    given = "`, `".join(made.shown[: -len(made.wanted)])  # a history is not one to name
+    start = f"Given the fields `{given}`, produce" if given else "Produce"
+    asked = made.instructions or f"{start} the fields `{'`, `'.join(made.wanted)}`."
+    return made.with_instructions(asked if instructions is None else instructions)
 
 
 def _parse_signature(text: str, types: Fields) -> Signature:
-    quoted = re.compile(r"'[^']*'|\"[^\"]*\"")
-    bare = quoted.sub(lambda match: "_" * len(match[0]), text)  # an arrow in a Literal is none
+    # An arrow in a Literal is none.
+    bare = re.sub(r"'[^']*'|\"[^\"]*\"", lambda quoted: "_" * len(quoted[0]), text)
     if bare.count("->") != 1:
-        todo = "write 'question -> answer'"
-        raise SignatureError("not one arrow", text, "'inputs -> outputs'", todo)
+        raise SignatureError("not one arrow", text, "'inputs -> outputs'", "write 'q -> a'")
     arrow = bare.index("->")
     inputs, outputs = text[:arrow].strip(), text[arrow + 2 :].strip()
     return Signature(_parse_side(inputs, types), _parse_side(outputs, types))
@@ -2142,18 +2125,15 @@ def _parse_signature(text: str, types: Fields) -> Signature:
 def _parse_side(text: str, types: Fields) -> list[Field]:
     """Read one side as what it looks like: the parameters of a Python function."""
     try:
-        parsed = ast.parse(f"def side({text}): ...").body[0]
+        parsed: Any = ast.parse(f"def side({text}): ...").body[0]
     except SyntaxError as error:
         todo = f"correct it ({error.msg})"
         raise SignatureError("wrong syntax", text, "'name, name: type'", todo) from error
-    given = typing.cast(ast.FunctionDef, parsed).args
+    given, untyped = parsed.args, ast.Name("str")
     if given.vararg or given.kwonlyargs or given.kwarg or given.posonlyargs or given.defaults:
         todo = "remove stars, slashes and defaults"
         raise SignatureError("wrong syntax", text, "'name, name: type'", todo)
-    return [
-        _field(one.arg, _resolve(one.annotation, text, types) if one.annotation else str)
-        for one in given.args
-    ]
+    return [_field(one.arg, _resolve(one.annotation or untyped, text, types)) for one in given.args]
 
 
 def _resolve(node: ast.expr, text: str, types: Fields) -> Any:
@@ -2177,21 +2157,18 @@ def _resolve(node: ast.expr, text: str, types: Fields) -> Any:
             try:
                 return _resolve(outer, text, types)[_resolve(inner, text, types)]
             except TypeError as error:
-                todo = f"correct it ({error})"
-                place = ast.unparse(node)
-                raise SignatureError("a wrong type", place, "a type", todo) from error
-    place = ast.unparse(node)
-    raise SignatureError("a wrong type", place, "names and brackets", f"see {text!r}")
+                wrong = ("a wrong type", ast.unparse(node), "a type", f"correct it ({error})")
+                raise SignatureError(*wrong) from error
+    expected = "names and brackets"
+    raise SignatureError("a wrong type", ast.unparse(node), expected, f"see {text!r}")
 
 
 def _named_type(name: str, text: str, types: Fields) -> Any:
-    if name in types:
-        return types[name]
     ours = (History, Image, Audio, File, date, datetime, clock, Decimal)
-    if name in (known := {one.__name__: one for one in ours}):
+    known = {one.__name__: one for one in ours} | dict(types)
+    if name in known:
         return known[name]
-    built_in = getattr(builtins, name, None)
-    if isinstance(built_in, type):
+    if isinstance(built_in := getattr(builtins, name, None), type):
         return built_in
     if name in typing.__all__:
         return getattr(typing, name)
@@ -2214,8 +2191,7 @@ def _documented(doc: str) -> tuple[str, dict[str, str]]:
     """Read a docstring: what the function does, and the text of each parameter."""
     for heading, parameter in _STYLES:
         if found := re.search(rf"^{heading}", doc, re.MULTILINE):
-            rest = doc[found.start() :] if heading == ":param " else doc[found.end() :]
-            texts = re.findall(parameter, rest, re.MULTILINE)
+            texts = re.findall(parameter, doc[found.start() :], re.MULTILINE)
             return doc[: found.start()].strip(), {n: " ".join(text.split()) for n, text in texts}
     return doc.strip(), {}
 
