@@ -1241,11 +1241,9 @@ def _bracketed(text: str, *, alone: bool = True) -> tuple[list[Any], str]:
             return [], text
         before = re.search(r"(?:\A|[\n:=.!?,;]|\b(?:is|are)|[\]}])[ \t]*\Z", text[:start][-40:])
         after = re.compile(r"[ \t]*(?:\Z|[\n.,;!<`]|[\[{])").match(text, end)
-        if whole and ((before and after) or not alone):
-            made.append(value)
-            between.append(text[at:start])
-        else:
-            between.append(text[at:end])
+        taken = whole and ((before and after) or not alone)
+        made += [value] if taken else []
+        between.append(text[at : start if taken else end])
         at = end
     return made, "".join([*between, text[at:]])
 
@@ -1692,19 +1690,17 @@ def _to_union(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
     """
     if type(data) in parts and not isinstance(data, dict):
         return data
-    made, text = [], canonical(data, other=repr)
+    made = []
     for alternative in sorted(parts, key=lambda one: (one is str, one is date)):
         kind, known = shape(alternative)
+        named = kind == "object" and isinstance(data, Mapping)
         with suppress(ValueError):
             made.append(coerce(alternative, data))
-            if (
-                kind == "object"
-                and isinstance(data, Mapping)
-                and {*data} <= {a.name for a in known}
-            ):
+            if named and {*data} <= {one.name for one in known}:
                 return made[-1]
     if not made:
         raise _not(words(tp), data)
+    text = canonical(data, other=repr)
     return next((value for value in made if canonical(value, other=repr) == text), made[0])
 
 
@@ -1745,12 +1741,13 @@ def _is_pair(one: Any) -> bool:
 
 
 def _to_dict(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
-    pairs: Any = data.items() if isinstance(data, Mapping) else data
     if isinstance(data, list) and all(map(_is_pair, data)):  # as the schema asks for it
-        pairs = pluck(["key", "value"], data)
-    elif not isinstance(data, Mapping):
+        given = pluck(["key", "value"], data)
+    elif isinstance(data, Mapping):
+        given = data.items()
+    else:
         raise _not(f"a JSON object, {words(tp)}", data)
-    pairs = [(_at("a key", parts[0], k), _at(f"{k!r}", parts[1], value)) for k, value in pairs]
+    pairs = [(_at("a key", parts[0], k), _at(f"{k!r}", parts[1], value)) for k, value in given]
     made: Any = _build(data, Record if tp is Record else dict, pairs)
     if len(made) < len(pairs):
         raise _not("a JSON object whose keys differ", data)
@@ -1809,14 +1806,11 @@ def _attributes_of(tp: Any) -> tuple[_Attribute, ...] | None:
         if fits(made):
             names, args = getattr(made, "__parameters__", ()), typing.get_args(tp)
             given = dict(zip(names, args, strict=False))
-            hints = _model_hints(made) or typing.get_type_hints(made, include_extras=True)
+            hints = {n: one.annotation for n, one in getattr(made, "model_fields", {}).items()}
+            hints = hints or typing.get_type_hints(made, include_extras=True)
             found = read_one(made, {n: _filled(hint, given, made) for n, hint in hints.items()})
             return tuple(map(_described_attribute, found))
     return None
-
-
-def _model_hints(tp: Any) -> dict[str, Any]:
-    return {name: info.annotation for name, info in getattr(tp, "model_fields", {}).items()}
 
 
 def _filled(hint: Any, given: Mapping[Any, Any], tp: Any) -> Any:
@@ -1889,16 +1883,16 @@ _DEMANDS: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
 }
 
 
-def _demanded(note: Any) -> dict[str, Any]:
-    found = {name: getattr(note, name, None) for name in _DEMANDS}
-    return {name: limit for name, limit in found.items() if limit is not None}
+def _demanded(note: Any) -> list[tuple[str, Callable[[Any, Any], Any], Any]]:
+    found = [(*row, getattr(note, name, None)) for name, row in _DEMANDS.items()]
+    return [(said, check, limit) for said, check, limit in found if limit is not None]
 
 
 def _allowed(note: Any, value: Any) -> bool:
     """Whether a value is within what a note of annotated-types or pydantic demands."""
     if type(note).__name__ == "Predicate":
         return bool(note.func(value))
-    return all(_DEMANDS[name][1](value, limit) for name, limit in _demanded(note).items())
+    return all(check(value, limit) for _, check, limit in _demanded(note))
 
 
 def _limits(validator: Any) -> list[str]:
@@ -1913,8 +1907,8 @@ def _limits(validator: Any) -> list[str]:
         return [f"one of {', '.join(_dump(jsonable(one)) for one in validator.options)}"]
     if inspect.isfunction(validator):
         return (inspect.getdoc(validator) or "").split("\n")[:1]
-    found = _demanded(validator).items()
-    return [_DEMANDS[name][0].format(getattr(limit, "pattern", limit)) for name, limit in found]
+    found = _demanded(validator)
+    return [said.format(getattr(limit, "pattern", limit)) for said, _, limit in found]
 
 
 def _is_typed_dict(tp: Any) -> bool:
@@ -1991,8 +1985,8 @@ class Field:
     @property
     def is_history(self) -> bool:
         """Whether it holds earlier turns, which become messages of their own."""
-        kinds = {self.type, *typing.get_args(self.type)}
-        return History in kinds and kinds <= {self.type, History, type(None)}
+        parts = typing.get_args(self.type)
+        return self.type is History or (History in parts and {*parts} <= {History, type(None)})
 
     @property
     def required(self) -> bool:
@@ -2106,9 +2100,11 @@ def signature(
     else:
         todo = "write 'question -> answer'"
         raise SignatureError("no signature", task, "a text or a function", todo)
-    given = "`, `".join(made.shown[: -len(made.wanted)])  # a history is not one to name
-    start = f"Given the fields `{given}`, produce" if given else "Produce"
-    asked = made.instructions or f"{start} the fields `{'`, `'.join(made.wanted)}`."
+    if instructions is None and made.instructions:
+        return made
+    given, wanted = made.shown[: -len(made.wanted)], "`, `".join(made.wanted)
+    start = f"Given the fields `{'`, `'.join(given)}`, produce" if given else "Produce"
+    asked = f"{start} the fields `{wanted}`."
     return made.with_instructions(asked if instructions is None else instructions)
 
 
@@ -2203,20 +2199,17 @@ def _inspect_function(function: Callable[..., Any], types: Fields) -> Signature:
         raise SignatureError("a class is no task", name, "a text or a function", todo)
     about, texts = _documented(inspect.getdoc(function) or "")
     hints = _hints(function, types)
-    inputs = _parameters(function, hints, texts=texts)
-    result = hints.get("return", str)
+    inputs, result = _parameters(function, hints, texts=texts), hints.get("return", str)
     parts = None if isinstance(result, EnumMeta) else _attributes(result)
     if parts is None:
         return Signature(inputs, [_field(name, result)], about)
     return Signature(inputs, [Field(a.name, a.type, a.desc) for a in parts], about, made=result)
 
 
-def _hints(
-    function: Callable[..., Any], types: Fields = pytypes.MappingProxyType({})
-) -> dict[str, Any]:
+def _hints(function: Callable[..., Any], types: Fields | None = None) -> dict[str, Any]:
     """The types of a function's parameters, and of what it returns."""
     try:
-        return typing.get_type_hints(function, localns=dict(types), include_extras=True)
+        return typing.get_type_hints(function, localns=dict(types or {}), include_extras=True)
     except (NameError, TypeError) as error:
         todo = f"pass types= for names it cannot see ({error})"
         raise SignatureError("a wrong annotation", _name_of(function), "types", todo) from error
@@ -2228,13 +2221,9 @@ def _field(name: str, tp: Any, desc: str = "", default: Any = attrs.NOTHING) -> 
 
 
 def _parameters(
-    function: Callable[..., Any],
-    hints: Fields,
-    *,
-    texts: Mapping[str, str] = pytypes.MappingProxyType({}),
-    skip: int = 0,
+    function: Callable[..., Any], hints: Fields, *, texts: Fields | None = None, skip: int = 0
 ) -> list[Field]:
-    fields = []
+    fields, texts = [], texts or {}
     for one in list(inspect.signature(function).parameters.values())[skip:]:
         if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.POSITIONAL_ONLY):
             todo = "name each input, so that no expected output can slip in"
