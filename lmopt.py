@@ -1519,7 +1519,7 @@ _CLOCK = r"\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|\+\d\d:?\d\d|(?<=:\d\d:\d\d)-\d\d:?
 
 def _day(text: str) -> str:
     """A date in words or digits that has one reading, as YYYY-MM-DD; any other text as it is."""
-    if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
+    if len(text) > 40 or re.fullmatch(r"\d{4}-\d\d-\d\d", text):
         return text
     spelled = re.sub(r"(?<=\d)[/.](?=\d)", "-", re.sub(_TRIMMINGS, " ", text)).strip()
     readings = set[str]()
@@ -1543,19 +1543,17 @@ def _to_moment(tp: Any, data: Any) -> Any:
         raise _not(f"a {_SCALARS[tp][0]}", data) from None
 
 
-_SAID = {"true": True, "yes": True, "false": False, "no": False}
+_SAID = {
+    "true": True, "yes": True, "false": False, "no": False,
+    "null": None, "none": None, "n/a": None,
+}  # fmt: skip
 
 
-def _to_bool(tp: Any, data: Any) -> bool:
-    said = _SAID.get(_loose(data)) if isinstance(data, str) else data
-    if isinstance(said, bool):
+def _to_constant(tp: Any, data: Any) -> bool | None:
+    said = _SAID.get(_loose(data), data) if isinstance(data, str) else data
+    if type(said) is (tp or type(None)):
         return said
-    raise _not("true or false", data)
-
-
-def _to_none(tp: Any, data: Any) -> None:
-    if data is not None and _loose(data) not in ("null", "none", "n/a"):
-        raise _not("null", data)
+    raise _not(_SCALARS[tp][0], data)
 
 
 def _to_text(tp: Any, data: Any) -> str:
@@ -1601,9 +1599,9 @@ _SCALARS: dict[Any, _Scalar] = {
     str: ("str", _TEXT, _to_text, "text"),
     int: ("int", {"type": "integer"}, _to_number, 1),
     float: ("float", {"type": "number"}, _to_number, 1.0),
-    bool: ("true or false", {"type": "boolean"}, _to_bool, True),
-    None: ("null", {"type": "null"}, _to_none, None),
-    type(None): ("null", {"type": "null"}, _to_none, None),
+    bool: ("true or false", {"type": "boolean"}, _to_constant, True),
+    None: ("null", {"type": "null"}, _to_constant, None),
+    type(None): ("null", {"type": "null"}, _to_constant, None),
     Decimal: ("decimal number", _DECIMAL, _to_decimal, "1"),
     date: ("date YYYY-MM-DD", {**_TEXT, "format": "date"}, _to_moment, "2000-01-01"),
     datetime: ("time in ISO 8601", _TIME, _to_moment, "2000-01-01T00:00:00"),

@@ -482,6 +482,12 @@ SAID = [
     (dict[str, int], 'First {"a": 1}, then {"a": 2}', ValueError),
     (dict[str, int], 'It is {"a": 1}, yes, {"a": 1}', {"a": 1}),
     (list[str], "[...]", ValueError),
+    # slips of the pen; what is damaged is not read in part
+    (Person, '{"name": "Ann "the cat" Lee", "age": 7}', Person('Ann "the cat" Lee', 7)),
+    (Person, "{ // who\n name: Ann Lee,\n age: 7 # years\n}", Person("Ann Lee", 7)),
+    (dict[str, str], '{"a": """x"y""", “b”: “z”}', {"a": 'x"y', "b": "z"}),
+    (list[Person], '[{"name": "Ann"}, {"name: }, {"name": "Bob"}]', ValueError),
+    (dict[str, int], '[{"key": "a", "value": 1}, {"key": "a", "value": 2}]', ValueError),
     # a choice
     (LABEL, "**warm**", "warm"),
     (LABEL, "The answer is TWO", "TWO"),
@@ -525,6 +531,9 @@ SAID = [
     (dt.date, "2nd of May 2024", dt.date(2024, 5, 2)),
     (dt.date, "25/12/2024", dt.date(2024, 12, 25)),
     (dt.date, "3/3/2024", dt.date(2024, 3, 3)),
+    (dt.date, "2024-3-1", dt.date(2024, 3, 1)),
+    (dt.date, "Sept. 5, 2024", dt.date(2024, 9, 5)),
+    (dt.date, "31 February 2024", ValueError),
     (dt.date, "12/11/2024", ValueError),
     (dt.date, "2025-15-15", ValueError),
     (dt.date, "20 Nox 2024", ValueError),
