@@ -1237,9 +1237,9 @@ def _bracketed(text: str, *, alone: bool = True) -> tuple[list[Any], str]:
         value, end, whole = scan(text, start)
         if not whole and text[end:].strip():
             value, end, whole = scan(text, start, forgiving=True)
-        if not whole and not (end := _closed_at(text, start)):
-            return [], text
         before = re.search(r"(?:\A|[\n:=.!?,;]|\b(?:is|are)|[\]}])[ \t]*\Z", text[:start][-40:])
+        if not whole and (before or not (end := _closed_at(text, start))):
+            return [], text  # what is damaged may be the answer
         after = re.compile(r"[ \t]*(?:\Z|[\n.,;!<`]|[\[{])").match(text, end)
         taken = whole and ((before and after) or not alone)
         made += [value] if taken else []
@@ -1511,9 +1511,13 @@ def _to_decimal(tp: Any, data: Any) -> Decimal:
 # What a date is written with that does not tell one from another.
 _TRIMMINGS = (
     r"(?i)\A(?:mon|tue|wed|thu|fri|sat|sun)[a-z]*\.?,?\s+|(?<=\d)(?:st|nd|rd|th)\b|\bof\b|"
-    r"(?<=\bsep)t\b|(?<=[a-z])\.|,"
+    r"(?<=[a-z])\.|,"
 )
-_DATES = ("%Y-%m-%d", "%d-%m-%Y", "%m-%d-%Y", "%d %B %Y", "%d %b %Y", "%B %d %Y", "%b %d %Y")
+_DATES = ("%Y-%m-%d", "%d-%m-%Y", "%m-%d-%Y", "%d month %m %Y", "month %m %d %Y")
+_MONTHS = (
+    "january", "february", "march", "april", "may", "june",
+    "july", "august", "september", "october", "november", "december",
+)  # fmt: skip
 _CLOCK = r"\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|\+\d\d:?\d\d|(?<=:\d\d:\d\d)-\d\d:?\d\d)?"
 
 
@@ -1521,8 +1525,13 @@ def _day(text: str) -> str:
     """A date in words or digits that has one reading, as YYYY-MM-DD; any other text as it is."""
     if len(text) > 40 or re.fullmatch(r"\d{4}-\d\d-\d\d", text):
         return text
-    spelled = re.sub(r"(?<=\d)[/.](?=\d)", "-", re.sub(_TRIMMINGS, " ", text)).strip()
-    readings = set[str]()
+
+    def numbered(name: re.Match[str]) -> str:  # whatever language `strptime` speaks here
+        known = [n for n, one in enumerate(_MONTHS, 1) if one.startswith(name[0].lower())]
+        return f"month {known[0]}" if known else name[0]
+
+    plain = re.sub(r"(?<=\d)[/.](?=\d)", "-", re.sub(_TRIMMINGS, " ", text)).strip()
+    spelled, readings = re.sub(r"[A-Za-z]{3,9}", numbered, plain), set[str]()
     for form in _DATES:
         with suppress(ValueError):
             readings.add(datetime.strptime(spelled, form).date().isoformat())
