@@ -1072,10 +1072,13 @@ def write(tp: Any, value: Any) -> str:
     ('7', '["a"]', '"null"', 'true')
     """
     data = jsonable(value)
-    if isinstance(data, str) and (tp is str or data == data.strip()):
-        with suppress(ValueError):
-            if jsonable(read(tp, data)) == data:
-                return data
+    if not isinstance(data, str):
+        return _dump(data)
+    if tp is str:
+        return data
+    with suppress(ValueError):
+        if data == data.strip() and jsonable(read(tp, data)) == data:
+            return data
     return _dump(data)
 
 
@@ -1970,6 +1973,7 @@ class Field:
     desc: str = ""  # what it holds, shown in the prompt
     default: Any = field(factory=lambda: attrs.NOTHING, repr=False)
     words: str = field(init=False, eq=False, repr=False)
+    holds_media: bool = field(init=False, eq=False, repr=False)  # or a part of it does
 
     @name.validator
     def _check(self, attribute: Any, name: Any) -> None:
@@ -1984,9 +1988,8 @@ class Field:
             what = f"the type of field {self.name!r} is not understood ({error})"
             raise SignatureError(what, self.type, "a known type", "correct it") from error
 
-    @functools.cached_property
-    def holds_media(self) -> bool:
-        """Whether an image, audio or a file can be in it."""
+    @holds_media.default
+    def _holds_media(self) -> bool:
         return _has_media(self.type)
 
     @property
@@ -2020,15 +2023,15 @@ class Signature:
     outputs: tuple[Field, ...] = field(converter=_tuple)
     instructions: str = ""
     made: Any = field(default=None, repr=False)  # the class that the outputs are attributes of
+    wanted: tuple[str, ...] = field(init=False, eq=False, repr=False)  # names of the outputs
+    shown: tuple[str, ...] = field(init=False, eq=False, repr=False)  # of all but a history
 
-    @functools.cached_property
-    def wanted(self) -> tuple[str, ...]:
-        """The names of the outputs."""
+    @wanted.default
+    def _wanted(self) -> tuple[str, ...]:
         return tuple(one.name for one in self.outputs)
 
-    @functools.cached_property
-    def shown(self) -> tuple[str, ...]:
-        """The names of all fields but a history."""
+    @shown.default
+    def _shown(self) -> tuple[str, ...]:
         return *(one.name for one in self.inputs if not one.is_history), *self.wanted
 
     def __attrs_post_init__(self) -> None:
@@ -5388,10 +5391,17 @@ def predict(
 
     def ask(step: Step, form: Adapter, inputs: dict[str, Any]) -> Request:
         prompt = _with_tools(step.prompt, known) if known else step.prompt
-        said, schema = form.render(made, prompt, inputs), form.schema(made) if form.schema else None
-        facts: Any = {"step": step.path, "signature": made, "inputs": _owned(inputs)}
-        options = _sampling(prompt.settings._data)
-        return Request(said, prompt.model, schema=schema, adapter=form, **facts, **options)
+        chosen = prompt.settings._data
+        return Request(
+            form.render(made, prompt, inputs),
+            prompt.model,
+            schema=form.schema(made) if form.schema else None,
+            step=step.path,
+            signature=made,
+            inputs=_owned(inputs),
+            adapter=form,
+            **(_sampling(chosen) if chosen else {}),
+        )
 
     def body(step: Step, /, **inputs: Any) -> Flow:
         form = ADAPTERS.get(step.prompt.settings._data.get("adapter", ""), adapter)
