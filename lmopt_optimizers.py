@@ -59,6 +59,7 @@ from collections.abc import (
 )
 from contextlib import aclosing, contextmanager, suppress
 from functools import partial
+from html import escape as _escape
 from operator import add, mul
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
@@ -3183,32 +3184,33 @@ def check_optimizer(
     >>> search = copro(lmopt.toy_lm(), breadth=2, depth=1)
     >>> check_optimizer(search, lmopt.predict("animal -> sound"), rows, lmopt.exact_match)
     """
-    optimize = _checked(optimize)
-    rows, start, asked, graded = [dict(row) for row in trainset], program.params, [0], [0]
-    counting = _with_lms(optimize, partial(_counted, asked))
-    trials = list(counting.trials(program, rows, partial(_graded, graded, metric, 0)))
-    made, plan = best(trials or [Trial(start)]).params, optimize.plan(program, rows)
+    optimize, rows, start = _checked(optimize), [dict(row) for row in trainset], program.params
+    task, plan = (program, rows, metric), optimize.plan(program, rows)
+    trials, calls, graded = _observed(optimize, task)
     _law("it changes its data", rows, [dict(row) for row in trainset])
     _law("it changes the program", program.params, start)
     _law("its first trial is not the start", trials and trials[0].params, start)
+    made = best(trials).params
     _law("its result does not fit the program", program.with_params(made).params, made)
-    spent = {"calls": max(trials[-1].calls, *asked), "metric calls": graded[0]}
-    kept = trials[-1].calls <= plan.calls >= asked[0] and graded[0] <= plan.metrics
+    spent = {"calls": max(trials[-1].calls, calls), "metric calls": graded}
+    kept = spent["calls"] <= plan.calls and graded <= plan.metrics
     _law("it makes more calls than planned", kept or spent, True, plan)
     for count in (1, *workers):
         again = evolve(optimize, options=evolve(optimize.options, workers=count))
-        for place, pair in enumerate(
-            itertools.zip_longest(again.trials(program, rows, metric), trials)
-        ):
-            how = f"with {count} workers" if count > 1 else "the second time"
+        how = f"with {count} workers" if count > 1 else "the second time"
+        for place, pair in enumerate(itertools.zip_longest(again.trials(*task), trials)):
             _law(f"trial {place} is another one {how}", *pair)
     scored = trials[0].evaluation
     if scored is not None and not trials[0].out:
         shown = tuple(row.example for row in scored.rows)
         after = lmopt.evaluate(program, shown, metric, lm=optimize.lm, params=made).score
         _law("it is worse than its start", after >= scored.score or after, True, scored.score)
-    for stop in range(1, graded[0] + 1, max(graded[0] // max(kills, 1), 1)):
-        _check_killed(optimize, program, rows, metric, stop, made)
+    for stop in range(1, graded + 1, max(graded // max(kills, 1), 1)):
+        answers: dict[str, str] = {}
+        _, paid, _ = _observed(optimize, task, lmopt.cache(answers), stop=stop)
+        whole, more, _ = _observed(optimize, task, lmopt.cache(answers))
+        _law(f"killed in run {stop}, it ends otherwise", best(whole).params, made)
+        _law(f"killed in run {stop}, it pays for answers twice", paid + more, len(answers))
 
 
 def _law(what: str, value: Any, expected: Any, shown: Any = None) -> None:
@@ -3217,47 +3219,27 @@ def _law(what: str, value: Any, expected: Any, shown: Any = None) -> None:
         raise AssertionError(lmopt.explain(what, value, str(shown or expected), todo))
 
 
-def _with_lms(optimize: Optimizer, layer: Callable[[Any], Any]) -> Optimizer:
-    """The optimizer, its LMs behind a layer."""
-    lm, options = optimize.lm, optimize.options
-    if options.prompt_lm is not None:
-        options = evolve(options, prompt_lm=layer(options.prompt_lm))
-    return evolve(optimize, lm=lm and layer(lm), options=options)
+def _observed(
+    optimize: Optimizer, task: tuple[Any, ...], *layers: Any, stop: int = 0
+) -> tuple[list[Trial], int, int]:
+    """A search's trials, and how many replies and scores it got; killed at the `stop`-th score."""
+    (program, rows, metric), asked, graded = task, list[Any](), list[Any]()
 
+    def layered(lm: Any) -> Any:
+        return lm and pipe(lm, lmopt.log(asked.append), *layers)
 
-def _counted(calls: list[int], lm: Any) -> Any:
-    def count(request: lmopt.Request) -> lmopt.Flow:
-        response = yield request
-        calls[0] += 1  # what failed was not paid for
-        return response
+    def grade(example: Any, prediction: Any) -> Any:
+        graded.append(example)
+        if len(graded) == stop:
+            raise _Enough
+        return metric(example, prediction)
 
-    return lmopt.middleware(count)(lm)
-
-
-def _graded(calls: list[int], metric: Any, stop: int, example: Any, prediction: Any) -> Any:
-    """What a metric says, until it has been called so often."""
-    calls[0] += 1
-    if calls[0] == stop:
-        raise _Enough
-    return metric(example, prediction)
-
-
-def _check_killed(
-    optimize: Optimizer,
-    program: lmopt.Program,
-    rows: Sequence[lmopt.Fields],
-    metric: Any,
-    stop: int,
-    made: lmopt.Params,
-) -> None:
-    store: dict[str, str] = {}
-    paid = [0]
-    layered = _with_lms(optimize, lambda lm: lmopt.cache(store)(_counted(paid, lm)))
+    options = evolve(optimize.options, prompt_lm=layered(optimize.options.prompt_lm))
+    watched, trials = evolve(optimize, lm=layered(optimize.lm), options=options), list[Trial]()
     with suppress(_Enough):
-        list(layered.trials(program, rows, partial(_graded, [0], metric, stop)))
-    again = best(layered.trials(program, rows, metric)).params
-    _law(f"killed in run {stop}, it ends otherwise", again, made)
-    _law(f"killed in run {stop}, it pays for answers twice", paid[0], len(store))
+        trials.extend(watched.trials(program, rows, grade))
+    paid = [one for one in asked if "key" in one and not one.error]  # not tools, nor what failed
+    return trials, len(paid), len(graded)
 
 
 # == 9. Report =====================================================================================
@@ -3270,26 +3252,23 @@ def summary(trials: Iterable[Trial]) -> str:
        #  score  95 %           calls  from  note
        0      -  -                  0     -  start
     """
-    shown = list(trials)
-    lines, top = ["   #  score  95 %           calls  from  note"], _place_of_best(shown)
+    row = "{:1}{:>3}  {:>5}  {:<14} {:>5}  {:>4}  {}".format
+    shown, lines = list(trials), [row("", "#", "score", "95 %", "calls", "from", "note")]
+    top = _place_of_best(shown)
     for place, one in enumerate(shown):
+        star = "*" if place == top and one.score is not None else ""
         score = "-" if one.score is None else f"{one.score:.3f}"
-        low, high = one.evaluation.interval if one.evaluation else (0.0, 0.0)
-        interval = f"{low:.3f} to {high:.3f}" if one.evaluation else "-"
-        parent = "-" if one.parent is None else str(one.parent)
-        star = "*" if place == top and one.score is not None else " "
-        row = (
-            f"{star}{place:>3}  {score:>5}  {interval:<14} {one.calls:>5}  {parent:>4}  {one.note}"
-        )
-        lines.append(row)
+        interval = "{:.3f} to {:.3f}".format(*one.evaluation.interval) if one.evaluation else "-"
+        parent = "-" if one.parent is None else one.parent
+        lines.append(row(star, place, score, interval, one.calls, parent, one.note))
     return "\n".join(lines)
 
 
 def _place_of_best(trials: Sequence[Trial]) -> int:
-    found = best(trials) if trials else Trial(lmopt.Params())
-    wanted = (found.params, found.score, found.final)
-    made = ((one.params, one.score, one.final) for one in trials)
-    return next((place for place, one in enumerate(made) if one == wanted), 0)
+    if not trials:
+        return 0
+    top = best(trials)  # its note may say more
+    return [evolve(one, note=top.note) for one in trials].index(top)
 
 
 def report(trials: Iterable[Trial], *, title: str = "Optimization") -> str:
@@ -3306,190 +3285,151 @@ def report(trials: Iterable[Trial], *, title: str = "Optimization") -> str:
     shown = list(trials)
     if not shown:
         raise lmopt.DataError("no trials to report", shown, "one or more", "run the search first")
-    top = _place_of_best(shown)
-    items = "".join(_candidate(shown, place, top) for place in range(len(shown)))
+    place = _place_of_best(shown)
+    top = shown[place]
+    said = top.evaluation and lmopt.transcript(top.evaluation.rows[0].prediction, every=True)
+    items = "".join(_candidate(shown, number, place) for number in range(len(shown)))
+    calls, tokens = [one.calls for one in shown], [one.tokens for one in shown]
     parts = {
-        "Score against calls": _chart(shown, top, "calls", lambda one: one.calls),
-        "Score against the cost of a run": _chart(shown, top, "tokens a run", _tokens) + _LEGEND,
-        "The best prompt": _prompt_of(shown[top]),
+        "Score against calls": _chart(shown, place, "calls", calls),
+        "Score against the cost of a run": _chart(shown, place, "tokens a run", tokens) + _LEGEND,
+        "The best prompt": f"<pre>{_escape(said or str(top.params))}</pre>",
         "Candidates": f'<ol start="0">{items}</ol>',
         "Start and best, row by row": _side_by_side(shown, top),
     }
     body = "\n".join(f"<h2>{head}</h2>\n{part}" for head, part in parts.items())
-    name = _escape(title)
-    return _PAGE.format(title=name, body=f"<h1>{name}</h1>\n{_headline(shown, top)}\n{body}")
-
-
-def _tokens(trial: Trial) -> float | None:
-    return trial.tokens
+    title, about = _escape(title), _headline(shown, top)
+    return _PAGE.format(title=title, style=_STYLE, body=f"<h1>{title}</h1>\n{about}\n{body}")
 
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<style>
-.lmopt {{ --ink: #222; --paper: #fff; --soft: #f5f5f5; --line: #ddd; --dot: #27a; --best: #c40;
-  --plus: #dcf5dc; --minus: #fbdcdc; font: 16px/1.5 system-ui, sans-serif; margin: 0 auto;
-  max-width: 60rem; padding: 1rem; color: var(--ink); background: var(--paper); }}
-@media (prefers-color-scheme: dark) {{ .lmopt {{ --ink: #ddd; --paper: #181818; --soft: #242424;
-  --line: #444; --dot: #6bd; --best: #f85; --plus: #1d3a1d; --minus: #452020; }} }}
-.lmopt h1 {{ font-size: 1.6rem }} .lmopt h2 {{ font-size: 1.2rem; margin-top: 2rem }}
-.lmopt svg {{ width: 100%; min-width: 32rem; height: auto; fill: var(--ink); }}
-.lmopt ol {{ padding-left: 2.2rem; }} .lmopt li::marker {{ color: var(--dot); }}
-.lmopt summary {{ cursor: pointer; overflow-wrap: anywhere; }}
-.lmopt .best > summary {{ font-weight: bold }} .lmopt .out > summary {{ opacity: .6 }}
-.lmopt pre {{ overflow-x: auto; background: var(--soft); padding: .5rem; font-size: .85rem;
-  white-space: pre-wrap; overflow-wrap: anywhere; max-height: 40rem; }}
-.lmopt ins, .lmopt del {{ text-decoration: none }}
-.lmopt ins, .lmopt .up {{ background: var(--plus) }}
-.lmopt del, .lmopt .down {{ background: var(--minus) }} .lmopt .wide {{ overflow-x: auto; }}
-.lmopt table {{ border-collapse: collapse; font-size: .9rem; width: 100%; }}
-.lmopt td, .lmopt th {{ border-bottom: 1px solid var(--line); padding: .25rem .5rem;
-  text-align: left; vertical-align: top; }}
-</style></head><body style="margin: 0"><div class="lmopt">
+<style>{style}</style></head><body><div class="lmopt">
 {body}
 </div></body></html>
 """
+_DOT, _BEST = "#38c", "#e52"  # these, and what one can see through, fit light and dark pages
+_STYLE = """
+.lmopt { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: auto; padding: 1rem }
+.lmopt svg { min-width: 32rem; font-size: 12px; text-anchor: middle; fill: currentColor }
+.lmopt path { fill: none; stroke: #8886 } .lmopt .dot { stroke: #38c } .lmopt .bar { stroke: #38c8 }
+.lmopt summary { cursor: pointer; overflow-wrap: anywhere }
+.lmopt .best > summary { font-weight: bold } .lmopt .out > summary { opacity: .6 }
+.lmopt pre { white-space: pre-wrap; overflow-wrap: anywhere; overflow-y: auto; max-height: 40rem;
+  background: #8882; padding: .5rem }
+.lmopt ins, .lmopt .up { background: #0a03; text-decoration: none }
+.lmopt del, .lmopt .down { background: #f003; text-decoration: none }
+.lmopt .wide { overflow-x: auto } .lmopt table { border-collapse: collapse; width: 100% }
+.lmopt tr { border-bottom: 1px solid #8886; text-align: left; vertical-align: top }
+.lmopt td { padding: .25rem .5rem; white-space: pre-line }
+"""
 
 
-def _escape(text: str) -> str:
-    from html import escape
-
-    return escape(text)
-
-
-def _headline(trials: Sequence[Trial], top: int) -> str:
-    start, end = trials[0].score, trials[top].score
+def _headline(trials: Sequence[Trial], top: Trial) -> str:
+    start, end = trials[0].score, top.score
     tried = unique(trials, key=lambda one: one.params.digest)
     spent = sum((one.evaluation.usage for one in tried if one.evaluation), lmopt.Usage())
     facts = [
         "" if start is None or end is None else f"from {start:.3f} to <b>{end:.3f}</b>",
         f"{len(trials)} trials",
         f"{max(one.calls for one in trials):,} calls",
-        f"{spent.input_tokens + spent.output_tokens:,} tokens for scoring",
-        f"{spent.cost:.4f} US dollars" if spent.cost else "",
+        f"{evolve(spent, calls=0)} for scoring" if spent.calls else "",
     ]
-    return f"<p>{', '.join(filter(None, facts))}.</p><p>Best: {_escape(trials[top].note)}</p>"
+    return f"<p>{', '.join(filter(None, facts))}.</p><p>Best: {_escape(top.note)}</p>"
 
 
-def _chart(
-    trials: Sequence[Trial], top: int, unit: str, along: Callable[[Trial], float | None]
-) -> str:
-    """Scores against something, with their intervals; those that are out in a band below."""
-    known = [(along(one) or 0.0, n, one) for n, one in enumerate(trials) if one.score is not None]
-    most, ticks = _scale(max([value for value, _, _ in known], default=0.0))
-
-    def across(value: float) -> float:
-        return round(60 + 720 * value / most, 1)
-
-    marks = [_grid(level) for level in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    marks += [f'<text x="{across(x)}" y="308" {_MIDDLE}>{x:,.10g}</text>' for x in ticks]
-    best_so_far, path = -1.0, list[str]()
-    for value, place, one in sorted(known, key=first):
-        x, score = across(value), one.score or 0.0
-        marks.append(_dot(one, x, place == top, f"{place}: {score:.3f}, {value:,.0f} {unit}"))
-        if not one.out and score > best_so_far:
-            path += [f"{x},{_height(best_so_far)}"] * bool(path) + [f"{x},{_height(score)}"]
-            best_so_far = score
-    path += [f"{across(most)},{_height(best_so_far)}"] * bool(path)
-    line = f'<polyline points="{" ".join(path)}" fill="none" stroke="var(--dot)"/>' if path else ""
-    look = f'font-size="12" font-family="sans-serif" role="img" aria-label="score against {unit}"'
-    band = f'<text x="44" y="289" {_END}>out</text><text x="780" y="322" {_END}>{unit}</text>'
-    drawn = f'<svg viewBox="0 0 800 330" {look}>{line}{"".join(marks)}{band}</svg>'
-    return f'<div class="wide">{drawn}</div>'
-
-
-_MIDDLE, _END = 'text-anchor="middle"', 'text-anchor="end"'
-_FAINT = 'stroke="var(--dot)" stroke-opacity="0.5"'
 _LEGEND = (
-    '<small><span style="color: var(--best)">●</span> the best · <span style="color: var(--dot)">●'
-    "</span> scored on all rows, with its 95 % interval · — the best so far · ○ out: it lost on the"
-    " first rows, or costs too much; its score, of fewer rows, compares with no other</small>"
+    f'<small><span style="color: {_BEST}">●</span> the best · <span style="color: {_DOT}">●</span>'
+    " scored on all rows, with its 95 % interval · — the best so far · ○ out: it lost on the first"
+    " rows, or costs too much; its score, of fewer rows, compares with no other</small>"
 )
 
 
-def _scale(largest: float) -> tuple[float, list[float]]:
-    """Where an axis ends, and its ticks: of about five, each a 1, 2 or 5 of a power of ten."""
+def _chart(trials: Sequence[Trial], best: int, unit: str, values: Sequence[float | None]) -> str:
+    """Scores against something, with their intervals; those that are out in a band below."""
+    points = sorted((x or 0.0, n) for n, x in enumerate(values) if trials[n].score is not None)
+    step, count = _scale(max(points, default=(0.0, 0))[0])
+    marks = [_label(30, 289, "out"), _label(750, 322, unit)]
+    for level in (0.0, 0.25, 0.5, 0.75, 1.0):
+        y = _height(level)
+        marks += [f'<path d="M50 {y} H790"/>', _label(30, y + 4, f"{level:.2f}")]
+    marks += [_label(60 + 720 * n / count, 308, f"{n * step:,.10g}") for n in range(count + 1)]
+    dots, top, path = [], 0.0, "M60 260"
+    for value, place in points:
+        one, x = trials[place], round(60 + 720 * value / (step * count), 1)
+        tip = f"{place}: {one.score:.3f}, {value:,.0f} {unit}, {one.note}"
+        dots.append(_dot(one, x, _BEST if place == best else _DOT, tip))
+        top = top if one.out else max(top, one.score or 0.0)
+        path += f" H{x} V{_height(top)}"
+    marks.append(f'<path class="dot" d="{path} H780"/>')
+    look = f'viewBox="0 0 800 330" role="img" aria-label="score against {unit}"'
+    return f'<div class="wide"><svg {look}>{"".join(marks + dots)}</svg></div>'
+
+
+def _label(x: float, y: float, text: str) -> str:
+    return f'<text x="{x:.0f}" y="{y:.0f}">{text}</text>'
+
+
+def _scale(largest: float) -> tuple[float, int]:
+    """The step of an axis, 1, 2 or 5 of a power of ten, and how many steps it has: about five."""
     power = 10.0 ** math.floor(math.log10((largest or 1) / 5))
     step = next(power * n for n in (1, 2, 5, 10) if power * n * 5 >= (largest or 1))
-    count = math.ceil(largest / step + 0.2)
-    return step * count, [step * n for n in range(count + 1)]
+    return step, math.ceil(largest / step + 0.2)
 
 
 def _height(score: float) -> float:
     return round(260 - 240 * score, 1)
 
 
-def _grid(level: float) -> str:
-    y = _height(level)
-    line = f'<line x1="50" x2="790" y1="{y}" y2="{y}" stroke="var(--line)"/>'
-    return f'{line}<text x="44" y="{y + 4}" {_END}>{level:.2f}</text>'
-
-
-def _dot(one: Trial, x: float, top: bool, tip: str) -> str:
+def _dot(one: Trial, x: float, color: str, tip: str) -> str:
     """A trial in a chart, with the interval of its score."""
-    color, bar = "var(--best)" if top else "var(--dot)", ""
-    y, look = _height(one.score or 0.0), f'fill="{color}"'
+    y, look, bar = _height(one.score or 0.0), f'fill="{color}"', ""
     if one.out:
         y, look = 285.0, f'fill="none" stroke="{color}"'
     elif one.evaluation is not None:
         low, high = map(_height, one.evaluation.interval)
-        bar = f'<line x1="{x}" x2="{x}" y1="{low}" y2="{high}" {_FAINT}/>'
-    told = _escape(f"{tip}, {one.note}")
-    return f'{bar}<circle cx="{x}" cy="{y}" r="4" {look}><title>{told}</title></circle>'
-
-
-def _prompt_of(trial: Trial) -> str:
-    """What was said for the first row; or the parameters, where no LM was asked."""
-    rows = trial.evaluation.rows[:1] if trial.evaluation else ()
-    said = [lmopt.transcript(row.prediction, every=True) for row in rows]
-    return f"<pre>{_escape(first([*filter(None, said), str(trial.params)]))}</pre>"
+        bar = f'<path class="bar" d="M{x} {low} V{high}"/>'
+    return f'{bar}<circle cx="{x}" cy="{y}" r="4" {look}><title>{_escape(tip)}</title></circle>'
 
 
 def _candidate(trials: Sequence[Trial], place: int, top: int) -> str:
     """A candidate, with what it changed of the one that it was made from."""
-    one = trials[place]
-    score = "not scored" if one.score is None else f"{one.score:.3f}"
-    if one.parent is None:
-        made, text = "", str(one.params)
-    else:
-        made, text = f", from {one.parent}", lmopt.diff(trials[one.parent].params, one.params)
-    body = "\n".join(map(_colored, text.split("\n"))) or "nothing changed"
+    one, made = trials[place], ""
+    text = str(one.params)
+    if one.parent is not None:
+        made = f", from {one.parent}"
+        text = lmopt.diff(trials[one.parent].params, one.params) or "nothing changed"
+    body = _escape(text)
+    for tag, line in {"ins": r"^\+(?!\+\+).*", "del": "^-(?!--).*"}.items():
+        body = re.sub(line, rf"<{tag}>\g<0></{tag}>", body, flags=re.MULTILINE)
     kind = ' class="best" open' if place == top else ' class="out"' if one.out else ""
-    head = f"{score}{made}: {_escape(one.note)}"
-    return f"<li><details{kind}><summary>{head}</summary><pre>{body}</pre></details></li>"
+    score = "not scored" if one.score is None else f"{one.score:.3f}"
+    head = f"<summary>{score}{made}: {_escape(one.note)}</summary>"
+    return f"<li><details{kind}>{head}<pre>{body}</pre></details></li>"
 
 
-def _colored(line: str) -> str:
-    marked = not line.startswith(("+++", "---"))
-    tag = {"+": "ins", "-": "del"}.get(line[:1], "") if marked else ""
-    return f"<{tag}>{_escape(line)}</{tag}>" if tag else _escape(line)
-
-
-def _side_by_side(trials: Sequence[Trial], top: int, most: int = 200) -> str:
+def _side_by_side(trials: Sequence[Trial], top: Trial, most: int = 200) -> str:
     """The rows that the start was scored on, and the best, or what that was made from."""
-    start, best = trials[0].evaluation, trials[top]
-    end = trials[best.parent or 0].evaluation if best.final else best.evaluation
+    start, shown = trials[0].evaluation, trials[top.parent or 0] if top.final else top
+    end = shown.evaluation
     if start is None or end is None:
         return "<p>The trials were not scored.</p>"
     after = {row.example: row for row in end.rows}
     pairs = [(row, after[row.example]) for row in start.rows if row.example in after]
-    body = []
+    body = ["<tr><th>example</th><th>start</th><th>best</th></tr>"]
     for one, other in pairs[:most]:
         kind = "up" if other.score > one.score else "down" if other.score < one.score else ""
-        cells = [_shown(one.example)]
-        for row in (one, other):
-            cells += [_shown(row.prediction, row.error), f"{row.score:g}"]
-        body.append(f'<tr class="{kind}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
+        made = [f"{row.score:g}\n{_fields(row.prediction) or row.error}" for row in (one, other)]
+        cells = [f"<td>{_escape(text)}</td>" for text in (_fields(one.example), *made)]
+        body.append(f'<tr class="{kind}">{"".join(cells)}</tr>')
     left = f"<p>and {len(pairs) - most} more rows</p>" if len(pairs) > most else ""
-    head = "".join(f"<th>{one}</th>" for one in ("example", "start", "", "best", ""))
-    return f'<div class="wide"><table><tr>{head}</tr>{"".join(body)}</table></div>{left}'
+    return f'<div class="wide"><table>{"".join(body)}</table></div>{left}'
 
 
-def _shown(record: lmopt.Fields, error: str = "") -> str:
-    fields = [f"{name}: {lmopt.cut(lmopt.as_text(value), 160)}" for name, value in record.items()]
-    return _escape("\n".join(fields) or error).replace("\n", "<br>")
+def _fields(fields: lmopt.Fields, most: int = 160) -> str:
+    return "\n".join(f"{n}: {lmopt.cut(lmopt.as_text(v), most)}" for n, v in fields.items())
 
 
 # == 10. Command line ==============================================================================
@@ -3786,16 +3726,12 @@ def _run(given: Any) -> tuple[str, Any]:
         _keep_trace(getattr(error, "trace", None), given.trace)
         raise
     _keep_trace(one.trace, given.trace)
-    return _fields(one), one
+    return _fields(one, sys.maxsize), one
 
 
 def _keep_trace(trace: lmopt.Trace | None, path: str | None) -> None:
     if path and trace is not None:
         lmopt.write_whole(trace.to_json(), path)
-
-
-def _fields(prediction: lmopt.Prediction) -> str:
-    return "\n".join(f"{name}: {lmopt.as_text(value)}" for name, value in prediction.items())
 
 
 def _eval(given: Any) -> tuple[str, Any]:
@@ -3941,7 +3877,7 @@ def _replay(given: Any) -> tuple[str, Any]:
     trace = lmopt.Trace.from_json(Path(given.trace).read_text(encoding="utf-8"))
     live = None if given.upto is None else _lm(given)
     made = lmopt.replay(program, trace, live, upto=given.upto)
-    return f"{made.trace}\n\n{_fields(made)}", made
+    return f"{made.trace}\n\n{_fields(made, sys.maxsize)}", made
 
 
 if __name__ == "__main__":  # as the module that others import, so that its classes are the same
