@@ -3331,13 +3331,10 @@ def _headline(trials: Sequence[Trial], top: Trial) -> str:
     start, end = trials[0].score, top.score
     tried = unique(trials, key=lambda one: one.params.digest)
     spent = sum((one.evaluation.usage for one in tried if one.evaluation), lmopt.Usage())
-    facts = [
-        "" if start is None or end is None else f"from {start:.3f} to <b>{end:.3f}</b>",
-        f"{len(trials)} trials",
-        f"{max(one.calls for one in trials):,} calls",
-        f"{evolve(spent, calls=0)} for scoring" if spent.calls else "",
-    ]
-    return f"<p>{', '.join(filter(None, facts))}.</p><p>Best: {_escape(top.note)}</p>"
+    gain = "" if start is None or end is None else f"from {start:.3f} to <b>{end:.3f}</b>, "
+    cost = f", {evolve(spent, calls=0)} for scoring" if spent.calls else ""
+    size = f"{len(trials)} trials, {max(one.calls for one in trials):,} calls"
+    return f"<p>{gain}{size}{cost}.</p><p>Best: {_escape(top.note)}</p>"
 
 
 _LEGEND = (
@@ -3481,37 +3478,28 @@ def lm_of(given: Any, offline: lmopt.LM | None = None) -> lmopt.LM:
     >>> lm_of(options.parse_args(["--base-url", "http://localhost:8080/v1"])).url
     'http://localhost:8080/v1/chat/completions'
     """
-    named = given.base_url or given.lm not in (None, "toy")
-    lm = lmopt.toy_lm() if offline is None or given.lm == "toy" else offline
-    if named:
-        lm = _wired(given)
-    tape = given.calls_kept if named and given.cassette is None else given.cassette
-    layers = [lmopt.retry()] * bool(named)
+    wired = given.base_url or given.lm not in (None, "toy")
+    idle = lmopt.toy_lm() if offline is None or given.lm == "toy" else offline
+    lm = _wired(given) if wired else idle
     if given.budget is not None:
-        layers.append(lmopt.budget(usd=given.budget))
-    if tape:
-        layers.append(lmopt.record(tape))
-    made: lmopt.LM = pipe(lm, *layers)
-    return made
+        lm = lmopt.budget(usd=given.budget)(lm)
+    tape = given.calls_kept if wired and given.cassette is None else given.cassette
+    return lmopt.record(tape)(lm) if tape else lm
 
 
 def _wired(given: Any) -> lmopt.LM:
-    """The LM behind a URL that a command line names."""
-    name, options = given.lm or "default", {}  # a local server serves one model, by any name
+    """The LM behind a URL that a command line names, asked again where that helps."""
+    name = given.lm or "default"  # a local server serves one model, by any name
+    options = {one: getattr(given, one) for one in ("timeout", "concurrency", "price")}
     if given.base_url:
         options["base_url"] = given.base_url
         if name.partition("/")[0] not in ("anthropic", "azure", *lmopt.PROVIDERS):
             name = f"openai/{name}"
     if given.key_env:
-        if not os.environ.get(given.key_env):
+        if not os.getenv(given.key_env):
             raise lmopt.DataError("no key in the environment", given.key_env, "a key", "set it")
-        options["api_key"] = partial(_of_environment, given.key_env)  # travels, unlike a key
-    options |= {"timeout": given.timeout, "concurrency": given.concurrency, "price": given.price}
-    return lmopt.connect(name, **options)
-
-
-def _of_environment(name: str) -> str:
-    return os.environ.get(name, "")
+        options["api_key"] = partial(os.getenv, given.key_env, "")  # travels, unlike a key
+    return lmopt.retry()(lmopt.connect(name, **options))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -3529,14 +3517,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         getattr(stream, "reconfigure", dict)(errors="backslashreplace", **coding)
     try:
         parser = _parser()
-        given, inputs = parser.parse_known_args(argv)  # argparse takes no positionals after options
-        if any(one.startswith("-") for one in inputs) or (inputs and given.work is not _run):
-            parser.error(f"unrecognized arguments: {' '.join(inputs)}")
-        given.inputs = [*getattr(given, "inputs", ()), *inputs]
-        for name in ("out", "report", "trace"):
-            _check_target(getattr(given, name, None))
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
+        given, more = parser.parse_known_args(argv)  # argparse takes no positionals after options
+        if any(one.startswith("-") for one in more) or (more and given.work is not _run):
+            parser.error(f"unrecognized arguments: {' '.join(more)}")
+        given.inputs = [*given.inputs, *more]
+        for path in filter(None, (given.out, given.report, given.trace)):
+            _check_target(path)
+        with warnings.catch_warnings(action="always"):
             warnings.showwarning = lambda message, *_, **__: _tell(f"warning: {message}")
             text, data = given.work(given)
         print(lmopt.as_text(data) if given.json else text, flush=True)
@@ -3551,9 +3538,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _check_target(path: str | None) -> None:
+def _check_target(path: str) -> None:
     """See now, and not after the calls are paid for, that a file can be written."""
-    if path and (Path(path).is_dir() or not os.access(Path(path).resolve().parent, os.W_OK)):
+    if Path(path).is_dir() or not os.access(Path(path).resolve().parent, os.W_OK):
         raise lmopt.DataError("no file can be written there", path, "a file in a folder", "make it")
 
 
@@ -3565,51 +3552,50 @@ def _tell(text: str) -> None:
 
 
 def _parser() -> Any:
+    """A parser with a command for each of the functions below, which tell what they are for."""
     import argparse
 
-    parser = argparse.ArgumentParser(
-        "lmopt",
-        description="Run, measure and optimize programs of language models.",
-        allow_abbrev=False,
-    )
+    about = "Run, measure and optimize programs of language models."
+    parser = argparse.ArgumentParser("lmopt", description=about, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=lmopt.__version__)
+    parser.set_defaults(inputs=(), metric="", report=None, test="0", trace=None)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name: str, work: Callable[[Any], Any], takes: str) -> Any:
-        about = work.__doc__
+    task = "task --instructions --module --adapter --params"
+    scored = f"{task} data --metric --rows --out"
+    search = f"{scored} --optimizer --calls --option --seed --test"
+    takes = {
+        _run: f"{task} inputs --data --trace --watch",
+        _eval: scored,
+        _optimize: f"{search} --report",
+        _show: "params task? --instructions --module --adapter",
+        _diff: "params params2",
+        _report: search,
+        _replay: f"{task} events --upto",
+    }
+    results = {_optimize: "params.json", _report: "report.html"}
+    for work, arguments in takes.items():
+        name, about = work.__name__[1:], work.__doc__ or ""
         made = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
-        made.set_defaults(work=work)
-        for one in takes.split():
+        for one in f"{arguments} --json".split():
             made.add_argument(one.rstrip("?"), **_ARGUMENTS[one])
-        made.add_argument("--json", action="store_true", help="print data, not text")
-        return made
-
-    task = "--instructions --module --adapter --params"
-    scored, search = f"{task} --metric --rows", "--optimizer --calls --option --seed --test"
-    lm_options(command("run", _run, f"task inputs --data {task} --trace --watch"))
-    lm_options(command("eval", _eval, f"task data {scored} --out"))
-    lm_options(command("optimize", _optimize, f"task data {scored} {search} --out --report"))
-    command("show", _show, "params task? --instructions --module --adapter")
-    command("diff", _diff, "params params2")
-    lm_options(command("report", _report, f"task data {scored} {search} --out"))
-    lm_options(command("replay", _replay, f"task trace {task} --upto"))
+        made.set_defaults(work=work, out=results.get(work))
+        if work not in (_show, _diff):
+            lm_options(made)
     return parser
 
 
 def _count(text: str) -> int:
-    if (number := int(text)) < 0:
-        raise ValueError(text)  # argparse says it
-    return number
+    return range(sys.maxsize).index(int(text))  # a ValueError, which argparse says, below 0
 
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
-    "task": {"help": 'a signature, as "text -> label: Literal[\'a\', \'b\']", or FILE.py:NAME'},
+    "task": {"help": "a signature, as \"text -> label: Literal['a', 'b']\", or FILE.py:NAME"},
     "task?": {"nargs": "?", "help": "as for run; then as the LM is sent them"},
     "inputs": {"nargs": "*", "metavar": "NAME=VALUE", "help": "inputs of one run"},
     "data": {"help": "examples: .csv, .json or .jsonl"},
     "params": {"help": "a file of parameters"},
     "params2": {"help": "another one"},
-    "trace": {"help": "a file that `run --trace` wrote"},
+    "events": {"metavar": "trace", "help": "a file that `run --trace` wrote"},
     "--data": {"metavar": "FILE", "help": "run on each of these rows; .csv, .json or .jsonl"},
     "--instructions": {"metavar": "TEXT", "help": "what a signature does not say"},
     "--module": {"default": "predict", "choices": ["predict", "chain_of_thought"]},
@@ -3619,54 +3605,54 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--rows": {"type": _count, "metavar": "N", "help": "rows at most, spread over the outputs"},
     "--optimizer": {"default": "auto", "metavar": "NAME", "help": "one of ours, or FILE.py:NAME"},
     "--calls": {"type": _count, "metavar": "N", "help": "LM calls that the search may make"},
-    "--option": {
-        "action": "append", "default": [], "metavar": "NAME=VALUE", "help": "of the optimizer",
-    },
+    "--option": {"action": "append", "metavar": "NAME=VALUE", "help": "of the optimizer"},
     "--seed": {"type": int, "default": 0, "metavar": "N", "help": "of all random choices"},
     "--test": {
-        "default": "0.25", "metavar": "FILE|SHARE",
-        "help": "rows to measure on, before and after: a file, or a share of the data, by default "
-        "a quarter (0: none)",
+        "default": "0.25",
+        "metavar": "FILE|SHARE",
+        "help": "rows to test on, a quarter (0: none)",
     },
     "--out": {"metavar": "FILE", "help": "where the result goes; of optimize: params.json"},
     "--report": {"metavar": "FILE", "help": "write a page about the search here"},
     "--trace": {"metavar": "FILE", "help": "write the trace here, for replay"},
     "--watch": {"action": "store_true", "help": "tell of each step as it ends"},
     "--upto": {"type": _count, "metavar": "K", "help": "replay so many events, then go on live"},
-}  # fmt: skip
+    "--json": {"action": "store_true", "help": "print data, not text"},
+}
 
 
 def _named(name: str, *modules: Any) -> Any:
     """What a name of the command line means: FILE.py:NAME, or a name in one of our modules."""
     path, _, own = name.rpartition(":")
-    if not path.endswith(".py"):
-        found = next((getattr(one, name) for one in modules if name in one.__all__), None)
-        if found is None:
-            known = "one of ours, or FILE.py:NAME"
-            raise lmopt.DataError("no such name", name, known, "correct it")
-        return found
-    file = Path(path).resolve()
+    known = [one for one in modules if name in one.__all__]
+    if path.endswith(".py"):
+        known = [_module(Path(path).resolve())]
+    if not known or not hasattr(known[0], own):
+        what = "no such name in the file" if path else "no such name"
+        raise lmopt.DataError(what, name, "one of ours, or FILE.py:NAME", "correct it")
+    return getattr(known[0], own)
+
+
+def _module(file: Path) -> Any:
+    """Import a file as if it were run."""
     if not file.is_file():
         raise FileNotFoundError(f"no such file: {file}")
-    if str(file.parent) not in sys.path:  # as if the file were run
+    if str(file.parent) not in sys.path:
         sys.path.insert(0, str(file.parent))
     module = importlib.import_module(file.stem)
-    found = getattr(module, "__file__", None)  # built-in modules have none
-    if found is None or Path(found).resolve() != file:
+    if Path(getattr(module, "__file__", None) or "").resolve() != file:  # built-in ones have none
         what = f"another module is called {file.stem!r}"
-        raise lmopt.DataError(what, found, str(file), "rename the file")
-    if not hasattr(module, own):
-        raise lmopt.DataError("no such name in the file", name, "FILE.py:NAME", "correct the name")
-    return getattr(module, own)
+        raise lmopt.DataError(what, module, str(file), "rename the file")
+    return module
 
 
 def _program(given: Any) -> lmopt.Program:
     """The program that a command line names, with its parameters."""
     task = given.task
+    if task.endswith(".py"):
+        raise lmopt.DataError("no name in the file", task, "FILE.py:NAME", f"write {task}:NAME")
     if re.search(r"\.py:\w+$", task):
         task = _named(task)
-    elif task.endswith(".py"):
-        raise lmopt.DataError("no name in the file", task, "FILE.py:NAME", f"write {task}:NAME")
     if not isinstance(task, lmopt.Program):
         options = {"instructions": given.instructions, "adapter": getattr(lmopt, given.adapter)}
         task = getattr(lmopt, given.module)(task, **options)
@@ -3683,18 +3669,34 @@ def _lm(given: Any) -> lmopt.LM:
     return lm_of(given)
 
 
-def _rows(program: lmopt.Program, path: str, most: int | None) -> Examples:
+def _rows(given: Any, program: lmopt.Program, path: str) -> Examples:
+    """The rows of a file; those that a metric of ours is to score have an output of the program."""
     rows = lmopt.check_dataset(program, lmopt.read_examples(path))
-    return rows if most is None else spread(rows, most, by=program.outputs)
-
-
-def _labelled(program: lmopt.Program, given: Any, path: str, most: int | None) -> Examples:
-    """Rows that a metric of ours can score: they have an output of the program."""
-    rows, ours = _rows(program, path, most), ".py:" not in given.metric
-    if ours and program.outputs and not any(name in rows[0] for name in program.outputs):
+    ours = given.metric and ".py:" not in given.metric
+    if ours and program.outputs and not {*program.outputs} & {*rows[0]}:
         what, expected = f"{path} has no column of an output", " or ".join(program.outputs)
         raise lmopt.DataError(what, list(rows[0]), expected, "name it in the task, or label it")
     return rows
+
+
+def _task(given: Any) -> tuple[tuple[lmopt.Program, Examples, Any], Examples]:
+    """A program, rows to learn from or to measure on, and a metric; and other rows to test on."""
+    program, metric, test = _program(given), _named(given.metric, lmopt), Examples()
+    rows = _rows(given, program, given.data)
+    if given.rows is not None:
+        rows = spread(rows, given.rows, by=program.outputs)
+    if Path(given.test).is_file():
+        return (program, rows, metric), _rows(given, program, given.test)
+    try:
+        share = float(given.test)
+    except ValueError as error:
+        what, todo = "no such rows to test on", "write --test test.csv, or --test 0.25"
+        raise lmopt.DataError(what, given.test, "a file or a share", todo) from error
+    if not 0 <= share < 1:
+        raise lmopt.DataError("no share", share, "a number from 0 to 1", "write --test 0.25")
+    if share:
+        rows, test = split(rows, share=1 - share, seed=given.seed)
+    return (program, rows, metric), test
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -3712,7 +3714,7 @@ def _run(given: Any) -> tuple[str, Any]:
         if given.inputs or given.trace:
             todo = "leave out --data, or inputs and --trace"
             raise lmopt.DataError("--data takes rows only", given.data, "neither of these", todo)
-        rows = [lmopt.select_inputs(program, row) for row in _rows(program, given.data, None)]
+        rows = [lmopt.select_inputs(program, row) for row in _rows(given, program, given.data)]
         try:
             made = lmopt.run_many(program, lm, rows, watch=watch)
         except Exception as error:
@@ -3720,25 +3722,22 @@ def _run(given: Any) -> tuple[str, Any]:
             raise
         return "\n".join(one.to_json() for one in made), made
     (inputs,) = lmopt.check_dataset(program, [dict(map(_pair, given.inputs))])
+    ended: Any = None
     try:
-        one = lmopt.run(program, lm, inputs, watch=watch)
-    except Exception as error:  # that of a failed run is what one wants to see
-        _keep_trace(getattr(error, "trace", None), given.trace)
+        ended = lmopt.run(program, lm, inputs, watch=watch)
+    except Exception as error:  # what a run did that failed is what one wants to see
+        ended = error
         raise
-    _keep_trace(one.trace, given.trace)
-    return _fields(one, sys.maxsize), one
-
-
-def _keep_trace(trace: lmopt.Trace | None, path: str | None) -> None:
-    if path and trace is not None:
-        lmopt.write_whole(trace.to_json(), path)
+    finally:
+        if given.trace and isinstance(getattr(ended, "trace", None), lmopt.Trace):
+            lmopt.write_whole(ended.trace.to_json(), given.trace)
+    return _fields(ended, sys.maxsize), ended
 
 
 def _eval(given: Any) -> tuple[str, Any]:
     """Measure a program on the rows of a file."""
-    program, lm = _program(given), _lm(given)
-    rows = _labelled(program, given, given.data, given.rows)
-    made = lmopt.evaluate(program, rows, _named(given.metric, lmopt), lm=lm)
+    task, _ = _task(given)
+    made = lmopt.evaluate(*task, lm=_lm(given))
     if given.out:
         as_csv = given.out.lower().endswith(".csv")
         lmopt.write_whole(made.to_csv() if as_csv else made.to_json(), given.out)
@@ -3752,58 +3751,42 @@ def _facts(made: lmopt.Evaluation) -> dict[str, Any]:
 
 def _optimize(given: Any) -> tuple[str, Any]:
     """Find better parameters for a program, and measure what they gain on other rows."""
-    out = given.out or "params.json"
-    _check_target(out)
     if given.cassette is None and (given.lm or given.base_url):
-        given.calls_kept = str(Path(out).with_suffix(".calls.jsonl"))
+        given.calls_kept = str(Path(given.out).with_suffix(".calls.jsonl"))
         _tell(f"calls are kept in {given.calls_kept}: the same command goes on from there")
-    program, metric, lm = _program(given), _named(given.metric, lmopt), _lm(given)
-    (rows, test), search = _parted(program, given), _optimizer(given, lm)
+    ((program, rows, metric), test), lm = _task(given), _lm(given)
+    search, made, whole = _optimizer(given, lm), list[Trial](), False
     measure = partial(lmopt.evaluate, program, test, metric, lm=lm)
     before = measure() if test else None
     _tell(f"before: {before!r}" if test else "no rows to test on")
-    made, whole = list[Trial](), False
     try:
-        for trial in _trials(program, rows, metric, search):
-            made.append(trial)  # kept, however it ends
+        _follow(made, search, program, rows, metric)
         whole = True
     finally:
         if made and (whole or best(made).params != program.params):  # an older file may be better
-            lmopt.save(best(made).params, out)
-            _tell(f"saved {out}" if whole else f"the best so far is in {out}")
+            lmopt.save(best(made).params, given.out)
+            _tell(f"saved {given.out}" if whole else f"the best so far is in {given.out}")
         if made and given.report:
             lmopt.write_whole(report(made, title=given.task), given.report)
     found = best(made)
-    facts = {"params": out, "calls": made[-1].calls, "score": found.score}
+    facts = {"params": given.out, "calls": made[-1].calls, "score": found.score}
     text = lmopt.cut(lmopt.diff(program.params, found.params), 2000) or "nothing changed"
-    if before is None:
-        return text, facts
-    after = measure(params=found.params)
-    gain = lmopt.compare(before, after)
-    facts |= {"before": _facts(before), "after": _facts(after), "gain": lmopt.jsonable(gain)}
-    return f"{text}\n\nbefore: {before!r}\nafter:  {after!r}\n{gain}", facts
-
-
-def _parted(program: lmopt.Program, given: Any) -> tuple[Examples, Examples]:
-    """Rows to learn from, and others to test on."""
-    rows = _labelled(program, given, given.data, given.rows)
-    if Path(given.test).is_file():
-        return rows, _labelled(program, given, given.test, None)
-    try:
-        share = float(given.test)
-    except ValueError as error:
-        what, todo = "no such rows to test on", "write --test test.csv, or --test 0.25"
-        raise lmopt.DataError(what, given.test, "a file or a share", todo) from error
-    if not 0 <= share < 1:
-        raise lmopt.DataError("no share", share, "a number from 0 to 1", "write --test 0.25")
-    return split(rows, share=1 - share, seed=given.seed or 0) if share else (rows, ())
+    if before is not None:
+        after = measure(params=found.params)
+        gain = lmopt.compare(before, after)
+        facts |= {"before": _facts(before), "after": _facts(after), "gain": lmopt.jsonable(gain)}
+        text += f"\n\nbefore: {before!r}\nafter:  {after!r}\n{gain}"
+    return text, facts
 
 
 def _optimizer(given: Any, lm: lmopt.LM) -> Optimizer:
     """The optimizer that a command line names."""
     make = _named(given.optimizer, sys.modules[__name__])
-    options = {name: _value(text) for name, text in map(_pair, given.option)}
-    options |= {n: v for n in ("calls", "seed") if (v := getattr(given, n)) is not None}
+    options: dict[str, Any] = dict(map(_pair, given.option or ()))
+    for name, text in options.items():
+        with suppress(ValueError):  # what is no JSON is a text
+            options[name] = json.loads(text)
+    options |= {"seed": given.seed} | ({} if given.calls is None else {"calls": given.calls})
     try:
         takes_lm = first(inspect.signature(make).parameters) == "lm"
         return _checked(make(lm, **options) if takes_lm else make(**options))
@@ -3812,22 +3795,13 @@ def _optimizer(given: Any, lm: lmopt.LM) -> Optimizer:
         raise lmopt.DataError(what, given.optimizer, "one with these options", todo) from error
 
 
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _trials(
-    program: lmopt.Program, rows: Examples, metric: Any, search: Optimizer
-) -> Iterator[Trial]:
-    """The trials of a search, each told of as it is there."""
-    _tell(f"{len(rows)} rows to learn from; {search.plan(program, rows)}")
-    for trial in search.trials(program, rows, metric):
+def _follow(made: list[Trial], search: Optimizer, *task: Any) -> None:
+    """Run a search, tell of each trial, and add it to those made, however it ends."""
+    _tell(f"{len(task[1])} rows to learn from; {search.plan(*task[:2])}")
+    for trial in search.trials(*task):
         score = "  -  " if trial.score is None else f"{trial.score:.3f}"
         _tell(f"{score} {trial.calls:5} {trial.note}")
-        yield trial
+        made.append(trial)
 
 
 def _report(given: Any) -> tuple[str, Any]:
@@ -3836,18 +3810,15 @@ def _report(given: Any) -> tuple[str, Any]:
         todo = "pass --cassette params.calls.jsonl, as `optimize` named it"
         raise lmopt.DataError("a report asks no LM", given.lm, "the cassette of the search", todo)
     lm = lmopt.replay_lm(given.cassette) if given.cassette else _lm(given)
-    program, metric = _program(given), _named(given.metric, lmopt)
-    rows, made = _parted(program, given)[0], list[Trial]()
+    (task, _), made = _task(given), list[Trial]()
     try:
-        for trial in _trials(program, rows, metric, _optimizer(given, lm)):
-            made.append(trial)  # kept, however it ends
+        _follow(made, _optimizer(given, lm), *task)
     except lmopt.ReplayMiss as error:
         if not made:
             raise
         _tell(f"the cassette ends here, as the search did: {lmopt.cut(str(error))}")
-    out = given.out or "report.html"
-    lmopt.write_whole(report(made, title=given.task), out)
-    return f"{summary(made)}\n\n{out}", {"report": out, "trials": len(made)}
+    lmopt.write_whole(report(made, title=given.task), given.out)
+    return f"{summary(made)}\n\n{given.out}", {"report": given.out, "trials": len(made)}
 
 
 def _show(given: Any) -> tuple[str, Any]:
@@ -3855,14 +3826,12 @@ def _show(given: Any) -> tuple[str, Any]:
     if not given.task:
         params = lmopt.load(given.params)
         return str(params), params
-    sent = {path: lmopt.transcript(_sent(leaf)) for path, leaf in _program(given).leaves.items()}
+    sent = {}
+    for path, leaf in _program(given).leaves.items():
+        shown = {one.name: lmopt.sample(one.type) for one in leaf.inputs}
+        shown |= {one.name: f"{{{one.name}}}" for one in leaf.inputs if one.type is str}
+        sent[path] = lmopt.transcript(lmopt.preview(leaf, **shown))
     return "\n".join(f"===== {path} =====\n{text}" for path, text in sent.items()), sent
-
-
-def _sent(leaf: lmopt.Program) -> tuple[lmopt.Message, ...]:
-    """What a step asks, with its inputs' names in place of texts."""
-    made = {f.name: f"{{{f.name}}}" if f.type is str else lmopt.sample(f.type) for f in leaf.inputs}
-    return lmopt.preview(leaf, **made)
 
 
 def _diff(given: Any) -> tuple[str, Any]:
@@ -3874,7 +3843,7 @@ def _diff(given: Any) -> tuple[str, Any]:
 def _replay(given: Any) -> tuple[str, Any]:
     """Run a program again from the trace of a run, without an LM; see what it did."""
     program = _program(given)
-    trace = lmopt.Trace.from_json(Path(given.trace).read_text(encoding="utf-8"))
+    trace = lmopt.Trace.from_json(Path(given.events).read_text(encoding="utf-8"))
     live = None if given.upto is None else _lm(given)
     made = lmopt.replay(program, trace, live, upto=given.upto)
     return f"{made.trace}\n\n{_fields(made, sys.maxsize)}", made
