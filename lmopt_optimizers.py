@@ -3610,7 +3610,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--test": {
         "default": "0.25",
         "metavar": "FILE|SHARE",
-        "help": "rows to test on, a quarter (0: none)",
+        "help": "rows to test on, before and after: a file, or a share (by default 0.25; 0: none)",
     },
     "--out": {"metavar": "FILE", "help": "where the result goes; of optimize: params.json"},
     "--report": {"metavar": "FILE", "help": "write a page about the search here"},
