@@ -88,7 +88,7 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from contextlib import aclosing, closing, contextmanager, suppress
+from contextlib import aclosing, closing, contextmanager, nullcontext, suppress
 from datetime import date, datetime, timedelta
 from datetime import time as clock
 from decimal import Decimal
@@ -3564,26 +3564,28 @@ _FITTING: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "rollout": ("a whole number, 0 or more", _number(0, math.inf, int)),
     "extra": ("a mapping", lambda value: isinstance(value, Mapping)),
     "stop": ("texts", lambda value: all(isinstance(one, str) for one in value)),
+    "adapter": (f"one of {', '.join(ADAPTERS)}", lambda value: value in ADAPTERS),
 }
 
 
-SETTINGS = (*_FITTING, "adapter")
+SETTINGS = tuple(_FITTING)
 
 
 def _settings(mapping: Fields) -> Record:
-    chosen = mapping.get("adapter", "chat")
-    if chosen not in ADAPTERS:
-        raise ParamsError("unknown adapter", chosen, f"one of {', '.join(ADAPTERS)}", "correct it")
     for name, value in mapping.items():
-        if name not in SETTINGS:
+        if name not in _FITTING:
             known, todo = ", ".join(SETTINGS), "put an option of your provider into extra={...}"
             raise ParamsError("unknown setting", name, f"one of {known}", todo)
-        expected, fits = _FITTING.get(name, ("", bool))
-        if name in _FITTING and value is not None and not fits(value):
-            raise ParamsError(f"a wrong {name}", value, expected, "correct the setting")
+        expected, fits = _FITTING[name]
+        if value is not None and not fits(value):
+            what = "unknown adapter" if name == "adapter" else f"a wrong {name}"
+            raise ParamsError(what, value, expected, "correct the setting")
     if isinstance(mapping.get("stop"), str):
         return Record(mapping) | {"stop": (mapping["stop"],)}
     return _record(mapping)
+
+
+# Of each setting: what it must be, in words and as a check.
 
 
 @frozen
@@ -3767,6 +3769,24 @@ def _restored(again: Callable[[], Program], params: Params) -> Program:
     return again().with_params(params)
 
 
+def _typed(program: Program, prompt: Prompt) -> Prompt:
+    """The prompt with demonstrations of the signature's types, which a file cannot hold."""
+    known = program.signature.inputs + program.signature.outputs if program.signature else ()
+    types = {one.name: one.type for one in known if one.type not in (str, History)}
+    if not types or not prompt.demos:
+        return prompt
+
+    def typed(name: str, value: Any) -> Any:
+        try:
+            made = coerce(types[name], value)
+        except ValueError:
+            return value
+        return made if canonical(made) == canonical(value) else value
+
+    demos = [demo | {n: typed(n, demo[n]) for n in types if n in demo} for demo in prompt.demos]
+    return evolve(prompt, demos=demos)
+
+
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
@@ -3783,30 +3803,6 @@ def _with_params(program: Program, path: str, params: Mapping[str, Prompt]) -> P
         return evolve(program, prompt=_typed(program, params.get(path, program.prompt)))
     steps = {n: _with_params(step, _join(path, n), params) for n, step in program.steps.items()}
     return evolve(program, steps=steps)
-
-
-def _typed(program: Program, prompt: Prompt) -> Prompt:
-    """The prompt with demonstrations of the signature's types, which a file cannot hold."""
-    task = program.signature
-    if task is None or not prompt.demos:
-        return prompt
-    types = {f.name: f.type for f in task.inputs + task.outputs if f.type not in (str, History)}
-    if not types:
-        return prompt
-    demos = [
-        demo | {name: _typed_value(tp, demo[name]) for name, tp in types.items() if name in demo}
-        for demo in prompt.demos
-    ]
-    return evolve(prompt, demos=demos)
-
-
-def _typed_value(tp: Any, value: Any) -> Any:
-    """Make a value of what was written; only if that would be written as the same."""
-    try:
-        made = coerce(tp, value)
-        return made if canonical(made) == canonical(value) else value
-    except ValueError:
-        return value
 
 
 def check_inputs(program: Program, inputs: Fields) -> Record:
@@ -3903,16 +3899,17 @@ class Steps:
 
     def __init__(self, programs: Record) -> None:
         self._programs = programs
-        for name, step in programs.items():
-            vars(self)[name] = partial(_step, name, step)
 
     def __getitem__(self, name: str) -> Program:
-        made: Program = vars(self)["_programs"][name]
+        made: Program = self._programs[name]
         return made
 
-    def __getattr__(self, name: str) -> Any:
-        known = f"one of {', '.join(vars(self)['_programs']) or '(none)'}"
-        raise AttributeError(explain("no such step", name, known, "name it in program(...)"))
+    def __getattr__(self, name: str) -> Callable[..., Run]:
+        step = vars(self)["_programs"].get(name)
+        if step is None:
+            known = f"one of {', '.join(self._programs) or '(none)'}"
+            raise AttributeError(explain("no such step", name, known, "name it in program(...)"))
+        return lambda **inputs: Run(step, check_inputs(step, inputs), name)
 
 
 class Step(typing.NamedTuple):
@@ -3922,14 +3919,9 @@ class Step(typing.NamedTuple):
     path: str
 
 
-def _step(name: str, step: Program, /, **inputs: Any) -> Run:
-    return Run(step, check_inputs(step, inputs), name)
-
-
 def _begin(program: Program, path: str, inputs: Record) -> Flow:
-    if program.prompt is not None:
-        return program.body(Step(program.prompt, path), **inputs._data)
-    return program.body(Steps(program.steps), **inputs._data)
+    own = Steps(program.steps) if program.prompt is None else Step(program.prompt, path)
+    return program.body(own, **inputs._data)
 
 
 def program(
@@ -3983,20 +3975,17 @@ def program(
             hints = _hints(body)
         takes = _parameters(body, hints, skip=1) if inputs is None else inputs
         made: Any = (_by_name, (body.__module__, body.__qualname__), {})
-        return Program(
-            called, takes, body, Record(known), most, outputs, signature, prompt, made=made
-        )
+        return Program(called, takes, body, known, most, outputs, signature, prompt, made=made)
 
     return make
 
 
 def _by_name(module: str, name: str) -> Program:
     """The program that stands under this name, that of its body, in a module."""
-    found: Any = importlib.import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part, None)
-    if isinstance(found, Program):
-        return found
+    with suppress(AttributeError):
+        found = operator.attrgetter(name)(importlib.import_module(module))
+        if isinstance(found, Program):
+            return found
     todo = "define it at the top level of a module, or in a function decorated with @factory"
     raise DataError("this program cannot be sent elsewhere", name, "a name of a module", todo)
 
@@ -4022,8 +4011,8 @@ def preview(program: Program, /, **inputs: Any) -> tuple[Message, ...]:
 # == 8. Drivers ====================================================================================
 # `_interpret` turns a program into a flow of leaf effects and collects the trace. A driver performs
 # leaf effects in its own way: in this thread or on several, in an event loop, in lock-step; a flow
-# around the flow makes it stream, replay, or pass through middleware. How each effect is performed
-# stands in one table, `_HOW`.
+# around the flow makes it stream, replay, or pass through middleware. Each of the three drivers,
+# `_Here`, `_There` and `_Along`, has one method for each effect: see `_HOW`.
 
 Outcome = tuple[Any, BaseException | None]
 """How an effect ended: with a value, or with an error."""
@@ -4039,11 +4028,19 @@ def _resume(flow: Flow, value: Any = None, error: BaseException | None = None) -
         return False, end.value
 
 
-def _attempt(function: Callable[[Any], Any], value: Any) -> Outcome:
+def _finished(flow: Flow, perform: Callable[[Any], Any]) -> Any:
+    """Perform the effects of a flow one after the other; return what the flow returns."""
     try:
-        return function(value), None
-    except Exception as error:
-        return None, error
+        going, effect = _resume(flow)
+        while going:
+            try:
+                value, error = perform(effect), None
+            except Exception as failure:
+                value, error = None, failure
+            going, effect = _resume(flow, value, error)
+        return effect
+    finally:
+        flow.close()
 
 
 def through(flow: Flow, change: Callable[[Any], Flow]) -> Flow:
@@ -4068,6 +4065,14 @@ def through(flow: Flow, change: Callable[[Any], Flow]) -> Flow:
         flow.close()
 
 
+def _caught(change: Callable[[Any], Flow], effect: Any) -> Flow:
+    """Have an effect performed by a flow; return the outcome."""
+    try:
+        return (yield from change(effect)), None
+    except Exception as error:
+        return None, error
+
+
 def running(program: Program, inputs: Record, watch: Watch | None = None) -> Flow:
     """Return the flow of leaf effects of one run, its inputs not checked.
 
@@ -4078,8 +4083,7 @@ def running(program: Program, inputs: Record, watch: Watch | None = None) -> Flo
     try:
         return (yield from _interpret(program, inputs, program.root, _beginning(watch), events))
     except Exception as error:
-        with suppress(AttributeError):
-            error.trace = Trace(events)  # type: ignore[attr-defined]
+        _note(error, trace=Trace(events))
         raise
 
 
@@ -4100,35 +4104,34 @@ def _interpret(
 ) -> Flow:
     """Run a program: yield leaf effects, append what happened to `events`, return a prediction."""
     start, place = len(events), (path, next(parent[2]), *parent[2:])
-    body = through(_begin(program, path, inputs), partial(_reduce, place, events))
     event = partial(Event, path, "step", inputs, id=place[1], program=program.name)
-    outputs = yield from _logged(_fields_of(program, body), event, parent, events)
+
+    def body() -> Flow:
+        flow = _begin(program, path, inputs)
+        outputs = yield from through(flow, partial(_reduce, place, events))
+        if type(outputs) is Record or isinstance(outputs, Mapping):
+            return _record(outputs)
+        todo = "return a prediction or a dict"
+        raise SignatureError(f"{program.name} returned no fields", outputs, "a mapping", todo)
+
+    outputs = yield from _logged(body(), event, parent, events)
     made = _owned(outputs._data, Prediction)
     object.__setattr__(made, "trace", Trace(events[start:]))
     return made
 
 
-def _fields_of(program: Program, body: Flow) -> Flow:
-    outputs = yield from body
-    if type(outputs) is Record or isinstance(outputs, Mapping):
-        return _record(outputs)
-    todo = "return a prediction or a dict"
-    raise SignatureError(f"{program.name} returned no fields", outputs, "a mapping", todo)
-
-
 def _reduce(place: _Place, events: list[Event], effect: Any) -> Flow:
     """Reduce one effect to leaf effects."""
-    path = place[0]
+    path, _, ids, _ = place
     if isinstance(effect, (Request, Call)) and (asked := _asked(effect)):
-        event = partial(Event, path, "lm", request=asked, id=next(place[2]))
+        event = partial(Event, path, "lm", request=asked, id=next(ids))
         return _logged(effect, event, place, events)
+    if isinstance(effect, Call):
+        given, name = Record(args=effect.args, kwargs=effect.kwargs), _join(path, effect.name)
+        return _logged(effect, partial(Event, name, "call", given, id=next(ids)), place, events)
     if isinstance(effect, Run):
         name = _join(path, effect.name or effect.program.name)
         return _interpret(effect.program, effect.inputs, name, place, events)
-    if isinstance(effect, Call):
-        given, name = Record(args=effect.args, kwargs=effect.kwargs), _join(path, effect.name)
-        event = partial(Event, name, "call", given, id=next(place[2]))
-        return _logged(effect, event, place, events)
     if isinstance(effect, (tuple, list)):
         return _together(place, events, effect)
     if type(effect) is _GENERATOR:  # a part of the body, which catches its own errors
@@ -4150,56 +4153,44 @@ def _once(effect: Any) -> Flow:
 
 def _logged(effect: Any, event: Callable[..., Event], parent: _Place, events: list[Event]) -> Flow:
     """Have an effect, or a flow, performed, and append the event of it, however it ends."""
-    since, began, outcome, failure = time.time(), time.perf_counter(), None, ""
-    asks, watch = _asked(effect) is not None, parent[3]
+    since, began, error = time.time(), time.perf_counter(), None
+    asks, (path, number, _, watch) = _asked(effect) is not None, parent
     try:
         outcome = (yield from effect) if type(effect) is _GENERATOR else (yield effect)
-        return outcome
-    except GeneratorExit:  # it was left, and has not ended
-        watch = None
-        raise
-    except Exception as error:
-        failure = describe(error)
+    except Exception as failure:
+        outcome, error = None, failure
         if asks and not isinstance(error, LmoptError):
-            with suppress(AttributeError):
-                error.of_lm = True  # type: ignore[attr-defined]  # see `stops`
-        raise
-    finally:
-        facts: Any = {"response" if asks else "outputs": outcome, "error": failure}
-        times: Any = {"seconds": time.perf_counter() - began, "began": since}
-        events.append(event(**facts, **times, parent=parent[0], parent_id=parent[1]))
-        if watch is not None:
-            _tell(watch, events[-1])
-
-
-def _tell(watch: Watch, event: Event) -> None:
-    try:
-        watch(event)
-    except Exception as error:
-        raise _WatchFailed(error) from None
+            _note(error, of_lm=True)  # see `stops`
+    facts: Any = {"response" if asks else "outputs": outcome, "parent": path, "parent_id": number}
+    took, said = time.perf_counter() - began, "" if error is None else describe(error)
+    events.append(event(**facts, error=said, seconds=took, began=since))
+    if watch is not None:
+        try:
+            watch(events[-1])
+        except Exception as failure:
+            raise _WatchFailed(failure) from None
+    if error is not None:
+        raise error
+    return outcome
 
 
 class _WatchFailed(BaseException):
     """Who watches a run has failed, and nothing in the run: no program catches this."""
 
 
+def _note(error: Exception, **facts: Any) -> None:
+    """Tell more of an error, where its class allows that."""
+    with suppress(TypeError):
+        vars(error).update(facts)
+
+
 def _together(place: _Place, events: list[Event], effects: Sequence[Any]) -> Flow:
     """Have several effects performed at once; results and events in the order of the effects."""
     traces: list[list[Event]] = [[] for _ in effects]
     pairs = zip(traces, effects, strict=True)
-    outcomes = yield tuple(_caught(_reduce(place, *one)) for one in pairs)
+    outcomes = yield tuple(_caught(partial(_reduce, place, trace), one) for trace, one in pairs)
     events.extend(concat(traces))
-    for _, error in outcomes:
-        if error is not None:
-            raise error
-    return tuple(value for value, _ in outcomes)
-
-
-def _caught(flow: Flow) -> Flow:
-    try:
-        return (yield from flow), None
-    except Exception as error:
-        return None, error
+    return tuple(_succeeded(outcomes))
 
 
 # -- what remains of effects: the leaves --
@@ -4256,8 +4247,7 @@ def gathered(flow: Callable[[Any], Flow], items: Iterable[Any], lm: Any) -> Flow
     try:
         yield _Many(flow, items, lm, results.append)
     except Exception as error:
-        with suppress(AttributeError):
-            error.results = tuple(results)  # type: ignore[attr-defined]
+        _note(error, results=tuple(results))
         raise
     return results
 
@@ -4307,6 +4297,21 @@ def _response(value: Any) -> Response:
     raise DataError("the LM returned no response", value, "a Response", todo)
 
 
+_HOW = {
+    Request: "ask", Call: "call", Sleep: "sleep", _Wait: "wait", _Within: "within", _Many: "many",
+    tuple: "together",
+}  # fmt: skip
+
+
+def _how(effect: Any) -> str:
+    """By which method of a driver an effect is performed."""
+    try:
+        return _HOW[type(effect)]
+    except KeyError:
+        todo = "give drivers a flow of leaf effects: of `running`, `evaluating`, `gathered`"
+        raise SignatureError("no leaf effect", effect, "a Request, a Call", todo) from None
+
+
 # -- in this thread, or on several --
 
 
@@ -4316,18 +4321,15 @@ class _Here:
     What must be awaited is: each thread has an event loop for it, which it closes at its end.
     """
 
-    __slots__ = ("executor", "full", "lm", "loops", "sent", "workers")
-
     def __init__(self, lm: Any, workers: int | None = 1, executor: Executor | None = None) -> None:
-        self.full, self.workers, self.executor = lm, workers, executor
-        self.lm = _innermost(lm) if hasattr(lm, "inner") else lm
+        self.full, self.lm, self.workers, self.executor = lm, _innermost(lm), workers, executor
         self.loops: dict[int, Any] = {}  # by thread
         self.sent: dict[int, _Sent] = {}
 
     def drive(self, flow: Flow) -> Any:
         """Run a flow to its end, and close what it was awaited on."""
         try:
-            return self.finish(flow if self.lm is self.full else _layered(flow, self.full))
+            return _finished(_layered(flow, self.full), self.perform)
         except _WatchFailed as failed:
             raise failed.args[0] from None
         finally:
@@ -4335,18 +4337,59 @@ class _Here:
                 self.close()
 
     def finish(self, flow: Flow) -> Any:
-        """Perform the leaf effects of a flow one after the other; return what the flow returns."""
-        try:
-            going, effect = _resume(flow)
-            while going:
-                going, effect = _resume(flow, *_attempt(self.perform, effect))
-            return effect
-        finally:
-            flow.close()
+        """Run a flow to its end."""
+        return _finished(flow, self.perform)
 
     def perform(self, effect: Any) -> Any:
         """Perform one leaf effect."""
-        return (_HOW.get(type(effect)) or _how(effect))[0](effect, self)
+        return getattr(self, _how(effect))(effect)
+
+    def ask(self, request: Request) -> Response:
+        value = _asks(self.lm)(request)
+        return value if type(value) is Response else _response(self.ready(value, "the LM"))
+
+    def call(self, effect: Call) -> Any:
+        return self.ready(effect.function(*effect.args, **effect.kwargs), effect.name)
+
+    def sleep(self, effect: Sleep) -> None:
+        time.sleep(effect.seconds)
+
+    def wait(self, effect: _Wait) -> None:
+        effect.future.exception()  # waits; what it is does not matter
+
+    def together(self, flows: tuple[Flow, ...]) -> Any:
+        """Finish flows in lock-step, on threads, or one after the other."""
+        if hasattr(self.lm, "batch"):
+            return _finished(_Along(self).together(flows), _round)
+        workers = self.workers or 1
+        with _threads(workers, self.close) as submit:
+            return tuple(_in_order(submit, self.finish, flows, workers))
+
+    def within(self, effect: _Within) -> Any:
+        """Ask in another thread; after the time is up it is left alone, for nothing can stop it."""
+        from concurrent.futures import wait
+
+        asked = _alone(_Here(self.lm).drive, effect.flow)
+        if not wait([asked], effect.seconds).done:
+            raise effect.late()
+        return asked.result()
+
+    def many(self, effect: _Many) -> Any:
+        """Drive the flows on an executor, in lock-step, on threads or in this one."""
+        if self.executor is None and hasattr(effect.lm, "batch"):
+            return _finished(_Along(self).many(effect), _round)
+        inside, workers = _Here(effect.lm), workers_for(effect.lm, self.workers)
+        pool: Any = _threads(workers, inside.close)
+        work: Any = lambda item: inside.finish(_layered(effect.flow(item), effect.lm))  # noqa: E731
+        if self.executor is not None:
+            pool = nullcontext(self.executor.submit)
+            work = partial(_driven, effect.flow, _sent(self, effect.lm))
+        with (
+            closing(inside),
+            pool as submit,
+            closing(_in_order(submit, work, effect.items, workers)) as results,
+        ):
+            return effect.told(results)
 
     def ready(self, value: Any, name: str) -> Any:
         """Return a result; wait for one that must be awaited."""
@@ -4373,52 +4416,7 @@ async def _awaited(value: Awaitable[T]) -> T:
     return await value
 
 
-def _within_here(effect: _Within, here: _Here) -> Any:
-    """Ask in another thread; after the time is up it is left alone, for nothing can stop it."""
-    from concurrent.futures import wait
-
-    asked = _alone(_Here(here.lm).drive, effect.flow)
-    if not wait([asked], effect.seconds).done:
-        raise effect.late()
-    return asked.result()
-
-
-def _wait_here(effect: _Wait, here: _Here) -> None:
-    effect.future.exception()  # waits; what it is does not matter
-
-
-def _tuple_here(effect: tuple[Flow, ...], here: _Here) -> tuple[Any, ...]:
-    if hasattr(here.lm, "batch"):
-        return tuple(_succeeded(_lockstep(effect, here)))
-    workers = here.workers or 1
-    return tuple(ordered_map(here.finish, effect, workers=workers, at_end=here.close))
-
-
-def _many_here(effect: _Many, here: _Here) -> None:
-    """Drive the flows on an executor, in lock-step, on threads or in this one."""
-    inside, workers = _Here(effect.lm), workers_for(effect.lm, here.workers)
-
-    def layered(item: Any) -> Flow:
-        return _layered(effect.flow(item), effect.lm)
-
-    if here.executor is not None:
-        work = partial(_alone_there, effect.flow, _sent(here, effect.lm))
-        results: Any = ordered_map(work, effect.items, workers=workers, executor=here.executor)
-    elif hasattr(inside.lm, "batch"):
-        results = _succeeded(_lockstep(map(layered, effect.items), inside))
-    else:
-        drive_one = lambda item: inside.finish(layered(item))  # noqa: E731
-        results = ordered_map(drive_one, effect.items, workers=workers, at_end=inside.close)
-    with closing(inside), closing(results):
-        try:
-            effect.told(results)
-        except KeyboardInterrupt as error:
-            with suppress(KeyboardInterrupt, StopIteration):
-                results.throw(error)  # it waits for nothing then
-            raise
-
-
-def _alone_there(flow: Callable[[T], Flow], sent: _Sent, item: T) -> Any:
+def _driven(flow: Callable[[T], Flow], sent: _Sent, item: T) -> Any:
     """Drive one flow wherever an executor runs it."""
     return _Here(_first_copy(sent).lm).drive(flow(item))
 
@@ -4475,7 +4473,7 @@ class _There:
             raise failed.args[0] from None
 
     async def finish(self, flow: Flow) -> Any:
-        """Do what `_Here.finish` does, where performing is awaited."""
+        """Do what `_finished` does, where performing is awaited."""
         try:
             going, effect = _resume(flow)
             while going:
@@ -4485,11 +4483,87 @@ class _There:
             flow.close()
 
     async def attempt(self, effect: Any) -> Outcome:
-        """Perform one leaf effect."""
+        """Perform one leaf effect; return the outcome."""
         try:
-            return await _how(effect)[1](effect, self), None
+            return await getattr(self, _how(effect))(effect), None
         except Exception as error:
             return None, error
+
+    async def ask(self, request: Request) -> Response:
+        async with self.limit:
+            return _response(await _acall(_asks(self.lm), request))
+
+    async def call(self, effect: Call) -> Any:
+        async with self.asking(effect.function).limit if effect.request else nullcontext():
+            return await _acall(effect.function, *effect.args, **effect.kwargs)
+
+    async def sleep(self, effect: Sleep) -> None:
+        import asyncio
+
+        await asyncio.sleep(effect.seconds)
+
+    async def wait(self, effect: _Wait) -> None:
+        import asyncio
+
+        await asyncio.wait([asyncio.wrap_future(effect.future)])
+
+    async def together(self, flows: tuple[Flow, ...]) -> tuple[Any, ...]:
+        import asyncio
+
+        outcomes = await asyncio.gather(*map(self.finish, flows), return_exceptions=True)
+        for one in outcomes:
+            if isinstance(one, BaseException):
+                raise one
+        return tuple(outcomes)
+
+    async def within(self, effect: _Within) -> Any:
+        """Ask as long as there is time, and then no longer."""
+        import asyncio
+
+        limit = asyncio.timeout(effect.seconds)
+        try:
+            async with limit:
+                return await self.finish(effect.flow)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        raise effect.late()
+
+    async def many(self, effect: _Many) -> None:
+        """Drive the flows as tasks, or on an executor, some ahead of the one that is waited for."""
+        import asyncio
+
+        inside, workers = self.asking(effect.lm), workers_for(effect.lm, self.workers)
+        arrived, waiting, rows = deque[Any](), deque[Any](), asyncio.Semaphore(workers)
+
+        def came() -> Iterator[Any]:
+            while arrived:
+                yield arrived.popleft()
+
+        async def driven(item: Any) -> Any:
+            async with rows:
+                return await inside.drive(effect.flow(item))
+
+        async def take(most: int) -> None:
+            while len(waiting) > most:
+                arrived.append(await waiting.popleft())
+                effect.tell(next(shown))
+
+        shown = iter((effect.watch or iter)(came()))
+        try:
+            for item in effect.items:
+                if self.executor is None:
+                    waiting.append(asyncio.ensure_future(driven(item)))
+                else:
+                    work = partial(_driven, effect.flow, _sent(self, effect.lm))
+                    waiting.append(asyncio.wrap_future(self.executor.submit(work, item)))
+                await take(_AHEAD * max(workers, 16))
+            await take(0)
+            next(shown, None)
+        finally:
+            for one in waiting:
+                one.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def _acall(function: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -4507,81 +4581,85 @@ async def _acall(function: Any, /, *args: Any, **kwargs: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 
-async def _ask_there(request: Request, there: _There) -> Response:
-    async with there.limit:
-        return _response(await _acall(_asks(there.lm), request))
-
-
-async def _wait_there(effect: _Wait, there: _There) -> Any:
-    import asyncio
-
-    return await asyncio.wait([asyncio.wrap_future(effect.future)])
-
-
-async def _within_there(effect: _Within, there: _There) -> Any:
-    import asyncio
-
-    clock_ = asyncio.timeout(effect.seconds)
-    try:
-        async with clock_:
-            return await there.finish(effect.flow)
-    except TimeoutError:
-        if not clock_.expired():
-            raise
-    raise effect.late()
-
-
-async def _tuple_there(effect: tuple[Flow, ...], there: _There) -> tuple[Any, ...]:
-    import asyncio
-
-    results = await asyncio.gather(*map(there.finish, effect), return_exceptions=True)
-    for one in results:
-        if isinstance(one, BaseException):
-            raise one
-    return tuple(results)
-
-
-async def _many_there(effect: _Many, there: _There) -> None:
-    """Drive the flows as tasks, or on an executor, some ahead of the one that is waited for."""
-    import asyncio
-
-    inside, workers = there.asking(effect.lm), workers_for(effect.lm, there.workers)
-    arrived, waiting, rows = deque[Any](), deque[Any](), asyncio.Semaphore(workers)
-
-    def came() -> Iterator[Any]:
-        while arrived:
-            yield arrived.popleft()
-
-    bar = iter((effect.watch or iter)(came()))
-
-    async def driven(item: Any) -> Any:
-        async with rows:
-            return await inside.drive(effect.flow(item))
-
-    async def take(most: int) -> None:
-        while len(waiting) > most:
-            arrived.append(await waiting.popleft())
-            effect.tell(next(bar))
-
-    try:
-        for item in effect.items:
-            if there.executor is None:
-                waiting.append(asyncio.ensure_future(driven(item)))
-            else:
-                work = partial(_alone_there, effect.flow, _sent(there, effect.lm))
-                waiting.append(asyncio.wrap_future(there.executor.submit(work, item)))
-            await take(_AHEAD * max(workers, 16))
-        await take(0)
-        next(bar, None)
-    finally:
-        for one in waiting:
-            one.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-
-
 # -- in lock-step: merged flows are a flow, whose effects are lists of what they wait for --
 
-_Waits = list[tuple[Any, _Here]]  # requests, times and futures that flows wait for, and their LM
+
+def _merged(flows: Iterable[Flow], here: _Here) -> Flow:
+    """Yield what flows wait for, until all have ended; return the outcome of each, in order."""
+    run = partial(through, change=_Along(here).perform)
+    parts, ended = dict(enumerate(_caught(run, flow) for flow in flows)), dict[int, Outcome]()
+    try:
+        while parts:
+            stepped = {place: _resume(part) for place, part in parts.items()}
+            ended |= {place: made for place, (going, made) in stepped.items() if not going}
+            waits = {place: made for place, (going, made) in stepped.items() if going}
+            parts = {place: parts[place] for place in waits}
+            if waits:
+                yield list(concat(waits.values()))
+        return [ended[place] for place in sorted(ended)]
+    finally:
+        for part in parts.values():
+            part.close()
+        here.close()
+
+
+class _Along:
+    """Performs effects of merged flows: yields what each waits for, as long as it does."""
+
+    def __init__(self, here: _Here) -> None:
+        self.here = here
+
+    def perform(self, effect: Any) -> Flow:
+        """Return the flow that performs one leaf effect."""
+        made: Flow = getattr(self, _how(effect))(effect)
+        return made
+
+    def ask(self, request: Request) -> Flow:
+        from concurrent.futures import Future
+
+        if not hasattr(self.here.lm, "batch"):
+            return self.here.ask(request)
+        answer = Future[Any]()
+        while not answer.done():
+            yield [(self.here.lm, request, answer)]
+        return _response(answer.result())
+
+    def call(self, effect: Call) -> Flow:
+        yield from ()
+        return self.here.call(effect)
+
+    def sleep(self, effect: Sleep) -> Flow:
+        due = time.monotonic() + effect.seconds
+        while time.monotonic() < due:
+            yield [due]
+
+    def wait(self, effect: _Wait) -> Flow:
+        while not effect.future.done():
+            yield [effect.future]
+
+    def within(self, effect: _Within) -> Flow:
+        return through(effect.flow, self.perform)  # a batch takes the time it takes
+
+    def many(self, effect: _Many) -> Flow:
+        flows = (_layered(effect.flow(item), effect.lm) for item in effect.items)
+        return effect.told(_succeeded((yield from _merged(flows, _Here(effect.lm)))))
+
+    def together(self, flows: tuple[Flow, ...]) -> Flow:
+        return tuple(_succeeded((yield from _merged(flows, self.here))))
+
+
+def _round(waits: list[Any]) -> None:
+    """Send what is asked, as one batch for each LM; where nothing is, wait for the first."""
+    asked = [one for one in waits if isinstance(one, tuple)]
+    for together in groupby(lambda one: id(one[0]), asked).values():
+        (lm, *_), requests, answers = zip(*together, strict=True)
+        for answer, made in zip(answers, _batch(lm, requests), strict=True):
+            if isinstance(made, Exception):
+                answer.set_exception(made)
+            else:
+                answer.set_result(made)
+    if not asked:
+        _rest(waits)
 
 
 def _succeeded(outcomes: Iterable[Outcome]) -> Iterator[Any]:
@@ -4591,125 +4669,29 @@ def _succeeded(outcomes: Iterable[Outcome]) -> Iterator[Any]:
         yield value
 
 
-def _lockstep(flows: Iterable[Flow], here: _Here) -> list[Outcome]:
-    """Advance flows together, their requests in batches; return the outcome of each, in order."""
-    with closing(_merged(flows, here)) as merged:
-        going, made = _resume(merged)
-        while going:
-            going, made = _resume(merged, _round(made))
-        return list(made)
-
-
-def _merged(flows: Iterable[Flow], here: _Here) -> Flow:
-    """Yield all that flows wait for; be sent what came of each, None where nothing has yet."""
-    parts, ended = [_waiting(flow, here) for flow in flows], dict[int, Outcome]()
-    came: dict[int, Any] = dict.fromkeys(range(len(parts)))
-    try:
-        while came:
-            stepped = {place: _resume(parts[place], one) for place, one in came.items()}
-            ended |= {place: made for place, (going, made) in stepped.items() if not going}
-            waits = {place: made for place, (going, made) in stepped.items() if going}
-            outcomes = iter((yield list(concat(waits.values()))) if waits else ())
-            came = {place: [next(outcomes) for _ in one] for place, one in waits.items()}
-        return [ended[place] for place in range(len(parts))]
-    finally:
-        for part in parts:
-            part.close()
-        here.close()
-
-
-def _waiting(flow: Flow, here: _Here) -> Flow:
-    """Run a flow to its end; yield what it waits for, and return how it ended."""
-    try:
-        going, effect = _resume(flow)
-        while going:
-            going, effect = _resume(flow, *(yield from _outcome(effect, here)))
-        return effect, None
-    except Exception as error:
-        return None, error
-    finally:
-        flow.close()
-
-
-def _outcome(effect: Any, here: _Here) -> Flow:
-    """Perform one effect, as a part of `_waiting`; return its outcome."""
-    kind, wanted, came = _how(effect)[2], effect, None
-    if kind == "splits":
-        return (yield from _split(effect, here))
-    if kind == "at once" or (kind == "asks" and not hasattr(here.lm, "batch")):
-        return _attempt(here.perform, effect)
-    if kind == "waits":
-        sleeps = isinstance(effect, Sleep)
-        wanted = time.monotonic() + effect.seconds if sleeps else effect.future
-    while came is None:
-        (came,) = yield [(wanted, here)]
-    return came
-
-
-def _split(effect: Any, here: _Here) -> Flow:
-    """Advance the flows in an effect together."""
-    flows: Iterable[Flow] = effect if isinstance(effect, tuple) else [effect.flow]
-    if isinstance(effect, _Many):
-        flows = [_layered(effect.flow(item), effect.lm) for item in effect.items]
-        here = _Here(effect.lm)
-    outcomes = yield from _merged(flows, here)
-
-    def put_together(values: Iterable[Any]) -> Any:
-        if isinstance(effect, _Many):
-            return effect.told(values)
-        return tuple(values) if isinstance(effect, tuple) else first(values)
-
-    return _attempt(put_together, _succeeded(outcomes))
-
-
-def _round(waits: _Waits) -> list[Outcome | None]:
-    """Send what is asked, as one batch for each LM; where nothing is, wait for the first."""
-    came: list[Outcome | None] = [None] * len(waits)
-    asked = [place for place, (wanted, _) in enumerate(waits) if isinstance(wanted, Request)]
-    for places in groupby(lambda place: id(waits[place][1].lm), asked).values():
-        answers = _batch(waits[places[0]][1].lm, [waits[place][0] for place in places])
-        for place, answer in zip(places, answers, strict=True):
-            failed = (None, answer) if isinstance(answer, Exception) else None
-            came[place] = failed or _attempt(_response, answer)
-    if not asked:
-        _rest([wanted for wanted, _ in waits])
-    for place, (wanted, _) in enumerate(waits):
-        if not isinstance(wanted, Request) and _over(wanted):
-            came[place] = None, None
-    return came
-
-
-def _batch(lm: Any, requests: list[Request]) -> list[Any]:
-    answers = list(lm.batch(requests))
+def _batch(lm: Any, requests: Sequence[Request]) -> list[Any]:
+    answers = list(lm.batch(list(requests)))
     if len(answers) == len(requests):
         return answers
     expected, todo = f"{len(requests)} answers", "return a response or an error for each request"
     raise DataError("a batch of another size", len(answers), expected, todo)
 
 
-def _over(wanted: Any) -> bool:
-    return wanted <= time.monotonic() if isinstance(wanted, float) else bool(wanted.done())
-
-
-def _rest(wanted: list[Any]) -> None:
+def _rest(waits: list[Any]) -> None:
     """Sleep until the first that sleeps, or until another thread has what one waits for.
 
     Who would wake up within a hundredth of a second after it wakes up with it, to be in its batch.
     """
     from concurrent.futures import FIRST_COMPLETED, wait
 
-    times = [one for one in wanted if isinstance(one, float)]
-    due = max((one for one in times if one <= min(times) + 0.01), default=None)
-    left = None if due is None else max(due - time.monotonic(), 0.0)
-    if futures := [one for one in wanted if not isinstance(one, float)]:
-        wait(futures, left, return_when=FIRST_COMPLETED)
-    elif left:
+    times = [one for one in waits if isinstance(one, float)]
+    futures = [one for one in waits if not isinstance(one, float)]
+    due = max((one for one in times if one <= min(times) + 0.01), default=math.inf)
+    left = max(due - time.monotonic(), 0.0)
+    if futures:
+        wait(futures, None if left == math.inf else left, return_when=FIRST_COMPLETED)
+    else:
         time.sleep(left)
-
-
-def _ask_here(request: Request, here: _Here) -> Response:
-    value = _asks(here.lm)(request)
-    return value if type(value) is Response else _response(here.ready(value, "the LM"))
 
 
 def _asks(lm: Any) -> Callable[[Request], Any]:
@@ -4719,8 +4701,8 @@ def _asks(lm: Any) -> Callable[[Request], Any]:
     if hasattr(lm, "acall"):
         return lm.acall  # type: ignore[no-any-return]
     if not hasattr(lm, "batch"):
-        todo = "pass a function from Request to Response, or connect('openai/gpt-4o-mini')"
-        raise DataError("this is no LM", lm, "an LM", todo)
+        todo = 'make one: connect("openai/gpt-4o"); pass inputs by name: qa(lm, question=q)'
+        raise DataError("this is no LM", lm, "a function from a Request to a Response", todo)
 
     def ask(request: Request) -> Any:
         (answer,) = _batch(lm, [request])
@@ -4731,65 +4713,19 @@ def _asks(lm: Any) -> Callable[[Request], Any]:
     return ask
 
 
-def _call_here(effect: Call, here: _Here) -> Any:
-    return here.ready(effect.function(*effect.args, **effect.kwargs), effect.name)
-
-
-async def _call_there(effect: Call, there: _There) -> Any:
-    if effect.request is None:
-        return await _acall(effect.function, *effect.args, **effect.kwargs)
-    async with there.asking(effect.function).limit:  # it is another LM
-        return await _acall(effect.function, *effect.args, **effect.kwargs)
-
-
-def _sleep_here(effect: Sleep, here: _Here) -> None:
-    time.sleep(effect.seconds)
-
-
-async def _sleep_there(effect: Sleep, there: _There) -> None:
-    import asyncio
-
-    await asyncio.sleep(effect.seconds)
-
-
-# How each effect is performed: in this thread, in an event loop, in lock-step, and in a replay.
-_HOW: dict[type, tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any], str, str]] = {
-    Request: (_ask_here, _ask_there, "asks", "answered"),
-    Call: (_call_here, _call_there, "at once", "answered"),
-    Sleep: (_sleep_here, _sleep_there, "waits", "skipped"),
-    tuple: (_tuple_here, _tuple_there, "splits", ""),
-    _Wait: (_wait_here, _wait_there, "waits", ""),
-    _Within: (_within_here, _within_there, "splits", ""),  # a batch takes the time it takes
-    _Many: (_many_here, _many_there, "splits", ""),
-}
-
-
-def _how(effect: Any) -> Any:
-    """The row of an effect."""
-    try:
-        return _HOW[type(effect)]
-    except KeyError:
-        todo = "give drivers a flow of leaf effects: of `running`, `evaluating`, `gathered`"
-        raise SignatureError("no leaf effect", effect, "a Request, a Call", todo) from None
-
-
 # -- one run, or any flow --
 
 
 def _checked_lm(lm: Any) -> Any:
-    """The LM, unless it is clearly none."""
-    if callable(lm) and getattr(lm, "__module__", "") != __name__:
-        return lm
+    """The LM, unless it is clearly none; None where nothing asks one."""
     if isinstance(lm, Middleware):
         raise DataError("this goes around an LM", lm, "an LM", "apply it: retry()(lm)")
-    ours = inspect.isfunction(lm) and lm.__module__ == __name__
-    if ours and lm.__name__ in __all__:
+    if inspect.isfunction(lm) and lm.__module__ == __name__ and lm.__name__ in __all__:
         todo = f"call it: {lm.__name__}(...)"
         raise DataError("this makes an LM, and is none", lm.__name__, "an LM", todo)
-    if callable(lm) or hasattr(lm, "acall") or hasattr(lm, "batch") or lm is None:
-        return lm  # None where nothing asks one
-    todo = 'make one with connect("openai/gpt-4o"), and pass the inputs by name: qa(lm, question=q)'
-    raise DataError("this is no LM", lm, "a function from a Request to a Response", todo)
+    if lm is not None:
+        _asks(lm)
+    return lm
 
 
 _BETWEEN = (__name__, f"{__name__}_optimizers", "concurrent.futures._base", "toolz.itertoolz")
@@ -4805,20 +4741,18 @@ class _Tidied:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        kept_whole = sys.flags.dev_mode or not isinstance(error, Exception)
-        seen = None if kept_whole else error
         known: list[BaseException] = []
-        while seen is not None and seen not in known:  # errors may be each other's cause
-            known.append(seen)
-            frames, place = [], seen.__traceback__
-            while place is not None:
-                frames.append(place)
-                place = place.tb_next
-            kept = [one for one in frames if one.tb_frame.f_globals.get("__name__") not in _BETWEEN]
-            for one, after in zip(kept, [*kept[1:], None], strict=False):
-                one.tb_next = after
-            seen.__traceback__ = kept[0] if kept else None
-            seen = seen.__cause__ or seen.__context__
+        while error is not None and error not in known and not sys.flags.dev_mode:
+            known.append(error)  # errors may be each other's cause
+            places = [error.__traceback__]
+            while places[-1] is not None:
+                places.append(places[-1].tb_next)
+            named = [one and one.tb_frame.f_globals.get("__name__") for one in places]
+            kept = [one for one, name in zip(places, named, strict=True) if name not in _BETWEEN]
+            for one, after in itertools.pairwise(kept):
+                one.tb_next = after  # type: ignore[union-attr]
+            error.__traceback__ = kept[0]
+            error = error.__cause__ or error.__context__
 
 
 def drive(flow: Flow, lm: Any, *, workers: int | None = 1, executor: Executor | None = None) -> Any:
@@ -4910,12 +4844,7 @@ def run(
 
 
 async def arun(
-    program: Program,
-    lm: Any,
-    inputs: Fields,
-    *,
-    params: _Params = None,
-    watch: Watch | None = None,
+    program: Program, lm: Any, inputs: Fields, *, params: _Params = None, watch: Watch | None = None
 ) -> Prediction:
     """Do what `run` does, in the running event loop.
 
@@ -4952,12 +4881,7 @@ class Chunk:
 
 
 def stream(
-    program: Program,
-    lm: LM,
-    inputs: Fields,
-    *,
-    params: _Params = None,
-    watch: Watch | None = None,
+    program: Program, lm: LM, inputs: Fields, *, params: _Params = None, watch: Watch | None = None
 ) -> Generator[Chunk | Prediction, None, None]:
     """Run a program in a thread of its own, and yield the text of its fields as it arrives.
 
@@ -4981,31 +4905,25 @@ class _Abandoned(BaseException):
 
 def _streamed(flow: Flow, lm: LM) -> Generator[Chunk | Prediction, None, None]:
     arrived: SimpleQueue[Any] = SimpleQueue()
-    gone = threading.Event()
+    left = False
 
     def tell(chunk: Chunk) -> None:
-        if gone.is_set():
+        if left:
             raise _Abandoned
         arrived.put(chunk)
 
-    done = _alone(_Here(lm).drive, _deep(flow, partial(_telling, tell, Counter())))
+    done = _alone(_Here(lm).drive, _telling(flow, tell))
     done.add_done_callback(arrived.put)
     try:
         with _Tidied():
-            while (item := arrived.get()) is not done:
-                yield item
+            yield from iter(arrived.get, done)
             yield done.result()
     finally:
-        gone.set()
+        left = True
 
 
 def astream(
-    program: Program,
-    lm: Any,
-    inputs: Fields,
-    *,
-    params: _Params = None,
-    watch: Watch | None = None,
+    program: Program, lm: Any, inputs: Fields, *, params: _Params = None, watch: Watch | None = None
 ) -> AsyncGenerator[Chunk | Prediction, None]:
     """Do what `stream` does, in the running event loop.
 
@@ -5029,8 +4947,7 @@ async def _astreamed(flow: Flow, lm: Any) -> AsyncGenerator[Chunk | Prediction, 
             raise _Abandoned
         loop.call_soon_threadsafe(arrived.put_nowait, chunk)
 
-    told = _deep(flow, partial(_telling, tell, Counter()))
-    done = asyncio.ensure_future(_There(lm).drive(told))
+    done = asyncio.ensure_future(_There(lm).drive(_telling(flow, tell)))
     done.add_done_callback(arrived.put_nowait)
     try:
         with _Tidied():
@@ -5042,15 +4959,22 @@ async def _astreamed(flow: Flow, lm: Any) -> AsyncGenerator[Chunk | Prediction, 
         await asyncio.gather(done, return_exceptions=True)
 
 
-def _telling(tell: Callable[[Chunk], None], calls: Counter[str], effect: Any) -> Flow:
-    """Perform an effect, and tell of the text of its answers as it arrives."""
-    if (request := _asked(effect)) is None:
-        return (yield effect)
-    reader = _Reader(request, tell, calls)
-    told = evolve(request, on_text=reader)
-    response = yield told if effect is request else evolve(effect, args=(told, *effect.args[1:]))
-    reader.end(response)
-    return response
+def _telling(flow: Flow, tell: Callable[[Chunk], None]) -> Flow:
+    """A flow that tells of the text of its answers as it arrives."""
+    calls: Counter[str] = Counter()
+
+    def told(effect: Any) -> Flow:
+        if (request := _asked(effect)) is None:
+            return (yield effect)
+        reader = _Reader(request, tell, calls)
+        asks = evolve(request, on_text=reader)
+        response = (
+            yield asks if effect is request else evolve(effect, args=(asks, *effect.args[1:]))
+        )
+        reader.end(response)
+        return response
+
+    return _deep(flow, told)
 
 
 class _Reader:
@@ -5069,9 +4993,8 @@ class _Reader:
 
     def _begin(self) -> None:
         """Start over with an empty reply."""
-        self._text, self._pieces, self._size, self._due = "", list[str](), 0, 1
-        self._memo: _Memo = {}  # of the reply, and of each field
-        self._memos: dict[str, _Memo] = {}
+        self._pieces, self._size, self._due = list[str](), 0, 1
+        self._memos: dict[str, _Memo] = {"": {}}  # of the reply, and of each field
         self._restart()
 
     def _restart(self) -> None:
@@ -5089,34 +5012,33 @@ class _Reader:
 
     def _read(self, more: bool) -> None:
         """Read all that is there, after each hundredth more, so that it takes n log n in all."""
-        self._text, self._pieces = self._text + "".join(self._pieces), []
+        self._pieces = ["".join(self._pieces)]
         self._due = self._size + self._size // 100 + 1
-        parts = self._fields(self._text, more, self._memo)
+        parts = self._fields(self._pieces[0], more, self._memos[""])
         if not all(part.text.startswith(self._told.get(n, "")) for n, part in parts.items()):
             self._restart()  # what was told has turned out to be none
         for name, part in parts.items():
             new = part.text[len(self._told.get(name, "")) :]
             self._told[name] = part.text
             if new:
-                value = self._value(name, part)
+                value = self._value(name, part) if name in self._structured else None
                 self._tell(Chunk(self._path, name, new, self._call, value))
 
     def _value(self, name: str, part: Part) -> Any:
         """What there is so far of a list or an object, where the text begins as one."""
-        if name not in self._structured or part.data is not _NOTHING:
-            return part.data if name in self._structured else None
+        if part.data is not _NOTHING:
+            return part.data
         value = scan(part.text, 0, self._memos.setdefault(name, {}))[0]
         return value if isinstance(value, (list, dict)) else None
 
     def end(self, response: Any) -> None:
         """Read what of the answer was not streamed."""
         if isinstance(response, Response):
-            so_far = self._text + "".join(self._pieces)
+            so_far = "".join(self._pieces)
             if not so_far.endswith(response.text) or not so_far:  # else a thought was taken out
                 if not response.text.startswith(so_far):
                     self._begin()
-                self._pieces.append(response.text[self._size :])
-                self._size = len(response.text)
+                self._pieces = [response.text]
             self._read(False)
 
 
@@ -5166,11 +5088,11 @@ def _replayed(left: deque[Event], effect: Any) -> Flow:
     """Perform an effect as the next event says, as long as there is one."""
     if not left:
         return (yield effect)
-    if _how(effect)[3] == "skipped":
+    if _how(effect) == "sleep":
         return None
-    event = left.popleft()
-    call = event.request or Call(_no_lm, event.inputs["args"], event.inputs["kwargs"])
-    done, wanted = _wants(call), _wants(effect)
+    event, written = left.popleft(), partial(canonical, other=lambda value: type(value).__name__)
+    done = written(event.request or [event.inputs["args"], event.inputs["kwargs"]])
+    wanted = written(_asked(effect) or [effect.args, effect.kwargs])
     if done != wanted:
         pairs = enumerate(zip(done, wanted, strict=False))
         start = max(next((n for n, (a, b) in pairs if a != b), 0) - 40, 0)
@@ -5179,13 +5101,6 @@ def _replayed(left: deque[Event], effect: Any) -> Flow:
     if event.error:
         raise _raised_again(event.error)
     return event.response if event.kind == "lm" else event.outputs
-
-
-def _wants(effect: Any) -> str:
-    """What is asked or called, as text; objects of which JSON knows nothing by their class only."""
-    if request := _asked(effect):
-        return canonical(request)
-    return canonical([effect.args, effect.kwargs], other=lambda value: type(value).__name__)
 
 
 def _raised_again(text: str) -> Exception:
@@ -5261,90 +5176,85 @@ def workers_for(lm: Any, workers: int | None) -> int:
 _AHEAD = 4  # submitted for each worker, so that one slow run does not leave the others idle
 
 
-def ordered_map(
+def _in_order(
+    submit: Callable[..., Future[V]] | None,
     function: Callable[[T], V],
     items: Iterable[T],
-    *,
-    workers: int = 1,
-    executor: Executor | None = None,
-    at_end: Callable[[], None] = lambda: None,
+    many: int,
 ) -> Generator[V, None, None]:
-    """Map over items on several threads or on an executor, lazily; results in order.
-
-    After an error no further item is begun; Ctrl-C does not wait for those that are under way. Who
-    stops early closes the iterator. Each of our own threads calls `at_end` before it ends.
-
-    >>> list(ordered_map(abs, [-3, -2, -1], workers=2))
-    [3, 2, 1]
-    """
-    if executor is None and workers == 1:
+    """Map over items, lazily, some submitted ahead; after an error no further item is begun."""
+    if submit is None:
         yield from map(function, items)
         return
-    pool: Any = executor or _Threads(workers, at_end)
     waiting: deque[Future[V]] = deque()
-    patient = True
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= _AHEAD * max(workers, 16):
+            waiting.append(submit(function, item))
+            if len(waiting) >= _AHEAD * max(many, 16):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-    except KeyboardInterrupt:
-        patient = False
-        raise
     finally:
         for future in waiting:
             future.cancel()
-        if executor is None:
-            pool.shutdown(wait=patient)
 
 
-class _Threads:
-    """Threads that end with the process, where `ThreadPoolExecutor` would have it wait for them."""
+@contextmanager
+def _threads(workers: int, at_end: Callable[[], None]) -> Iterator[Callable[..., Any] | None]:
+    """What submits to threads, or None for one worker, which is this thread.
 
-    def __init__(self, workers: int, at_end: Callable[[], None] = lambda: None) -> None:
-        self._work: SimpleQueue[Any] = SimpleQueue()
-        start = partial(threading.Thread, target=_serve, args=(self._work, at_end), name="lmopt")
-        self._threads = [start(daemon=True) for _ in range(workers)]
-        for thread in self._threads:
-            thread.start()
+    They end with the process, where `ThreadPoolExecutor` would have it wait for them; and Ctrl-C
+    does not wait for them either. Each calls `at_end` before it ends.
+    """
+    if workers == 1:
+        yield None
+        return
+    jobs: SimpleQueue[Any] = SimpleQueue()
 
-    def submit(self, function: Callable[..., V], /, *args: Any, **kwargs: Any) -> Future[V]:
-        from concurrent.futures import Future
+    def serve() -> None:
+        for _ in itertools.starmap(_settle, iter(jobs.get, None)):
+            pass
+        at_end()
 
-        future: Future[V] = Future()
-        run = contextvars.copy_context().run  # what the caller has set holds in the thread too
-        self._work.put((future, partial(run, function, *args, **kwargs)))
-        return future
+    def submit(function: Callable[..., V], item: Any) -> Future[V]:
+        jobs.put(job := _job(function, item))
+        return job[0]
 
-    def shutdown(self, wait: bool = True) -> None:
-        for _ in self._threads:
-            self._work.put(None)
-        for thread in self._threads if wait else ():
+    threads = [threading.Thread(target=serve, name="lmopt", daemon=True) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield submit
+    finally:
+        interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)
+        for _ in threads:
+            jobs.put(None)
+        for thread in () if interrupted else threads:
             thread.join()
 
 
 def _alone(function: Callable[..., V], /, *args: Any, **kwargs: Any) -> Future[V]:
     """Call a function in a thread that does nothing else."""
-    pool = _Threads(1)
-    called = pool.submit(function, *args, **kwargs)
-    pool.shutdown(wait=False)
-    return called
+    job = _job(function, *args, **kwargs)
+    threading.Thread(target=_settle, args=job, name="lmopt", daemon=True).start()
+    return job[0]
 
 
-def _serve(work: SimpleQueue[Any], at_end: Callable[[], None]) -> None:
-    while (job := work.get()) is not None:
-        future, function = job
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(function())
-            except StopIteration as error:  # a future of asyncio takes none, and would never end
-                future.set_exception(RuntimeError(f"a function raised {error!r}"))
-            except BaseException as error:
-                future.set_exception(error)
-        del job, future, function  # what they hold must not live as long as the next wait
-    at_end()
+def _job(function: Callable[..., V], *args: Any, **kwargs: Any) -> tuple[Future[V], Any]:
+    """A future, and a call for it; what the caller has set holds in the thread too."""
+    from concurrent.futures import Future
+
+    return Future(), partial(contextvars.copy_context().run, function, *args, **kwargs)
+
+
+def _settle(future: Future[V], call: Callable[[], V]) -> None:
+    if future.set_running_or_notify_cancel():
+        try:
+            future.set_result(call())
+        except StopIteration as error:  # a future of asyncio takes none, and would never end
+            future.set_exception(RuntimeError(f"a function raised {error!r}"))
+        except BaseException as error:
+            future.set_exception(error)
 
 
 # == 9. Modules ====================================================================================
@@ -8360,7 +8270,7 @@ class Layer:
         _ = self.inner.batch  # an AttributeError where it does not
 
         def answered(requests: Sequence[Request]) -> list[Any]:
-            flows = tuple(_caught(self.flow(one)) for one in requests)
+            flows = tuple(_caught(self.flow, one) for one in requests)
             return [error or value for value, error in _Here(self.inner).drive(_once(flows))]
 
         return answered
