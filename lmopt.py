@@ -4104,7 +4104,7 @@ def _interpret(
 ) -> Flow:
     """Run a program: yield leaf effects, append what happened to `events`, return a prediction."""
     start, place = len(events), (path, next(parent[2]), *parent[2:])
-    event = partial(Event, path, "step", inputs, id=place[1], program=program.name)
+    what = path, "step", inputs, None, place[1], program.name
 
     def body() -> Flow:
         flow = _begin(program, path, inputs)
@@ -4114,7 +4114,7 @@ def _interpret(
         todo = "return a prediction or a dict"
         raise SignatureError(f"{program.name} returned no fields", outputs, "a mapping", todo)
 
-    outputs = yield from _logged(body(), event, parent, events)
+    outputs = yield from _logged(body(), what, parent, events)
     made = _owned(outputs._data, Prediction)
     object.__setattr__(made, "trace", Trace(events[start:]))
     return made
@@ -4124,11 +4124,10 @@ def _reduce(place: _Place, events: list[Event], effect: Any) -> Flow:
     """Reduce one effect to leaf effects."""
     path, _, ids, _ = place
     if isinstance(effect, (Request, Call)) and (asked := _asked(effect)):
-        event = partial(Event, path, "lm", request=asked, id=next(ids))
-        return _logged(effect, event, place, events)
+        return _logged(effect, (path, "lm", None, asked, next(ids), ""), place, events)
     if isinstance(effect, Call):
         given, name = Record(args=effect.args, kwargs=effect.kwargs), _join(path, effect.name)
-        return _logged(effect, partial(Event, name, "call", given, id=next(ids)), place, events)
+        return _logged(effect, (name, "call", given, None, next(ids), ""), place, events)
     if isinstance(effect, Run):
         name = _join(path, effect.name or effect.program.name)
         return _interpret(effect.program, effect.inputs, name, place, events)
@@ -4151,19 +4150,24 @@ def _once(effect: Any) -> Flow:
     return (yield effect)
 
 
-def _logged(effect: Any, event: Callable[..., Event], parent: _Place, events: list[Event]) -> Flow:
+# Of an event: its path, kind, inputs, request, id, and the name of the program.
+_What = tuple[str, Any, Any, Request | None, int, str]
+
+
+def _logged(effect: Any, what: _What, parent: _Place, events: list[Event]) -> Flow:
     """Have an effect, or a flow, performed, and append the event of it, however it ends."""
     since, began, error = time.time(), time.perf_counter(), None
-    asks, (path, number, _, watch) = _asked(effect) is not None, parent
+    (path, kind, given, request, number, name), (outer, outer_number, _, watch) = what, parent
     try:
         outcome = (yield from effect) if type(effect) is _GENERATOR else (yield effect)
     except Exception as failure:
         outcome, error = None, failure
-        if asks and not isinstance(error, LmoptError):
+        if request is not None and not isinstance(error, LmoptError):
             _note(error, of_lm=True)  # see `stops`
-    facts: Any = {"response" if asks else "outputs": outcome, "parent": path, "parent_id": number}
-    took, said = time.perf_counter() - began, "" if error is None else describe(error)
-    events.append(event(**facts, error=said, seconds=took, began=since))
+    made, answer = (outcome, None) if request is None else (None, outcome)
+    facts = given, made, request, answer, "" if error is None else describe(error), outer
+    times = time.perf_counter() - began, since
+    events.append(Event(path, kind, *facts, *times, number, outer_number, name))
     if watch is not None:
         try:
             watch(events[-1])
