@@ -2264,12 +2264,9 @@ MEDIA_LIMIT = 20 * 2**20
 """How many bytes an image, audio or file may have; most providers refuse more."""
 
 
-def _check_url(url: str) -> None:
-    if not isinstance(url, str) or not re.match(r"(https?://|data:)", url, re.IGNORECASE):
-        todo = "read a file with from_path, wrap bytes with from_bytes"
-        raise DataError("neither a URL nor a data URI", url, "http://, https:// or data:", todo)
-    if len(url) > MEDIA_LIMIT * 4 // 3 + 100:
-        raise DataError("too large", url[:50], f"at most {MEDIA_LIMIT:,} bytes", "make it smaller")
+def _check_size(shown: str, size: int) -> None:
+    if size > MEDIA_LIMIT:
+        raise DataError("too large", shown, f"at most {MEDIA_LIMIT:,} bytes", "make it smaller")
 
 
 @frozen
@@ -2283,10 +2280,15 @@ class Media:
     """
 
     kind: typing.ClassVar[str] = "media"
-    url: str = field(
-        validator=lambda self, attribute, url: _check_url(url), repr=lambda url: repr(cut(url, 40))
-    )
+    url: str = field(repr=lambda url: repr(cut(url, 40)))
     name: str = ""  # of a file
+
+    @url.validator
+    def _check(self, attribute: Any, url: Any) -> None:
+        if not isinstance(url, str) or not re.match(r"(?i)https?://|data:", url):
+            todo = "read a file with from_path, wrap bytes with from_bytes"
+            raise DataError("neither a URL nor a data URI", url, "http://, https:// or data:", todo)
+        _check_size(url[:50], len(url) * 3 // 4 - 75)
 
     @classmethod
     def from_bytes(cls: type[M], data: bytes, media_type: str, *, name: str = "") -> M:
@@ -2310,9 +2312,7 @@ class Media:
         guessed = media_type or mimetypes.guess_type(file.name)[0]
         if guessed is None:
             raise DataError("unknown media type", file.name, "a known ending", "pass media_type=")
-        if file.stat().st_size > MEDIA_LIMIT:
-            limit = f"at most {MEDIA_LIMIT:,} bytes"
-            raise DataError("too large", str(file), limit, "make it smaller")
+        _check_size(str(file), file.stat().st_size)
         return cls.from_bytes(file.read_bytes(), guessed, name=file.name)
 
 
@@ -2467,14 +2467,7 @@ class Tool:
         if not callable(function):
             todo = "pass a function, or an object with name, description, args_schema and invoke"
             raise SignatureError("this is no tool", function, "a function", todo)
-        about, texts = _documented(inspect.getdoc(function) or "")
-        kinds, fields = _tool_fields(function, texts)
-        by_place = [one for one, kind in kinds.items() if kind == inspect.Parameter.POSITIONAL_ONLY]
-        made = partial(_placed, function, by_place) if by_place else function
-        more = inspect.Parameter.VAR_KEYWORD in kinds.values()
-        inner = getattr(function, "func", function)  # of a partial
-        called = name or getattr(inner, "__name__", type(inner).__name__)
-        return cls(called, desc or about, _tool_schema(fields, more), tuple(fields), made, more)
+        return _typed_tool(function, name, desc)
 
     @classmethod
     def from_mcp(cls, description: Any, call: Callable[[str, dict[str, Any]], Any]) -> Tool:
@@ -2495,8 +2488,8 @@ class Tool:
         """Call the function with these arguments, checked."""
         return self.function(**self.checked(arguments))
 
-    def checked(self, arguments: Fields) -> dict[str, Any]:
-        """Return the arguments as values of the parameters' types.
+    def checked(self, arguments: Fields, places: Sequence[Any] = ()) -> dict[str, Any]:
+        """Return the arguments, by name or by place, as values of the parameters' types.
 
         A null for what may be left out is left out.
 
@@ -2505,13 +2498,16 @@ class Tool:
         """
         known = {one.name: one for one in self.fields}
         expected = ", ".join(f"{f.name}: {f.words}" for f in self.fields) or "no arguments"
+        if len(places) > len(known):
+            raise DataError(f"too many arguments of {self.name}", places, expected, "drop some")
+        arguments = {**dict(zip(known, places, strict=False)), **arguments}
         for name, value in arguments.items():
             if name not in known and not self.open:
                 raise DataError(f"{self.name} has no argument {name!r}", value, expected, "drop it")
         for one in self.fields:
             if one.required and one.name not in arguments:
                 what = f"{self.name} lacks the argument {one.name!r}"
-                raise DataError(what, dict(arguments), expected, "give it")
+                raise DataError(what, arguments, expected, "give it")
         return {
             name: self._value(known[name], value) if name in known else value
             for name, value in arguments.items()
@@ -2526,11 +2522,8 @@ class Tool:
             raise DataError(what, value, one.words, "correct it") from error
 
 
-def _tool_fields(
-    function: Callable[..., Any], texts: Mapping[str, str]
-) -> tuple[dict[str, Any], list[Field]]:
-    """The kind of each parameter, and the fields of those that have a name."""
-    inner: Any = getattr(function, "func", function)
+def _typed_tool(function: Callable[..., Any], name: str, desc: str) -> Tool:
+    inner: Any = getattr(function, "func", function)  # of a partial
     typed = inner if inspect.isroutine(inner) or isinstance(inner, type) else type(inner).__call__
     try:
         hints = typing.get_type_hints(typed, include_extras=True)
@@ -2538,12 +2531,17 @@ def _tool_fields(
     except (NameError, TypeError, ValueError) as error:
         expected = "types that can be resolved"
         raise SignatureError("a wrong annotation", repr(function), expected, str(error)) from error
-    kinds = {one.name: one.kind for one in known}
-    named = [one for one in known if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
-    defaults = {p.name: attrs.NOTHING if p.default is p.empty else p.default for p in named}
-    return kinds, [
-        _field(p, hints.get(p, Any), texts.get(p, ""), default) for p, default in defaults.items()
-    ]
+    fields, (about, texts) = list[Field](), _documented(inspect.getdoc(function) or "")
+    for one in known:
+        if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
+            kind, text = hints.get(one.name, Any), texts.get(one.name, "")
+            default = attrs.NOTHING if one.default is one.empty else one.default
+            fields.append(_field(one.name, kind, text, default))
+    by_place = [one.name for one in known if one.kind == one.POSITIONAL_ONLY]
+    made = partial(_placed, function, by_place) if by_place else function
+    more = any(one.kind == one.VAR_KEYWORD for one in known)
+    schema = _tool_schema(fields, more)
+    return Tool(name or _name_of(inner), desc or about, schema, tuple(fields), made, more)
 
 
 def _placed(function: Callable[..., Any], names: Sequence[str], /, **arguments: Any) -> Any:
@@ -2600,11 +2598,11 @@ def _duck_tool(tool: Any, name: str, desc: str) -> Tool:
 
 def _call_mcp(call: Callable[[str, dict[str, Any]], Any], name: str, arguments: Fields) -> Any:
     result = call(name, jsonable(dict(arguments)))
-    return _later(result) if inspect.isawaitable(result) else _mcp_outcome(result)
 
+    async def later() -> Any:
+        return _mcp_outcome(await result)
 
-async def _later(result: Awaitable[Any]) -> Any:
-    return _mcp_outcome(await result)
+    return later() if inspect.isawaitable(result) else _mcp_outcome(result)
 
 
 def _mcp_outcome(result: Any) -> Any:
@@ -2650,8 +2648,8 @@ def _schema_type(schema: Any, root: Fields, inside: tuple[str, ...] = ()) -> Any
         return list[turn(schema.get("items", {}))]  # type: ignore[misc]
     if kind == "object" and schema.get("properties"):
         return _typed_mapping(schema, turn)
-    plain_types = {"string": str, "integer": int, "number": float, "boolean": bool, "null": None}
-    return plain_types.get(kind, dict if kind == "object" else Any)  # type: ignore[arg-type]
+    plain_types = {name: tp for tp, name in _JSON_NAMES.items()} | {"null": None, "object": dict}
+    return plain_types.get(kind, Any)  # type: ignore[arg-type]
 
 
 def _typed_mapping(schema: Fields, turn: Callable[[Any], Any]) -> Any:
@@ -2815,19 +2813,17 @@ def _span(event: Event, run_id: str) -> Record:
 
 def _genai(event: Event) -> tuple[str, str, dict[str, Any]]:
     """The operation of an event, what it was done with, and its attributes."""
-    if event.request is not None:
-        named = event.request.model or (event.response.model if event.response else "")
-        return "chat", named, _genai_chat(event.request, event.response)
-    named, made = event.name.removesuffix("()"), canonical(event.outputs, other=repr)
-    given = canonical(event.inputs, other=repr)
+    asked, answer, named = event.request, event.response, event.name.removesuffix("()")
+    if asked is not None:
+        return "chat", asked.model or (answer.model if answer else ""), _genai_chat(asked, answer)
+    given, made = event.inputs, "" if event.error else canonical(event.outputs, other=repr)
     if event.kind == "call":
-        args, kwargs = event.inputs["args"], event.inputs["kwargs"]
-        given = canonical({"args": args, "kwargs": kwargs} if args else kwargs, other=repr)
-        facts = {"tool.name": named, "tool.call.arguments": given}
-        return "execute_tool", named, facts if event.error else {**facts, "tool.call.result": made}
-    facts = {"agent.name": named, "input.messages": _genai_said([Message("user", given)])}
-    if not event.error:
-        facts["output.messages"] = _genai_said([Message("assistant", made)], "stop")
+        told = canonical(given if given["args"] else given["kwargs"], other=repr)
+        facts = {"tool.name": named, "tool.call.arguments": told, "tool.call.result": made}
+        return "execute_tool", named, facts
+    asks = _genai_said([Message("user", canonical(given, other=repr))])
+    says = made and _genai_said([Message("assistant", made)], finish_reason="stop")
+    facts = {"agent.name": named, "input.messages": asks, "output.messages": says}
     return "invoke_agent", named, facts
 
 
@@ -2847,22 +2843,21 @@ def _genai_chat(asked: Request, answer: Response | None) -> dict[str, Any]:
         "usage.input_tokens": answer.usage.input_tokens,
         "usage.output_tokens": answer.usage.output_tokens,
         "usage.cache_read.input_tokens": answer.usage.cached_tokens or None,
-        "output.messages": _genai_said([reply], answer.finish_reason),
+        "output.messages": _genai_said([reply], finish_reason=answer.finish_reason),
     }
 
 
-def _genai_said(messages: Iterable[Message], finish_reason: str = "") -> str:
-    """Messages as JSON; a reply has the reason for which it ended."""
-    ended = {"finish_reason": finish_reason} if finish_reason else {}
-    return canonical([{"role": one.role, "parts": _genai_parts(one), **ended} for one in messages])
-
-
-def _genai_parts(message: Message) -> list[dict[str, Any]]:
-    if message.tool_call_id is not None:
-        said = {"id": message.tool_call_id, "response": message.text}
-        return [{"type": "tool_call_response", **said}]
-    calls = [{"type": "tool_call", **jsonable(one)} for one in message.tool_calls]
-    return [{"type": "text", "content": message.text}, *calls]
+def _genai_said(messages: Iterable[Message], **more: str) -> str:
+    """Messages as JSON, with what else is to stand in each."""
+    said = []
+    for one in messages:
+        calls = [{"type": "tool_call", **jsonable(call)} for call in one.tool_calls]
+        parts = [{"type": "text", "content": one.text}, *calls]
+        if one.tool_call_id is not None:
+            result = {"id": one.tool_call_id, "response": one.text}
+            parts = [{"type": "tool_call_response", **result}]
+        said.append({"role": one.role, "parts": parts, **more})
+    return canonical(said)
 
 
 # == 6. Adapters ===================================================================================
@@ -5394,12 +5389,11 @@ def _unrefused(response: Response) -> Response:
 def _told(request: Request, error: ParseError) -> Request:
     """The request once more, told what was wrong; not shown the reply, which small models copy."""
     *before, asked = request.messages
-    text, *media = [asked.content] if isinstance(asked.content, str) else asked.content
-    content, _, ending = str(text).rpartition("\n\n")
+    content, _, ending = asked.text.rpartition("\n\n")
     told = f"An earlier reply could not be used: {error.told or error}."
     text = "\n\n".join(filter(None, [content, told, ending]))
-    last = evolve(asked, content=(text, *media) if media else text)
-    return evolve(request, messages=(*before, last))
+    last = text if isinstance(asked.content, str) else (text, *asked.content[1:])
+    return evolve(request, messages=(*before, evolve(asked, content=last)))
 
 
 def _task(task: Task, options: dict[str, Any]) -> tuple[Signature, dict[str, Any]]:
@@ -5821,11 +5815,7 @@ def _session(
 
 def _outside(tool: Tool, /, *args: Any, **kwargs: Any) -> Flow:
     """Call a tool for code; what goes wrong is raised there."""
-    places = [one.name for one in tool.fields]
-    if len(args) > len(places):
-        raise DataError(f"too many arguments of {tool.name}", args, f"{places}", "drop some")
-    given = tool.checked({**dict(zip(places, args, strict=False)), **kwargs})
-    return (yield Call(tool.function, (), given, tool.name))
+    return (yield Call(tool.function, (), tool.checked(kwargs, args), tool.name))
 
 
 @factory
@@ -5866,11 +5856,11 @@ def program_of_thought(
     def body(steps: Steps, /, **inputs: Any) -> Flow:
         attempts: tuple[Cell, ...] = ()
         for _ in range(max_tries):
-            wrote = yield Run(steps["code"], {**inputs, "attempts": attempts}, "code")
+            wrote = yield steps.code(**inputs, attempts=attempts)
             result = yield from _session(interpreter, inputs, Record())(wrote.code)
             attempts = (*attempts, _ran(wrote.code, result))
             if not result.error:
-                return (yield Run(steps["answer"], {**inputs, "ran": attempts[-1:]}, "answer"))
+                return (yield steps.answer(**inputs, ran=attempts[-1:]))
         what, todo = f"the code failed in all {max_tries} tries; the last error", "raise max_tries"
         raise ParseError(what, result.error, "code that runs", todo, field="code")
 
@@ -5986,7 +5976,7 @@ def recursive(
     }
 
     def begin(steps: Steps, inputs: Fields) -> tuple[Fields, Any]:
-        query, lines = _queries(steps["query"], max_queries), list[str]()
+        query, lines = _queries(steps, max_queries), list[str]()
         for one in made.inputs:
             text = write(one.type, inputs[one.name])
             shown = cut(text, preview_chars)
@@ -6006,7 +5996,7 @@ def recursive(
     return _agent(made, steps, turn, max_steps, name, begin, query=max_queries)
 
 
-def _queries(step: Program, left: int) -> Callable[..., Flow]:
+def _queries(steps: Steps, left: int) -> Callable[..., Flow]:
     """What `query` does in the code of one run."""
 
     def query(*prompts: Any) -> Flow:
@@ -6016,8 +6006,7 @@ def _queries(step: Program, left: int) -> Callable[..., Flow]:
         if len(prompts) > left:
             raise DataError("too many queries", len(prompts), f"{left} at most", "do with less")
         left -= len(prompts)
-        replies = yield [Run(step, {"prompt": one}, "query") for one in prompts]
-        texts = [one.reply for one in replies]
+        texts = [one.reply for one in (yield [steps.query(prompt=one) for one in prompts])]
         return texts[0] if len(texts) == 1 else texts
 
     return query
@@ -6252,10 +6241,7 @@ def _talk(process: Any, line: bytes, timeout: float, most: int) -> tuple[bytes, 
     def kill() -> None:
         """End it with all that it may have started."""
         with suppress(OSError):
-            if hasattr(os, "killpg"):
-                os.killpg(process.pid, 9)  # SIGKILL
-            else:
-                process.kill()
+            getattr(os, "killpg", os.kill)(process.pid, 9)  # SIGKILL; on Windows, of it alone
 
     timer = threading.Timer(timeout, kill)
     timer.start()
@@ -6423,9 +6409,9 @@ def _advice(steps: Steps, name: str, made: Prediction, score: Score) -> Flow:
         for e in made.trace
         if e.kind == "step" and e.path in local
     ]
-    given = {"steps": told, "attempt": attempt, "score": score.value, "feedback": score.feedback}
+    facts = {"steps": told, "attempt": attempt, "score": score.value, "feedback": score.feedback}
     try:
-        return (yield Run(steps["advise"], given, "advise")).advice
+        return (yield steps.advise(**facts)).advice
     except ParseError:
         return {}
 
@@ -6527,7 +6513,7 @@ def multi_chain_comparison(
         samples = [sampled(steps["attempt"], index, m) for index in range(m)]
         tried = yield from surviving([Run(one, inputs, "attempt") for one in samples])
         shown = [jsonable(dict(one)) for one in tried]
-        return (yield Run(steps["compare"], {**inputs, "attempts": shown}, "compare"))
+        return (yield steps.compare(**inputs, attempts=shown))
 
     known = {"attempt": attempt, "compare": compare}
     return _around(body, known, {"attempt": m}, inputs=made.inputs, name=name)
