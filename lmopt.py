@@ -5593,15 +5593,10 @@ def react(
     >>> def population(city: str) -> int:
     ...     '''Return how many people live in a city.'''
     ...     return 2_100_000
-    >>> lm = scripted_lm(
-    ...     [
-    ...         {"thought": "Look.", "tool": "population", "arguments": {"city": "Paris"}},
-    ...         {"thought": "Done.", "tool": "finish"},
-    ...         {"reasoning": "It says so.", "answer": 2_100_000},
-    ...     ]
-    ... )
+    >>> look = {"thought": "Look.", "tool": "population", "arguments": {"city": "Paris"}}
+    >>> end, answer = {"thought": "Done.", "tool": "finish"}, {"reasoning": "", "answer": 2_100_000}
     >>> agent = react("question -> answer: int", [population])
-    >>> agent(lm, question="How many people live in Paris?").answer
+    >>> agent(scripted_lm([look, end, answer]), question="How many live in Paris?").answer
     2100000
     """
     made, options = _task(task, options)
@@ -5781,7 +5776,11 @@ def _session(
     interpreter: Interpreter, variables: Fields, tools: Record, **more: Callable[..., Flow]
 ) -> Callable[[str], Flow]:
     """The flow that runs a piece of code where those before it left off, and returns the result."""
-    functions = {name: partial(_outside, tool) for name, tool in tools.items()} | more
+
+    def outside(tool: Tool, /, *args: Any, **kwargs: Any) -> Flow:
+        return (yield Call(tool.function, (), tool.checked(kwargs, args), tool.name))
+
+    functions = {name: partial(outside, tool) for name, tool in tools.items()} | more
     state = _state(variables, functions)
 
     def answered(name: str, args: Sequence[Any], kwargs: Fields) -> Flow:
@@ -5811,11 +5810,6 @@ def _session(
             asked = {**asked, "answers": [*asked["answers"], *answers]}
 
     return run
-
-
-def _outside(tool: Tool, /, *args: Any, **kwargs: Any) -> Flow:
-    """Call a tool for code; what goes wrong is raised there."""
-    return (yield Call(tool.function, (), tool.checked(kwargs, args), tool.name))
 
 
 @factory
@@ -5887,12 +5881,8 @@ def code_act(
     Reference: Wang et al. 2024, arXiv 2402.01030.
 
     >>> fake = lambda code, state: Result("4")
-    >>> lm = scripted_lm(
-    ...     [
-    ...         {"thought": "Add.", "code": "print(2 + 2)", "finished": True},
-    ...         {"reasoning": "", "answer": 4},
-    ...     ]
-    ... )
+    >>> act = {"thought": "Add.", "code": "print(2 + 2)", "finished": True}
+    >>> lm = scripted_lm([act, {"reasoning": "", "answer": 4}])
     >>> code_act("question -> answer: int", [], fake)(lm, question="2+2?").answer
     4
     """
@@ -6297,7 +6287,7 @@ def best_of_n(
     >>> longest(lm).word
     'abc'
     """
-    return _attempting(program, n, reward, threshold, name, adviser=None)
+    return _attempting(program, n, reward, threshold, name)
 
 
 @factory
@@ -6325,16 +6315,15 @@ def refine(
     'abc'
     """
     adviser = predict(_ADVISE, name="advise", **options)
-    return _attempting(program, n, reward, threshold, name, adviser)
+    return _attempting(program, n, reward, threshold, name, advise=adviser)
 
 
 def _attempting(
-    program: Program, n: int, reward: Reward, threshold: float, name: str, adviser: Program | None
+    program: Program, n: int, reward: Reward, threshold: float, name: str, **adviser: Program
 ) -> Program:
     """The program that runs another until its reward is high enough, with advice in between."""
     _at_least_one("n", n)
-    known = {**_alone_in(program), **({"advise": adviser} if adviser else {})}
-    times = {program.name: n, "advise": n - 1}
+    known, times = {**_alone_in(program), **adviser}, {program.name: n, "advise": n - 1}
 
     def body(steps: Steps, /, **inputs: Any) -> Flow:
         step, tried = steps[program.name], list[Any]()
@@ -6444,8 +6433,7 @@ def majority(
 ) -> Program:
     """Make the program that runs another `n` times at once, and returns what most runs say.
 
-    The runs differ in `rollout` only. One that fails has no vote; if all fail, the last error is
-    raised.
+    The runs differ in `rollout` only. One that fails has no vote, see `surviving`.
 
     Args:
         field: whose values count; by default the last output.
@@ -6491,8 +6479,7 @@ def multi_chain_comparison(
 ) -> Program:
     """Make the program that reasons `m` times, compares the attempts, and then answers.
 
-    The attempts differ in `rollout` only. One that fails is left out; if all fail, the last error
-    is raised.
+    The attempts differ in `rollout` only. One that fails is left out, see `surviving`.
 
     Calls: those of `predict`, `m + 1` times.
     Reference: Yoran et al. 2023, arXiv 2304.13007.
@@ -6533,7 +6520,7 @@ def ensemble(
 ) -> Program:
     """Make the program that runs several programs at once, and reduces what they predict to one.
 
-    One that fails is left out; if all fail, the last error is raised.
+    One that fails is left out, see `surviving`.
 
     Args:
         programs: one or more; their prompts stand under "p0", "p1" and so on.
