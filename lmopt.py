@@ -3710,7 +3710,7 @@ class Program(Made):
 
     def __call__(self, lm: LM, /, **inputs: Any) -> Prediction:
         """Run the program in this thread; the same as `run(program, lm, inputs)`."""
-        with _Tidied():
+        with _TIDIED:
             made: Prediction = _Here(_checked_lm(lm)).drive(_begun(self, inputs))
             return made
 
@@ -4754,6 +4754,9 @@ class _Tidied:
             error = error.__cause__ or error.__context__
 
 
+_TIDIED = _Tidied()
+
+
 def drive(flow: Flow, lm: Any, *, workers: int | None = 1, executor: Executor | None = None) -> Any:
     """Perform the leaf effects of a flow in this thread, until it returns.
 
@@ -4762,7 +4765,7 @@ def drive(flow: Flow, lm: Any, *, workers: int | None = 1, executor: Executor | 
     >>> drive(_once(invoke(max, 1, 2)), stub_lm())
     2
     """
-    with _Tidied():
+    with _TIDIED:
         return _Here(_checked_lm(lm), workers, executor).drive(flow)
 
 
@@ -4770,7 +4773,7 @@ async def adrive(
     flow: Flow, lm: Any, *, workers: int | None = None, executor: Executor | None = None
 ) -> Any:
     """Do what `drive` does, in the running event loop."""
-    with _Tidied():
+    with _TIDIED:
         return await _There(_checked_lm(lm), workers, executor).drive(flow)
 
 
@@ -4788,14 +4791,14 @@ def emit(flow: Flow, kind: type[T], lm: Any, **options: Any) -> Iterator[T]:
             return effect
         return here.perform(effect)
 
-    with _Tidied(), closing(here):
+    with _TIDIED, closing(here):
         yield from through(_layered(flow, lm), performed)
 
 
 async def aemit(flow: Flow, kind: type[T], lm: Any, **options: Any) -> AsyncIterator[T]:
     """Do what `emit` does, in the running event loop."""
     there, flow = _There(_checked_lm(lm), **options), _layered(flow, lm)
-    with _Tidied(), closing(flow):
+    with _TIDIED, closing(flow):
         going, effect = _resume(flow)
         while going:
             outcome: Outcome = effect, None
@@ -4914,7 +4917,7 @@ def _streamed(flow: Flow, lm: LM) -> Generator[Chunk | Prediction, None, None]:
     done = _alone(_Here(lm).drive, _telling(flow, tell))
     done.add_done_callback(arrived.put)
     try:
-        with _Tidied():
+        with _TIDIED:
             yield from iter(arrived.get, done)
             yield done.result()
     finally:
@@ -4949,7 +4952,7 @@ async def _astreamed(flow: Flow, lm: Any) -> AsyncGenerator[Chunk | Prediction, 
     done = asyncio.ensure_future(_There(lm).drive(_telling(flow, tell)))
     done.add_done_callback(arrived.put_nowait)
     try:
-        with _Tidied():
+        with _TIDIED:
             while (item := await arrived.get()) is not done:
                 yield item
             yield done.result()
