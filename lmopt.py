@@ -514,7 +514,7 @@ class Record(_Frozen[Any]):
         """Return a record from the text of a JSON object; DataError where it is none."""
         try:
             data = jsonlib.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             todo = f"correct it: {error}"
             raise DataError("this is no JSON", text, "one JSON object", todo) from error
         if isinstance(data, dict):
@@ -9990,7 +9990,6 @@ def read_examples(path: Path_) -> tuple[Record, ...]:
     ...     read_examples(Path(folder, "rows.csv"))
     (Record(text='hello', label='greeting'),)
     """
-
     file = Path(path)
     readers = {".csv": _read_csv, ".json": _read_json, ".jsonl": _read_lines}
     if file.suffix.lower() not in readers:
@@ -10020,6 +10019,10 @@ def _read_json(text: str) -> Iterator[Record]:
     except jsonlib.JSONDecodeError as error:
         what, line = f"line {error.lineno}: this is no JSON", text.split("\n")[error.lineno - 1]
         raise DataError(what, line, "JSON", str(error)) from error
+    except RecursionError as error:
+        raise DataError(
+            "lists in lists, too deep", text, "a list of objects", "correct it"
+        ) from error
     if not isinstance(data, list):
         raise DataError("line 1: no list", data, "a list of objects", "wrap it in [...]")
     for index, item in enumerate(data):
