@@ -871,11 +871,9 @@ def _kind(tp: Any) -> str:
 
 
 def _has_media(tp: Any, inside: tuple[Any, ...] = ()) -> bool:
-    if isinstance(tp, type) and issubclass(tp, Media):
-        return True
     kind, parts = shape(tp)
     if kind in ("scalar", "choice") or tp in inside:
-        return False
+        return kind == "scalar" and parts[2] is _to_media
     inner = [one.type for one in parts] if kind == "object" else parts
     inner = inner[:1] if kind == "noted" else inner
     return any(_has_media(one, (*inside, tp)) for one in inner)
@@ -956,11 +954,12 @@ def json_schema(tp: Any) -> dict[str, Any]:
     >>> json_schema(list[int | None])
     {'type': 'array', 'items': {'anyOf': [{'type': 'integer'}, {'type': 'null'}]}}
     """
+    return _with_defs(_schema, tp)
+
+
+def _with_defs(schema_of: Callable[[Any, _Defs], dict[str, Any]], given: Any) -> dict[str, Any]:
     defs: _Defs = {}
-    return _with_defs(_schema(tp, defs), defs)
-
-
-def _with_defs(made: dict[str, Any], defs: _Defs) -> dict[str, Any]:
+    made = schema_of(given, defs)
     named = {_def_name(one, defs): schema for one, schema in defs.items()}
     return {**made, "$defs": named} if defs else made
 
@@ -1555,10 +1554,7 @@ def _to_moment(tp: Any, data: Any) -> Any:
         raise _not(f"a {_SCALARS[tp][0]}", data) from None
 
 
-_SAID = {
-    "true": True, "yes": True, "false": False, "no": False,
-    "null": None, "none": None, "n/a": None,
-}  # fmt: skip
+_SAID = {**_BARE, "yes": True, "no": False, "n/a": None}
 
 
 def _to_constant(tp: Any, data: Any) -> bool | None:
@@ -1746,13 +1742,10 @@ def _to_items(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
     return _build(data, kind, items) if kind in (tuple, set, frozenset) else items
 
 
-def _is_pair(one: Any) -> bool:
-    return isinstance(one, dict) and one.keys() == {"key", "value"}
-
-
 def _to_dict(tp: Any, parts: tuple[Any, ...], data: Any) -> Any:
-    if isinstance(data, list) and all(map(_is_pair, data)):  # as the schema asks for it
-        given = pluck(["key", "value"], data)
+    pair = {"key", "value"}
+    if isinstance(data, list) and all(isinstance(one, dict) and {*one} == pair for one in data):
+        given = pluck(["key", "value"], data)  # as the schema asks for it
     elif isinstance(data, Mapping):
         given = data.items()
     else:
@@ -1867,7 +1860,7 @@ def _notes(metadata: Iterable[Any]) -> Iterator[Any]:
             yield one
 
 
-def _fields_of(tp: Any, hints: Fields) -> Iterator[_Attribute]:
+def _class_fields(tp: Any, hints: Fields) -> Iterator[_Attribute]:
     """Of an attrs class or a dataclass, what `jsonable` writes of it."""
     from dataclasses import MISSING, fields
 
@@ -1947,7 +1940,7 @@ def _pydantic_model(tp: Any, hints: Fields) -> Iterator[_Attribute]:
 
 
 _CLASSES: tuple[tuple[Callable[[Any], bool], Callable[..., Iterator[_Attribute]]], ...] = (
-    (lambda tp: attrs.has(tp) or hasattr(tp, "__dataclass_fields__"), _fields_of),
+    (lambda tp: attrs.has(tp) or hasattr(tp, "__dataclass_fields__"), _class_fields),
     (_is_typed_dict, _typed_dict),
     (lambda tp: issubclass(tp, tuple) and hasattr(tp, "_fields"), _named_tuple),
     (lambda tp: hasattr(tp, "model_fields") and hasattr(tp, "model_validate"), _pydantic_model),
@@ -2551,14 +2544,13 @@ def _placed(function: Callable[..., Any], names: Sequence[str], /, **arguments: 
 
 
 def _tool_schema(fields: Sequence[Field], more: bool) -> dict[str, Any]:
-    defs: _Defs = {}
-    made = _fields_schema(fields, defs)
+    made = _with_defs(_fields_schema, fields)
     for one in fields:
         if not one.required and one.default is not None:
             with suppress(DataError):
                 made["properties"][one.name]["default"] = jsonable(one.default)
     required = [one.name for one in fields if one.required]
-    return _with_defs({**made, "required": required, "additionalProperties": more}, defs)
+    return {**made, "required": required, "additionalProperties": more}
 
 
 # -- tools that a JSON schema describes --
@@ -2909,27 +2901,6 @@ def render_outputs(adapter: Adapter, task: Signature, values: Fields) -> str:
     return next(one.text for one in reversed(messages) if one.role == "assistant")
 
 
-@frozen(eq=False, repr=False, kw_only=True)
-class _Format:
-    """A format is a row: what tells one from another. It is equal to nothing but itself."""
-
-    name: str
-    start: str  # of the structure in the system message
-    ending: str  # the last line of what is asked
-    field: str  # a field, given its label and its text
-    joint: str  # between two fields
-    mark: str  # pattern of a marker: its label as `name`, or as `shut` where it closes a field
-    look: str = ""  # pattern of what looks like one
-    end: str = ""  # of a reply
-    tags: bool = False  # whether markers close a field, and & < > in it are escaped
-    shown: bool = True  # whether the structure shows the fields
-    nice: bool = False  # labels are what a person would write
-    note: str = ", as JSON"  # behind the type of an output that is a list or an object
-    structure: Callable[[_Format, Signature], str]
-    reply: Callable[[_Format, Signature, Fields], str]
-    fields: Callable[..., dict[str, Part]]
-
-
 # -- marked formats: each field between markers, a text or JSON --
 
 
@@ -3107,29 +3078,30 @@ def _content(
     form: _Format, task: Signature, values: Fields, *, before: str = "", after: str = ""
 ) -> str | tuple[Any, ...]:
     """Lay out the inputs; media become "[image 1]" in the text, and follow it."""
-    marks, media, texts = _marks(form, task.shown), [], []
-
-    def number(one: Media) -> str:
-        media.append(one)
-        return f"[{one.kind} {len(media)}]"
-
+    media: list[Media] = []
+    marks, texts = _marks(form, task.shown), []
     for one in task.inputs:
         if (label := marks.labels.get(one.name)) and one.name in values:
-            kind, value = one.type, values[one.name]
-            if one.holds_media:
-                kind, value = Any, jsonable(_as_media(one, value), media=number)
-            texts.append(form.field.format(label, _escaped(marks, write(kind, value))))
+            value = values[one.name]
+            said = _numbered(one, value, media) if one.holds_media else write(one.type, value)
+            texts.append(form.field.format(label, _escaped(marks, said)))
     text = "\n\n".join([one for one in (before, form.joint.join(texts), after) if one])
     return (text, *media) if media else text
 
 
-def _as_media(one: Field, value: Any) -> Any:
-    """A value with images, audio and files where it has their URLs, or them as JSON."""
+def _numbered(one: Field, value: Any, media: list[Media]) -> str:
+    """Write a value that has images, audio and files, or their URLs; they join those before."""
+
+    def number(found: Media) -> str:
+        media.append(found)
+        return f"[{found.kind} {len(media)}]"
+
     try:
-        return coerce(one.type, value)
+        made = coerce(one.type, value)
     except ValueError as error:
         what = f"the input {one.name!r} cannot be read ({error})"
         raise DataError(what, value, one.words, "pass Image(url) or the like") from error
+    return write(Any, jsonable(made, media=number))
 
 
 @attrs.define(hash=True)
@@ -3333,7 +3305,28 @@ def _adapter(form: _Format, **more: Any) -> Adapter:
 
 # -- the formats --
 
-_MARKED: dict[str, Any] = {"structure": _structure, "reply": _reply, "fields": _fields}
+
+@frozen(eq=False, repr=False, kw_only=True)
+class _Format:
+    """A format is a row: what tells one from another. It is equal to nothing but itself."""
+
+    name: str
+    start: str  # of the structure in the system message
+    ending: str  # the last line of what is asked
+    field: str  # a field, given its label and its text
+    joint: str  # between two fields
+    mark: str  # pattern of a marker: its label as `name`, or as `shut` where it closes a field
+    look: str = ""  # pattern of what looks like one
+    end: str = ""  # of a reply
+    tags: bool = False  # whether markers close a field, and & < > in it are escaped
+    shown: bool = True  # whether the structure shows the fields
+    nice: bool = False  # labels are what a person would write
+    note: str = ", as JSON"  # behind the type of an output that is a list or an object
+    structure: Callable[[_Format, Signature], str] = _structure
+    reply: Callable[[_Format, Signature, Fields], str] = _reply
+    fields: Callable[..., dict[str, Part]] = _fields
+
+
 _CHAT = _Format(
     name="chat",
     start="The reply has each value below its header, in this structure:",
@@ -3348,7 +3341,6 @@ _CHAT = _Format(
     r"[ \t]*+#*+[ \t]*+\]\]:?",
     look=r"\[\[[ \t]*+(?:##|#|(?:NAMES|completed)[ \t]*+#)",
     end="\n\n[[ ## completed ## ]]",
-    **_MARKED,
 )
 chat = _adapter(_CHAT)
 """The default format: each value below a `[[ ## name ## ]]` header, as LMs already know it."""
@@ -3376,7 +3368,6 @@ _XML = _Format(
     joint="\n",
     mark=r"<(?:(?P<name>NAMES)|/(?P<shut>NAMES))(?:\s[^<>]*+)?>",
     tags=True,
-    **_MARKED,
 )
 xml = _adapter(_XML)
 """Each value in a tag of its name."""
@@ -3390,7 +3381,6 @@ _PLAIN = _Format(
     mark=r"^[ \t]*+(?:[*#]++[ \t]++)?[*_]*+(?P<name>NAMES)[*_]*+[ \t]*+:[*_]*+",
     look=r"(?:[*#]++[ \t]++)?[*_]*+(?:NAMES)[*_]*+[ \t]*+:",
     nice=True,
-    **_MARKED,
 )
 plain = _adapter(_PLAIN)
 """A label before each value, as in "Question: ..."; for base models and small ones."""
@@ -3461,9 +3451,8 @@ def _json_whole(task: Signature, text: str) -> dict[str, Part]:
 
 
 def _json_schema(task: Signature) -> dict[str, Any]:
-    defs: _Defs = {}
-    properties = {one.name: _schema(one.type, defs) for one in task.outputs}
-    return _with_defs(_closed(properties), defs)  # the prompt describes them
+    bare = [_Attribute(one.name, one.type) for one in task.outputs]  # the prompt describes them
+    return _with_defs(_fields_schema, bare)
 
 
 _JSON = evolve(
