@@ -2064,11 +2064,11 @@ class Signature:
         known = [one.name for one in self.inputs + self.outputs]
         if name not in known:
             raise SignatureError("no such field", name, f"one of {', '.join(known)}", "correct it")
-        inputs, outputs = (
-            concat(edit(one) if one.name == name else [one] for one in side)
-            for side in (self.inputs, self.outputs)
-        )
-        return evolve(self, inputs=inputs, outputs=outputs)
+
+        def edited(side: Sequence[Field]) -> list[Field]:
+            return [*concat(edit(one) if one.name == name else [one] for one in side)]
+
+        return evolve(self, inputs=edited(self.inputs), outputs=edited(self.outputs))
 
 
 Task = str | Signature | Callable[..., Any]
@@ -2158,8 +2158,7 @@ def _resolve(node: ast.expr, text: str, types: Fields) -> Any:
             except TypeError as error:
                 wrong = ("a wrong type", ast.unparse(node), "a type", f"correct it ({error})")
                 raise SignatureError(*wrong) from error
-    expected = "names and brackets"
-    raise SignatureError("a wrong type", ast.unparse(node), expected, f"see {text!r}")
+    raise SignatureError("a wrong type", ast.unparse(node), "names and brackets", f"see {text!r}")
 
 
 def _named_type(name: str, text: str, types: Fields) -> Any:
@@ -2936,10 +2935,11 @@ def _marks(form: _Format, names: tuple[str, ...]) -> _Marks:
 _END = r"(?:\[\[ ## completed ## \]\]|(?:</s>|<\|\w+\|>)(?=\s*\Z))"
 
 
-def _mark(form: _Format, task: Signature, texts: Mapping[str, str]) -> list[str]:
+def _mark(form: _Format, task: Signature, texts: Mapping[str, str]) -> str:
     """Write texts between their markers; what looks like a marker in one of them is escaped."""
     marks = _marks(form, task.shown)
-    return [form.field.format(marks.labels[n], _escaped(marks, text)) for n, text in texts.items()]
+    made = [form.field.format(marks.labels[n], _escaped(marks, one)) for n, one in texts.items()]
+    return form.joint.join(made)
 
 
 def _escaped(marks: _Marks, text: str) -> str:
@@ -2964,17 +2964,15 @@ _UNKNOWN = "(unknown)"
 
 def _reply(form: _Format, task: Signature, values: Fields) -> str:
     known = {f.name: write(f.type, values[f.name]) for f in task.outputs if f.name in values}
-    return (
-        form.joint.join(_mark(form, task, dict.fromkeys(task.wanted, _UNKNOWN) | known)) + form.end
-    )
+    return _mark(form, task, dict.fromkeys(task.wanted, _UNKNOWN) | known) + form.end
 
 
 def _structure(form: _Format, task: Signature) -> str:
     """How a reply looks: the outputs only, as models repeat the inputs where these are shown."""
     if not form.shown:
         return form.start
-    places = _mark(form, task, {one.name: _place(one.type) for one in task.outputs})
-    return f"{form.start}\n\n{form.joint.join(places)}{form.end}"
+    places = {one.name: _place(one.type) for one in task.outputs}
+    return f"{form.start}\n\n{_mark(form, task, places)}{form.end}"
 
 
 def _place(tp: Any) -> str:
@@ -3085,7 +3083,7 @@ def _content(
             value = values[one.name]
             said = _numbered(one, value, media) if one.holds_media else write(one.type, value)
             texts.append(form.field.format(label, _escaped(marks, said)))
-    text = "\n\n".join([one for one in (before, form.joint.join(texts), after) if one])
+    text = "\n\n".join(filter(None, (before, form.joint.join(texts), after)))
     return (text, *media) if media else text
 
 
