@@ -3350,11 +3350,9 @@ def sections(text: str) -> dict[str, str]:
     >>> sections("[[ ## a ## ]] 1\\n\\n[[ ## b ## ]]\\n2")
     {'a': '1', 'b': '2'}
     """
-    marks, found = _marks(_CHAT, ()), dict[str, str]()
-    for name, piece, _ in _pieces(marks, text):
-        if name:
-            found.setdefault(name, _unescaped(marks, piece.strip()))
-    return found
+    marks = _marks(_CHAT, ())
+    pieces = unique(_pieces(marks, text), key=first)
+    return {name: _unescaped(marks, piece.strip()) for name, piece, _ in pieces if name}
 
 
 _XML = _Format(
