@@ -236,13 +236,13 @@ class Options(TypedDict, total=False):
     within: str  # the only step, or program with steps, that may change; see `only`
 
 
-def _within(top: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (top,) if isinstance(top, str) else top
-
-
 _Lengths = Sequence[tuple[float, float]]
 """Of each step, how many characters its prompt has without demonstrations, and one of them on
 average, 0 where no example fits."""
+
+
+def _within(top: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (top,) if isinstance(top, str) else top
 
 
 @frozen(eq=False, repr=False)
@@ -260,10 +260,16 @@ class _Options:
     progress: lmopt.Progress = None
     within: tuple[str, ...] = field(default=(), converter=_within)
     sized: bool = True  # whether the calls decide how many rows to score on
+    max_bootstrapped: int = 4
+    rounds: int = 1
+    threshold: float = 1.0
+    teacher: Program | Mapping[str, lmopt.Prompt] | None = None
+    teacher_lm: Any = None
 
     def __attrs_post_init__(self) -> None:
         _check(max_labeled=self.max_labeled or 0, calls=self.calls or 0)
-        _check(1, max_prompt_tokens=self.max_prompt_tokens)
+        _check(max_bootstrapped=self.max_bootstrapped)
+        _check(1, max_prompt_tokens=self.max_prompt_tokens, rounds=self.rounds)
         if self.propose is not None and not callable(self.propose):
             todo = "pass proposer(), or a function from what it is told to a text"
             raise lmopt.DataError("this writes nothing", self.propose, "a program", todo)
@@ -301,6 +307,16 @@ class _Options:
         known = [] if self.max_labeled is None else [self.max_labeled]
         return max(min([count, *fit, *known]), 0)
 
+    def guide(self, program: Program, own: Mapping[str, lmopt.Prompt] = Record()) -> Program:
+        """The program that shows how it is done, by default the one that learns, with `own`."""
+        if not isinstance(self.teacher, Program):
+            return program.with_params(own if self.teacher is None else self.teacher)
+        known, wanted = list(self.teacher.params), list(program.params)
+        if known != wanted:
+            expected, todo = f"the steps {', '.join(wanted)}", "give the steps the same names"
+            raise lmopt.ParamsError("a teacher with other steps", known, expected, todo)
+        return self.teacher
+
 
 def _check(least: int = 0, **values: int) -> None:
     for name, value in values.items():
@@ -335,6 +351,13 @@ class Size:
         asked = Plan(runs, runs * self.program.max_calls, runs, runs * _usual_calls(self.program))
         paid = evolve(self, lm=self.options.prompt_lm or self.lm)
         return self.priced(asked) + paid.priced(Plan(calls=texts * each, usual=texts * bool(each)))
+
+    def lessons(self, count: int = 1) -> Plan:
+        """Return the plan of bootstrapping so many times."""
+        given = self.options
+        taught = evolve(self, program=given.guide(self.program), lm=given.teacher_lm or self.lm)
+        each = taught.plan(given.rounds * self.train if given.max_bootstrapped else 0)
+        return sum([each] * count, Plan())
 
     def priced(self, plan: Plan) -> Plan:
         """Return a plan with the tokens of its usual calls, and what they cost."""
@@ -443,7 +466,7 @@ def optimizer(
     bound: Callable[[Size], Plan],
     *,
     parts: bool = True,
-    **options: Unpack[Options],
+    **options: Unpack[Teaching],
 ) -> Optimizer:
     """Make an optimizer of a search and of what it costs at most.
 
@@ -463,17 +486,22 @@ def optimizer(
     >>> [t.note for t in woof.trials(lmopt.predict("q -> a"), rows, lmopt.exact_match)]
     ['start', 'woof at predict']
     """
-    for one in dissoc(options, *Options.__annotations__):
+    return Optimizer(name, lm, search, bound, parts, _options(name, **options))
+
+
+def _options(name: str, **options: Any) -> _Options:
+    """The options of an optimizer, if it takes them: one of ours, or one of the user's own."""
+    takes = inspect.signature(globals()[name] if name in __all__ else Optimizer).parameters
+    kind = Teaching if "Teaching" in str(takes.get("options")) else Options
+    known = sorted({*takes, *kind.__annotations__} - {"lm", "options"})
+    for one in dissoc(options, *known):
         import difflib
 
-        takes = inspect.signature(globals().get(name, optimizer)).parameters
-        kind = Teaching if "Teaching" in str(takes.get("options")) else Options
-        known = sorted({*takes, *kind.__annotations__} - {"lm", "options"})
         near = difflib.get_close_matches(one, known, 1)
         todo = f"did you mean {near[0]}?" if near else "leave it out"
         what = f"{name} has no option of this name"
         raise TypeError(lmopt.explain(what, one, ", ".join(known), todo))
-    return Optimizer(name, lm, search, bound, parts, _Options(**options))
+    return _Options(**options)
 
 
 @contextmanager
@@ -644,9 +672,19 @@ class Hunt:
         """LM calls that it may still make."""
         return math.inf if self.most is None else self.most - self.calls
 
+    @property
+    def counts(self) -> list[int]:
+        """Numbers of labelled demonstrations to try: as many as fit, and then fewer."""
+        return _rungs(self.options.most(self.program, self.train))
+
+    def place(self, params: Params) -> int | None:
+        """Where equal parameters were tried first among the trials, if they were."""
+        known = (n for n, one in enumerate(self.trials) if one.params.digest == params.digest)
+        return next(known, None)
+
     def knows(self, params: Params) -> bool:
         """Whether equal parameters were tried before."""
-        return any(one.params.digest == params.digest for one in self.trials)
+        return self.place(params) is not None
 
     def new(self, made: Iterable[_Tried]) -> list[_Tried]:
         """Those of several (parameters, note) that were not tried before, equal ones once."""
@@ -675,7 +713,7 @@ class Hunt:
         """
         room = self.left / max(2 * len(self.val) * _usual_calls(self.program), 1)
         most = most if self.most is None else max(int(min(room, most or room)), 1)
-        counts = _rungs(self.options.most(self.program, self.train))[:most]
+        counts = self.counts[:most]
         made = [(self.labelled(count), f"{count} labelled examples") for count in counts]
         return self.contest(self.new(made), 0).flow()
 
@@ -720,7 +758,9 @@ class Hunt:
         return self._book(Trial(params, None, note, len(self.trials) - 1 if self.trials else None))
 
     @_wanted
-    def last(self, params: Params, note: str, shown: Evaluation | None, parent: int = 0) -> Flow:
+    def last(
+        self, params: Params, note: str, shown: Evaluation | None, parent: int | None = 0
+    ) -> Flow:
         """The last word of the search, whatever other trials scored; sent: the trial."""
         yield from ()
         score = shown.score if shown else None
@@ -951,9 +991,10 @@ class Hunt:
 
     def _entered(self, params: Params, note: str, parent: int | None, lost: str) -> Trial | None:
         """Book what was run of parameters as a trial; what was not run at all is none."""
-        same = next((one for one in self.trials if one.params.digest == params.digest), None)
-        if same is not None:
-            return self._book(evolve(same, note=f"{note}; tried before", parent=parent))
+        if (same := self.place(params)) is not None:
+            return self._book(
+                evolve(self.trials[same], note=f"{note}; tried before", parent=parent)
+            )
         size, most = len(self.val), self.options.max_tokens_per_run
         shown = self._known("val", params, range(size))
         run = len(shown.rows)
@@ -1469,33 +1510,6 @@ class Teaching(Options, total=False):
     teacher_lm: LM | None  # runs the teacher
 
 
-@frozen(eq=False, repr=False)
-class _Teaching:
-    max_bootstrapped: int = 4
-    rounds: int = 1
-    threshold: float = 1.0
-    teacher: Program | Mapping[str, lmopt.Prompt] | None = None
-    teacher_lm: Any = None
-
-    def __attrs_post_init__(self) -> None:
-        _check(max_bootstrapped=self.max_bootstrapped)
-        _check(1, rounds=self.rounds)
-
-    def guide(self, program: Program) -> Program:
-        """The program that shows how it is done; it must have the steps of the one that learns."""
-        if not isinstance(self.teacher, Program):
-            return program.with_params(self.teacher or {})
-        known, wanted = list(self.teacher.params), list(program.params)
-        if known != wanted:
-            expected, todo = f"the steps {', '.join(wanted)}", "give the steps the same names"
-            raise lmopt.ParamsError("a teacher with other steps", known, expected, todo)
-        return self.teacher
-
-    def plan(self, size: Size) -> Plan:
-        taught = evolve(size, program=self.guide(size.program), lm=self.teacher_lm or size.lm)
-        return taught.plan(self.rounds * size.train if self.max_bootstrapped else 0)
-
-
 def fitting_count(program: Program, examples: Examples, tokens: int) -> int:
     """Return how many examples fit into the prompt of each step, as demonstrations of mean length.
 
@@ -1525,12 +1539,6 @@ def _lengths(program: Program, examples: Examples) -> _Lengths:
 def _rungs(most: int) -> list[int]:
     """How many demonstrations to try: as many as may be, and then fewer."""
     return [most, *reversed([4**n for n in range(1, 10) if 4**n <= most / 2])]
-
-
-def _taught(options: Fields) -> tuple[_Teaching, dict[str, Any]]:
-    """Part the options into those of teaching, and those of every optimizer."""
-    names = Teaching.__annotations__.keys() - Options.__annotations__.keys()
-    return _Teaching(**keyfilter(names.__contains__, options)), dissoc(options, *names)
 
 
 def bootstrap(
@@ -1580,51 +1588,51 @@ def passed(evaluation: Evaluation, threshold: float) -> tuple[Row, ...]:
 
 @frozen(eq=False)
 class _Lesson:
-    """What a set of demonstrations is made from: examples, in an order, and how many to take."""
+    """A set of demonstrations to make: of which examples, in an order, and how many of a kind."""
 
+    hunt: Hunt
     examples: Examples
-    given: _Teaching
+    wanted: int  # runs of the teacher
     labelled: int
     seed: int
 
-    def learned(self, program: Program, ran: Iterable[Row]) -> _Tried:
-        """What runs of a teacher have shown, filled up with labelled examples."""
-        rows, seed = tuple(ran), self.seed
-        taken = passed(Evaluation(rows), self.given.threshold)
+    def learned(self, ran: Sequence[Row]) -> _Tried:
+        """What runs of the teacher have shown, filled up with labelled examples."""
+        program, seed = self.hunt.program, self.seed
+        taken = passed(Evaluation(tuple(ran)), self.hunt.options.threshold)
         made = [step_demos(program, row, index=index, seed=seed) for index, row in enumerate(taken)]
         seen = {row.example for row in taken}
         others = [example for example in self.examples if example not in seen]
-        params = program.params
-        for path, leaf in program.leaves.items():
-            demos = tuple(demo[path] for demo in made if path in demo)
-            demos += labeled(leaf, others, max(self.labelled - len(demos), 0), seed=seed)
-            params = params.replace(path, demos=demos or params[path].demos)
-        failed = _failures([row.error for row in rows if row.error])
-        note = f"{len(taken)} of {len(rows)} runs reached the threshold{failed}"
-        if not rows:
-            note = f"up to {self.labelled} labelled examples"
-        return params, note
 
+        def demos(path: str, leaf: Program) -> Sequence[Record] | None:
+            shown = [demo[path] for demo in made if path in demo]
+            more = labeled(leaf, others, max(self.labelled - len(shown), 0), seed=seed)
+            return [*shown, *more] or None
 
-def _lessons(hunt: Hunt, lesson: _Lesson, *, emit: bool = False) -> Flow:
-    """Bootstrap; return the parameters and a note, and emit a trial after each block on demand."""
-    given, ran = lesson.given, list[Row]()
-    teacher = given.guide(hunt.program)
+        failed = _failures([row.error for row in ran if row.error])
+        note = f"{len(taken)} of {len(ran)} runs reached the threshold{failed}"
+        params = _redemoed(program, program.params, demos)
+        return params, note if ran else f"up to {self.labelled} labelled examples"
 
-    def teach(block: tuple[Params, Examples]) -> Flow:
-        result = yield hunt.teach(teacher, block[1], block[0], given.teacher_lm)
-        ran.extend(result.rows)
-        if emit:
-            yield hunt.unscored(*lesson.learned(hunt.program, ran))
-        return result
+    def taught(self, *own: Params, emit: bool = False) -> Flow:
+        """Bootstrap; return the parameters and a note; if told so, emit a trial for each block."""
+        hunt, given, ran = self.hunt, self.hunt.options, list[Row]()
+        teacher = given.guide(hunt.program, *own)
 
-    options: Any = {"threshold": given.threshold, "rounds": given.rounds, "seed": lesson.seed}
-    options |= {"wanted": given.max_bootstrapped, "max_labeled": lesson.labelled}
-    yield from lmopt.through(bootstrap(teacher, lesson.examples, **options), teach)
-    made = lesson.learned(hunt.program, ran)
-    if emit and not ran:
-        yield hunt.unscored(*made)
-    return made
+        def teach(block: tuple[Params, Examples]) -> Flow:
+            result = yield hunt.teach(teacher, block[1], block[0], given.teacher_lm)
+            ran.extend(result.rows)
+            if emit:
+                yield hunt.unscored(*self.learned(ran))
+            return result
+
+        options: Any = {"threshold": given.threshold, "rounds": given.rounds, "seed": self.seed}
+        options |= {"wanted": self.wanted, "max_labeled": self.labelled}
+        yield from lmopt.through(bootstrap(teacher, self.examples, **options), teach)
+        made = self.learned(ran)
+        if emit and not ran:
+            yield hunt.unscored(*made)
+        return made
 
 
 def bootstrap_few_shot(lm: LM, **options: Unpack[Teaching]) -> Optimizer:
@@ -1644,15 +1652,13 @@ def bootstrap_few_shot(lm: LM, **options: Unpack[Teaching]) -> Optimizer:
     >>> optimize(qa, rows, lmopt.exact_match)["predict"].demos
     (Record(question='2+2?', answer='4'),)
     """
-    given, rest = _taught(options)
 
     def search(hunt: Hunt) -> Flow:
         yield hunt.unscored(hunt.program.params, "start")
-        most = hunt.options.most(hunt.program, hunt.train)
-        lesson = _Lesson(tuple(unique(hunt.train)), given, most, hunt.seed)
-        yield from _lessons(hunt, lesson, emit=True)
+        rows, most = tuple(unique(hunt.train)), hunt.options.max_bootstrapped
+        yield from _Lesson(hunt, rows, most, hunt.counts[0], hunt.seed).taught(emit=True)
 
-    return optimizer("bootstrap_few_shot", lm, search, given.plan, parts=False, **rest)
+    return optimizer("bootstrap_few_shot", lm, search, Size.lessons, parts=False, **options)
 
 
 def random_search(
@@ -1682,44 +1688,50 @@ def random_search(
     [0.0, 1.0]
     """
     _check(candidates=candidates)
-    given, rest = _taught(options)
 
     def search(hunt: Hunt) -> Flow:
-        yield hunt.start()
-        yield hunt.demos()
-        lessons = _draws(hunt, given, candidates)
+        yield hunt.start(), hunt.demos()
+        lessons = _draws(hunt, candidates)
         while stop_at is None or (hunt.top.score or 0.0) < stop_at:
-            made = yield from _each(partial(_lessons, hunt), take(4, lessons))
+            made = yield from _each(_Lesson.taught, take(4, lessons))
             if not made:
                 return
             yield hunt.contest(hunt.new(made), 0)
 
     def bound(size: Size) -> Plan:
         runs = (candidates + 2 + size.rungs) * size.val
-        return sum([given.plan(size)] * (candidates + 1), size.plan(runs))
+        return size.plan(runs) + size.lessons(candidates + 1)
 
-    return optimizer("random_search", lm, search, bound, **rest)
+    return optimizer("random_search", lm, search, bound, **options)
 
 
-def _draws(hunt: Hunt, given: _Teaching, count: int) -> Iterator[_Lesson]:
+def _draws(hunt: Hunt, count: int) -> Iterator[_Lesson]:
     """Lessons: on the examples as they stand; then on random orders of them."""
-    most, rungs = given.max_bootstrapped, _rungs(hunt.options.most(hunt.program, hunt.train))
+    most, counts = hunt.options.max_bootstrapped, hunt.counts
     if most:
-        yield _Lesson(hunt.train, given, rungs[0], hunt.seed)
+        yield _Lesson(hunt, hunt.train, most, counts[0], hunt.seed)
     for index in range(count):
         rng = lmopt.seeded(hunt.seed, "random_search", index)
         order = tuple(rng.sample(hunt.train, len(hunt.train)))
         size = rng.randint(1, most) if most else 0
-        taught = evolve(given, max_bootstrapped=size)
-        yield _Lesson(order, taught, rng.choice(rungs), rng.getrandbits(32))
+        yield _Lesson(hunt, order, size, rng.choice(counts), rng.getrandbits(32))
 
 
-def _sets(hunt: Hunt, given: _Teaching, count: int) -> Flow:
-    """Sets of demonstrations to choose from: those of all trials so far, and of lessons."""
-    lessons = take(count, _draws(hunt, given, count))
-    made = yield from _each(partial(_lessons, hunt), lessons)
-    sets = [one.params for one in hunt.trials] + [params for params, _ in made]
-    return list(unique(sets, key=lambda one: one.digest))
+_Choices = tuple[str, list[dict[str, Any]]]  # the path of a step, and changes to its prompt
+
+
+def _changed(params: Params, space: Iterable[_Choices], choice: Iterable[int]) -> Params:
+    for (path, changes), place in zip(space, choice, strict=True):
+        params = params.replace(path, **changes[place])
+    return params
+
+
+def _sets(hunt: Hunt, count: int) -> Flow:
+    """The demonstrations of each step to choose from: of all trials so far, and of lessons."""
+    made = yield from _each(_Lesson.taught, take(count, _draws(hunt, count)))
+    every = [one.params for one in hunt.trials] + [params for params, _ in made]
+    sets = list(unique(every, key=lambda one: one.digest))
+    return [(path, [{"demos": one[path].demos} for one in sets]) for path in hunt.paths]
 
 
 def tpe_search(
@@ -1741,28 +1753,23 @@ def tpe_search(
     Optimizer(name='tpe_search')
     """
     _check(1, trials=trials, sets=sets)
-    given, rest = _taught(options)
 
     def search(hunt: Hunt) -> Flow:
-        start = yield hunt.start()
-        yield hunt.demos()
-        steps = len(hunt.paths)
-        history = [((n,) * steps, one.score or 0.0) for n, one in enumerate(hunt.trials)]
-        known = yield from _sets(hunt, given, sets)
+        yield hunt.start(), hunt.demos()
+        space = yield from _sets(hunt, sets)
+        sizes = [len(changes) for _, changes in space]
+        history = [((n,) * len(space), one.score or 0.0) for n, one in enumerate(hunt.trials)]
         for number in range(trials):
-            rng = lmopt.seeded(hunt.seed, "tpe", number)
-            choice = tpe(history, [len(known)] * steps, rng)
-            params = start.params
-            for path, index in zip(hunt.paths, choice, strict=True):
-                params = params.replace(path, demos=known[index][path].demos)
+            choice = tpe(history, sizes, lmopt.seeded(hunt.seed, "tpe", number))
+            params = _changed(hunt.program.params, space, choice)
             trial = yield hunt.trial(params, f"sets {choice}", 0)
             history.append((choice, trial.score or 0.0))
 
     def bound(size: Size) -> Plan:
         runs = (trials + 1 + size.rungs) * size.val
-        return sum([given.plan(size)] * sets, size.plan(runs))
+        return size.plan(runs) + size.lessons(sets)
 
-    return optimizer("tpe_search", lm, search, bound, **rest)
+    return optimizer("tpe_search", lm, search, bound, **options)
 
 
 def knn_few_shot(
@@ -1849,8 +1856,7 @@ def copro(
     _check(1, breadth=breadth, depth=depth, shown=shown)
 
     def search(hunt: Hunt) -> Flow:
-        yield hunt.start()
-        yield hunt.demos()
+        yield hunt.start(), hunt.demos()
         for number, path in itertools.product(range(depth), hunt.paths):
             yield from _reworded(hunt, path, shown, breadth, f"round {number + 1}, {path}")
 
@@ -1911,10 +1917,10 @@ def mipro(
     Optimizer(name='mipro')
     """
     sized, most = (6, 1000) if auto is None else _sizes(auto)
-    count, (given, rest) = sized if candidates is None else candidates, _taught(options)
+    count = sized if candidates is None else candidates
     _check(2, candidates=count)
     _check(1, minibatch=minibatch, full_every=full_every)
-    fixed = not given.max_bootstrapped and rest.get("max_labeled") == 0
+    fixed = options.get("max_bootstrapped") == options.get("max_labeled") == 0
     texts = count if fixed else max(count // 2, 2)
 
     def tries(steps: int) -> int:
@@ -1923,10 +1929,9 @@ def mipro(
 
     def search(hunt: Hunt) -> Flow:
         hunt.fewer(most)
-        yield hunt.start()
-        yield hunt.demos()
-        sets = yield from _sets(hunt, given, 0 if fixed else max(count - len(hunt.trials), 1))
-        space = yield from _wording(hunt, texts, sets)
+        yield hunt.start(), hunt.demos()
+        demos = yield from _sets(hunt, 0 if fixed else max(count - len(hunt.trials), 1))
+        space = yield from _wording(hunt, texts, demos)
         yield from _pairs(hunt, space, tries(len(hunt.paths)), minibatch, full_every)
 
     def bound(size: Size) -> Plan:
@@ -1935,24 +1940,23 @@ def mipro(
         shown = min(16 * (texts - 1), size.train) * size.steps
         runs = many * min(minibatch, size.val) + full * size.val + shown
         plan = size.plan(runs, size.steps * (texts - 1)) + Plan(calls=3, usual=1)
-        return sum([] if fixed else [given.plan(size)] * (count - 1), plan)
+        return plan + size.lessons(count - 1)
 
-    return optimizer("mipro", lm, search, bound, **rest)
+    return optimizer("mipro", lm, search, bound, **options)
 
 
-def _wording(hunt: Hunt, count: int, sets: Sequence[Params]) -> Flow:
+def _wording(hunt: Hunt, count: int, demos: Iterable[_Choices]) -> Flow:
     """For each step what its instructions may be, with other tips proposed, and its examples."""
     examples, _ = _pictured(_fitting(_told(hunt.train[:20]), 16_000))
     made = yield hunt.ask(lmopt.predict(_SUMMARY, name="summary"), {"examples": examples})
     space: list[_Choices] = []
-    for path in hunt.paths:
+    for path, sets in demos:
         rng = lmopt.seeded(hunt.seed, "tips", path)
         tips = [rng.choice(TIPS) for _ in range(count - 1)]
         seen = yield hunt.cases(path, 16, count=count - 1)
         told = yield hunt.propose(path, seen, tips=tips, data=made.summary if made else "")
         texts = [hunt.program.params[path].instructions, *told]
-        space.append((path, [{"instructions": one} for one in texts]))
-        space.append((path, [{"demos": one[path].demos} for one in sets]))
+        space += [(path, [{"instructions": one} for one in texts]), (path, sets)]
     return space
 
 
@@ -1977,15 +1981,6 @@ def _pairs(
             params = _changed(hunt.program.params, space, best)
             trial = yield hunt.trial(params, f"pairs {best} after {number} minibatches", 0)
             history.append((best, trial.score or 0.0))
-
-
-_Choices = tuple[str, list[dict[str, Any]]]  # the path of a step, and changes to its prompt
-
-
-def _changed(params: Params, space: Iterable[_Choices], choice: Iterable[int]) -> Params:
-    for (path, changes), place in zip(space, choice, strict=True):
-        params = params.replace(path, **changes[place])
-    return params
 
 
 _SUMMARY = lmopt.Signature(
@@ -2038,13 +2033,13 @@ def gepa(
         return max_runs if max_runs is not None else usual
 
     def search(hunt: Hunt) -> Flow:
-        rungs = _rungs(hunt.options.most(hunt.program, hunt.train))
-        most = budget(len(hunt.paths), len(hunt.val), len(rungs))
+        rungs = len(hunt.counts)
+        most = budget(len(hunt.paths), len(hunt.val), rungs)
         hunt.fewer(most // 12)
         if most < (size := len(hunt.val)):
             raise lmopt.DataError("too few runs", max_runs, f"{size} or more", "raise max_runs")
         trial = yield hunt.start()
-        yield hunt.demos(min(len(rungs), max((most - size) // (2 * size), 0)))
+        yield hunt.demos(min(rungs, max((most - size) // (2 * size), 0)))
         merges, idle, turns = max_merges if merge else 0, 0, Counter[int]()
         batch, stream = min(minibatch, len(hunt.train)), _shuffled(hunt)
         for number in itertools.count():
@@ -2163,8 +2158,7 @@ def simba(
     _check(max_demos=max_demos)
 
     def search(hunt: Hunt) -> Flow:
-        yield hunt.start()
-        yield hunt.demos()
+        yield hunt.start(), hunt.demos()
         for number in range(steps):
             rng = lmopt.seeded(hunt.seed, "simba", number)
             places = sorted(rng.sample(range(len(hunt.train)), min(minibatch, len(hunt.train))))
@@ -2249,15 +2243,13 @@ def infer_rules(
     Optimizer(name='infer_rules')
     """
     _check(1, candidates=candidates, shown=shown)
-    given, rest = _taught(options)
     tips = [f"Keep the instructions; add {rules} short rules that the cases show."]
 
     def search(hunt: Hunt) -> Flow:
-        yield hunt.start()
-        yield hunt.demos()
-        most = hunt.options.most(hunt.program, hunt.train)
-        taught, note = yield from _lessons(hunt, _Lesson(hunt.train, given, most, hunt.seed))
-        yield hunt.trial(taught, note, 0)
+        yield hunt.start(), hunt.demos()
+        most = hunt.options.max_bootstrapped
+        lesson = _Lesson(hunt, hunt.train, most, hunt.counts[0], hunt.seed)
+        yield hunt.trial(*(yield from lesson.taught()), 0)
         start, demos, size = hunt.program.params, hunt.top.params, min(shown, len(hunt.train))
         told = [_labelled_case(hunt.program, row) for row in hunt.train]
         draws = (lmopt.seeded(hunt.seed, "rules", number) for number in range(candidates))
@@ -2269,9 +2261,9 @@ def infer_rules(
 
     def bound(size: Size) -> Plan:
         runs = (2 * candidates + 2 + size.rungs) * size.val
-        return size.plan(runs, candidates * size.steps) + given.plan(size)
+        return size.plan(runs, candidates * size.steps) + size.lessons()
 
-    return optimizer("infer_rules", lm, search, bound, **rest)
+    return optimizer("infer_rules", lm, search, bound, **options)
 
 
 def _ruled(base: Params, texts: Mapping[str, Sequence[str]], what: str) -> Iterator[_Tried]:
@@ -2318,8 +2310,7 @@ def avatar(
     _check(1, rounds=rounds, shown=shown)
 
     def search(hunt: Hunt) -> Flow:
-        yield hunt.start()
-        yield hunt.demos()
+        yield hunt.start(), hunt.demos()
         for number in range(rounds):
             params, rng = hunt.top.params, lmopt.seeded(hunt.seed, "avatar", number)
             rows = list((yield hunt.rows(params)).rows)
@@ -2376,7 +2367,7 @@ def auto(  # type: ignore[misc]
     >>> trials[0].score, trials[-1].score
     (0.0, 1.0)
     """
-    (given, rest), choices = _taught(options), {} if space is None else _choices(space)
+    choices = {} if space is None else _choices(space)
 
     def search(hunt: Hunt) -> Flow:
         each, most = max(_usual_calls(hunt.program), 1), hunt.most or 0
@@ -2390,7 +2381,7 @@ def auto(  # type: ignore[misc]
             while (hunt.top.score or 0.0) < 1.0 and hunt.left > len(hunt.val) * each:
                 spent, path = hunt.calls, hunt.paths[turn % len(hunt.paths)]
                 yield from _reworded(hunt, path, 16, 3, f"new instructions of {path}")
-                yield from _redrawn(hunt, given, turn)
+                yield from _redrawn(hunt, turn)
                 if choices:
                     rng = lmopt.seeded(hunt.seed, "settings", turn)
                     chosen = [{n: rng.choice(c) for n, c in choices.items()} for _ in range(2)]
@@ -2405,7 +2396,7 @@ def auto(  # type: ignore[misc]
         runs = calls if size.program.max_calls else calls * (size.val + size.train)
         return size.priced(Plan(runs, calls, runs, calls))
 
-    return optimizer("auto", lm, search, bound, **{**rest, "calls": calls})
+    return optimizer("auto", lm, search, bound, calls=calls, **options)
 
 
 def _slices(val: Examples, runs: int) -> tuple[Examples, Examples]:
@@ -2416,7 +2407,7 @@ def _slices(val: Examples, runs: int) -> tuple[Examples, Examples]:
     return val[:size], val[size:][:kept]
 
 
-def _redrawn(hunt: Hunt, given: _Teaching, turn: int) -> Flow:
+def _redrawn(hunt: Hunt, turn: int) -> Flow:
     """Race other demonstrations of the best: of rows it gets wrong, and of runs that go well."""
     made, rng = list[_Tried](), lmopt.seeded(hunt.seed, "redrawn", turn)
     base, order = hunt.top.params, tuple(rng.sample(hunt.train, len(hunt.train)))
@@ -2429,10 +2420,10 @@ def _redrawn(hunt: Hunt, given: _Teaching, turn: int) -> Flow:
         made.append((shown, "rows that went wrong shown"))
     tasks = [leaf.signature for leaf in hunt.program.leaves.values()]
     outputs = {one.name for task in tasks if task for one in task.outputs}
-    if given.max_bootstrapped and outputs - order[0].keys():  # runs show more than labels do
-        own = given if given.teacher is not None else evolve(given, teacher=base)
-        lesson = _Lesson(order, own, count, rng.getrandbits(32))
-        params, note = yield from _lessons(hunt, lesson)
+    wanted = hunt.options.max_bootstrapped
+    if wanted and outputs - order[0].keys():  # runs show more than labels do
+        lesson = _Lesson(hunt, order, wanted, count, rng.getrandbits(32))
+        params, note = yield from lesson.taught(base)
         made.append((_redemoed(hunt.program, base, lambda path, _: params[path].demos), note))
     yield hunt.contest(made)
 
@@ -2453,7 +2444,7 @@ def _last_word(hunt: Hunt, start: Trial, kept: Examples, level: float, refit: Ex
     params = _refitted(hunt, winner.params, refit) if sure and refit else winner.params
     filled = "; then demonstrations from all rows, not scored again" * (params != winner.params)
     note = f"{winner.note}{slice_}{test}{filled}"
-    yield hunt.last(params, note, result, _place(hunt.trials, winner))
+    yield hunt.last(params, note, result, hunt.place(winner.params))
 
 
 def _tested(hunt: Hunt, rows: Examples, trial: Trial) -> Flow:
@@ -2534,7 +2525,7 @@ def _choices(space: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
     choices = {name: list(one) for name, one in space.items()}
     if not choices or not all(choices.values()):
         raise lmopt.DataError("nothing to choose from", choices, "name=[...]", "add choices")
-    for name in choices.keys() - {"model", "demos"}:
+    for name in dissoc(choices, "model", "demos"):
         lmopt.Prompt(settings={name: choices[name][0]})  # complains now
     return choices
 
@@ -2542,7 +2533,7 @@ def _choices(space: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
 def _tuned(hunt: Hunt, params: Params, chosen: Fields) -> _Tried:
     """The parameters with settings, and with so many demonstrations, labelled ones after others."""
     changes = {"model": chosen["model"]} if "model" in chosen else {}
-    settings = {name: value for name, value in chosen.items() if name not in ("model", "demos")}
+    settings = dissoc(chosen, "model", "demos")
     for path, prompt in params.items():
         params = params.replace(path, settings=prompt.settings | settings, **changes)
 
@@ -2631,12 +2622,11 @@ def finetune(
     >>> [trial.note for trial in taught.trials(lmopt.predict("q -> a"), rows, lmopt.exact_match)]
     ['start', 'trained on 3 of 3 runs: -3']
     """
-    given = _Teaching(teacher=teacher, teacher_lm=teacher_lm, threshold=threshold)
     changes = {} if keep_demos else {"demos": ()}
 
     def search(hunt: Hunt) -> Flow:
         yield hunt.start()
-        guide, params = given.guide(hunt.program), hunt.program.params
+        guide, params = hunt.options.guide(hunt.program), hunt.program.params
         ran = yield hunt.teach(guide, hunt.train, guide.params, teacher_lm)
         taken = passed(ran, threshold)
         told = chat_examples(hunt.program, taken, keep_demos=keep_demos)
@@ -2654,9 +2644,10 @@ def finetune(
 
     def bound(size: Size) -> Plan:
         jobs = Plan(trainings=size.steps if per_step else 1)
-        return size.plan(2 * size.val) + given.plan(size) + jobs
+        return size.plan(2 * size.val) + size.lessons() + jobs
 
-    return optimizer("finetune", lm, search, bound, **options)
+    teaching: Any = {"teacher": teacher, "teacher_lm": teacher_lm, "threshold": threshold}
+    return optimizer("finetune", lm, search, bound, **teaching, **options)
 
 
 def _training(
@@ -2999,7 +2990,7 @@ def _link(hunt: Hunt, optimizer: Optimizer, before: Trial | None) -> Flow:
     # The score of a last word compares with no other.
     made = [start] if start and before and not before.final else []
     comparable = bool(made and made[0].score is not None)
-    base = _place(hunt.trials, start) if start else None
+    base = hunt.place(start.params) if start else None
 
     def tell(trial: Trial) -> Trial | None:
         if start and not places and (trial.score is None or comparable):
@@ -3022,15 +3013,10 @@ def _settled(hunt: Hunt, after: Trial, new: Trial) -> Flow:
     """Score what has no score on the rows of what has one; return its trial."""
     rows = tuple(row.example for row in after.evaluation.rows) if after.evaluation else ()
     shown = yield hunt.teach(hunt.program, rows, unspoilt(hunt.program, new.params, rows))
-    parent, note = _place(hunt.trials, new), f"{new.note}; scored"
+    parent, note = hunt.place(new.params), f"{new.note}; scored"
     hunt.trials.append(Trial(new.params, shown.score, note, parent, hunt.calls, shown))
     yield hunt.trials[-1]
     return hunt.trials[-1]
-
-
-def _place(trials: Sequence[Trial], trial: Trial) -> int:
-    """Where its parameters were tried first."""
-    return next(place for place, one in enumerate(trials) if one.params == trial.params)
 
 
 def best_of(*optimizers: Optimizer, lm: LM, **options: Unpack[Options]) -> Optimizer:
@@ -3150,7 +3136,7 @@ def if_better(
         return size.plan(2 * size.val) + _bounds(size, [optimizer])
 
     shared = _shared([optimizer], **options)
-    return Optimizer("if_better", lm, search, bound, options=_Options(**shared))
+    return Optimizer("if_better", lm, search, bound, options=_options("if_better", **shared))
 
 
 # == 8. Laws =======================================================================================
