@@ -66,7 +66,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from attrs import astuple, define, evolve, field, frozen
 from attrs.converters import optional
-from toolz import dissoc, first, groupby, interleave, keyfilter, pipe, take, unique  # type: ignore[import-untyped]
+from toolz import first, groupby, interleave, keyfilter, pipe, take, unique  # type: ignore[import-untyped]
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -494,7 +494,7 @@ def _options(name: str, **options: Any) -> _Options:
     takes = inspect.signature(globals()[name] if name in __all__ else Optimizer).parameters
     kind = Teaching if "Teaching" in str(takes.get("options")) else Options
     known = sorted({*takes, *kind.__annotations__} - {"lm", "options"})
-    for one in dissoc(options, *known):
+    for one in itertools.filterfalse(known.__contains__, options):
         import difflib
 
         near = difflib.get_close_matches(one, known, 1)
@@ -713,8 +713,7 @@ class Hunt:
         """
         room = self.left / max(2 * len(self.val) * _usual_calls(self.program), 1)
         most = most if self.most is None else max(int(min(room, most or room)), 1)
-        counts = self.counts[:most]
-        made = [(self.labelled(count), f"{count} labelled examples") for count in counts]
+        made = [(self.labelled(n), f"{n} labelled examples") for n in self.counts[:most]]
         return self.contest(self.new(made), 0).flow()
 
     @_wanted
@@ -991,10 +990,9 @@ class Hunt:
 
     def _entered(self, params: Params, note: str, parent: int | None, lost: str) -> Trial | None:
         """Book what was run of parameters as a trial; what was not run at all is none."""
-        if (same := self.place(params)) is not None:
-            return self._book(
-                evolve(self.trials[same], note=f"{note}; tried before", parent=parent)
-            )
+        known, again = self.place(params), f"{note}; tried before"
+        if known is not None:
+            return self._book(evolve(self.trials[known], note=again, parent=parent))
         size, most = len(self.val), self.options.max_tokens_per_run
         shown = self._known("val", params, range(size))
         run = len(shown.rows)
@@ -2278,7 +2276,7 @@ def _ruled(base: Params, texts: Mapping[str, Sequence[str]], what: str) -> Itera
 def _labelled_case(program: Program, row: Record) -> Any:
     """An example as a case: what goes in, and what is expected."""
     names = {one.name for one in program.inputs}
-    given = {name: value for name, value in row.items() if name in names}
+    given = keyfilter(names.__contains__, row)
     return _told({"inputs": given, "expected": {n: v for n, v in row.items() if n not in names}})
 
 
@@ -2525,7 +2523,7 @@ def _choices(space: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
     choices = {name: list(one) for name, one in space.items()}
     if not choices or not all(choices.values()):
         raise lmopt.DataError("nothing to choose from", choices, "name=[...]", "add choices")
-    for name in dissoc(choices, "model", "demos"):
+    for name in itertools.filterfalse({"model", "demos"}.__contains__, choices):
         lmopt.Prompt(settings={name: choices[name][0]})  # complains now
     return choices
 
@@ -2533,7 +2531,7 @@ def _choices(space: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
 def _tuned(hunt: Hunt, params: Params, chosen: Fields) -> _Tried:
     """The parameters with settings, and with so many demonstrations, labelled ones after others."""
     changes = {"model": chosen["model"]} if "model" in chosen else {}
-    settings = dissoc(chosen, "model", "demos")
+    settings = keyfilter(lambda name: name not in ("model", "demos"), chosen)
     for path, prompt in params.items():
         params = params.replace(path, settings=prompt.settings | settings, **changes)
 
@@ -2633,9 +2631,10 @@ def finetune(
         known, names = [path for path in told if path in hunt.paths], list[str]()
         for paths in [[path] for path in known] if per_step else [known]:
             if examples := [one for path in paths for one in told[path]]:
-                train = partial(hunt.trained, trainer, examples, settings=settings)
-                params, name = yield from _training(hunt, params, paths, train, **changes)
-                names.append(name)
+                base = _base(hunt, params, paths)
+                names.append((yield hunt.trained(trainer, examples, base, settings)))
+                for path in paths:
+                    params = params.replace(path, model=names[-1] or None, **changes)
         if not names:
             what = f"none of {len(ran.rows)} runs reached the threshold: nothing was trained"
             warnings.warn(what, stacklevel=2)
@@ -2650,16 +2649,10 @@ def finetune(
     return optimizer("finetune", lm, search, bound, **teaching, **options)
 
 
-def _training(
-    hunt: Hunt, params: Params, paths: Iterable[str], train: partial[Want], **changes: Any
-) -> Flow:
-    """Train the weights that some steps use now; return the parameters with them, and the name."""
+def _base(hunt: Hunt, params: Params, paths: Iterable[str]) -> str:
+    """The weights that some steps use now."""
     named = [params[path].model for path in paths]
-    base = next(filter(None, named), None) or str(getattr(hunt.lm, "model", ""))
-    model = yield train(base)
-    for path in paths:
-        params = params.replace(path, model=model or None, **changes)
-    return params, model
+    return next(filter(None, named), None) or str(getattr(hunt.lm, "model", ""))
 
 
 def grpo(
@@ -2703,8 +2696,10 @@ def grpo(
             told = rewarded(hunt.program, [one.rows for one in runs])
             reward = statistics.fmean(row.score for one in runs for row in one.rows)
             if told:
-                train = partial(hunt.trained, trainer, told, settings=settings)
-                params, model = yield from _training(hunt, params, hunt.paths, train)
+                base = _base(hunt, params, hunt.paths)
+                model = yield hunt.trained(trainer, told, base, settings)
+                for path in hunt.paths:
+                    params = params.replace(path, model=model or None)
                 yield hunt.trial(params, f"step {number + 1}: mean reward {reward:.3f}, {model}")
 
     def bound(size: Size) -> Plan:

@@ -26,6 +26,7 @@ from lmopt_optimizers import (
     bootstrap_few_shot,
     chain,
     copro,
+    finetune,
     gepa,
     if_better,
     infer_rules,
@@ -522,6 +523,12 @@ def test_what_is_no_optimizer_is_named():
     with pytest.raises(TypeError, match="gepa has no option of this name: 'teacher'") as caught:
         gepa(toy_lm(), teacher=3)
     assert "threshold" not in str(caught.value)
+    with pytest.raises(TypeError, match="if_better has no option .*: 'levl'; .*did you mean level"):
+        if_better(labeled_few_shot(), lm=toy_lm(), levl=0.1, sed=3)
+    with pytest.raises(TypeError, match="finetune has no option of this name: 'rounds'"):
+        finetune(None, lm=toy_lm(), rounds=2)
+    with pytest.raises(lmopt.ParamsError, match="unknown setting: 'b'"):
+        tune(toy_lm(), {"b": [1], "a": [2], "demos": [3]})
 
 
 def test_images_reach_the_proposer_as_images_or_where_it_takes_none_by_name():
