@@ -494,7 +494,7 @@ def _options(name: str, **options: Any) -> _Options:
     takes = inspect.signature(globals()[name] if name in __all__ else Optimizer).parameters
     kind = Teaching if "Teaching" in str(takes.get("options")) else Options
     known = sorted({*takes, *kind.__annotations__} - {"lm", "options"})
-    for one in itertools.filterfalse(known.__contains__, options):
+    for one in [given for given in options if given not in known]:
         import difflib
 
         near = difflib.get_close_matches(one, known, 1)
@@ -757,9 +757,7 @@ class Hunt:
         return self._book(Trial(params, None, note, len(self.trials) - 1 if self.trials else None))
 
     @_wanted
-    def last(
-        self, params: Params, note: str, shown: Evaluation | None, parent: int | None = 0
-    ) -> Flow:
+    def last(self, params: Params, note: str, shown: Evaluation | None, parent: int = 0) -> Flow:
         """The last word of the search, whatever other trials scored; sent: the trial."""
         yield from ()
         score = shown.score if shown else None
@@ -2442,7 +2440,7 @@ def _last_word(hunt: Hunt, start: Trial, kept: Examples, level: float, refit: Ex
     params = _refitted(hunt, winner.params, refit) if sure and refit else winner.params
     filled = "; then demonstrations from all rows, not scored again" * (params != winner.params)
     note = f"{winner.note}{slice_}{test}{filled}"
-    yield hunt.last(params, note, result, hunt.place(winner.params))
+    yield hunt.last(params, note, result, hunt.place(winner.params) or 0)
 
 
 def _tested(hunt: Hunt, rows: Examples, trial: Trial) -> Flow:
@@ -2519,19 +2517,23 @@ def tune(
     return optimizer("tune", lm, search, bound, parts=False, **options)
 
 
+_NO_SETTINGS = ("model", "demos")  # what else there is to choose
+
+
 def _choices(space: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
     choices = {name: list(one) for name, one in space.items()}
     if not choices or not all(choices.values()):
         raise lmopt.DataError("nothing to choose from", choices, "name=[...]", "add choices")
-    for name in itertools.filterfalse({"model", "demos"}.__contains__, choices):
-        lmopt.Prompt(settings={name: choices[name][0]})  # complains now
+    for name, (one, *_) in choices.items():
+        if name not in _NO_SETTINGS:
+            lmopt.Prompt(settings={name: one})  # complains now
     return choices
 
 
 def _tuned(hunt: Hunt, params: Params, chosen: Fields) -> _Tried:
     """The parameters with settings, and with so many demonstrations, labelled ones after others."""
     changes = {"model": chosen["model"]} if "model" in chosen else {}
-    settings = keyfilter(lambda name: name not in ("model", "demos"), chosen)
+    settings = {name: value for name, value in chosen.items() if name not in _NO_SETTINGS}
     for path, prompt in params.items():
         params = params.replace(path, settings=prompt.settings | settings, **changes)
 
