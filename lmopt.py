@@ -3695,9 +3695,12 @@ class Program(Made):
 
     def __call__(self, lm: LM, /, **inputs: Any) -> Prediction:
         """Run the program in this thread; the same as `run(program, lm, inputs)`."""
-        with _TIDIED:
+        try:
             made: Prediction = _Here(_checked_lm(lm)).drive(_begun(self, inputs))
             return made
+        except Exception as error:
+            _tidy(error)
+            raise
 
     def flow(self, /, **inputs: Any) -> Flow:
         """Return the body as a generator, to be stepped by hand: it yields effects."""
@@ -4305,6 +4308,8 @@ class _Here:
     What must be awaited is: each thread has an event loop for it, which it closes at its end.
     """
 
+    __slots__ = ("executor", "full", "lm", "loops", "sent", "workers")
+
     def __init__(self, lm: Any, workers: int | None = 1, executor: Executor | None = None) -> None:
         self.full, self.lm, self.workers, self.executor = lm, _innermost(lm), workers, executor
         self.loops: dict[int, Any] = {}  # by thread
@@ -4313,7 +4318,8 @@ class _Here:
     def drive(self, flow: Flow) -> Any:
         """Run a flow to its end, and close what it was awaited on."""
         try:
-            return _finished(_layered(flow, self.full), self.perform)
+            layered = flow if self.lm is self.full else _layered(flow, self.full)
+            return _finished(layered, self.perform)
         except _WatchFailed as failed:
             raise failed.args[0] from None
         finally:
@@ -4326,7 +4332,7 @@ class _Here:
 
     def perform(self, effect: Any) -> Any:
         """Perform one leaf effect."""
-        return getattr(self, _how(effect))(effect)
+        return getattr(self, _HOW.get(type(effect)) or _how(effect))(effect)
 
     def ask(self, request: Request) -> Response:
         value = _asks(self.lm)(request)
@@ -4702,13 +4708,14 @@ def _asks(lm: Any) -> Callable[[Request], Any]:
 
 def _checked_lm(lm: Any) -> Any:
     """The LM, unless it is clearly none; None where nothing asks one."""
+    if lm is None or (callable(lm) and getattr(lm, "__module__", "") != __name__):
+        return lm
     if isinstance(lm, Middleware):
         raise DataError("this goes around an LM", lm, "an LM", "apply it: retry()(lm)")
     if inspect.isfunction(lm) and lm.__module__ == __name__ and lm.__name__ in __all__:
         todo = f"call it: {lm.__name__}(...)"
         raise DataError("this makes an LM, and is none", lm.__name__, "an LM", todo)
-    if lm is not None:
-        _asks(lm)
+    _asks(lm)
     return lm
 
 
@@ -4716,30 +4723,33 @@ _BETWEEN = (__name__, f"{__name__}_optimizers", "concurrent.futures._base", "too
 
 
 class _Tidied:
-    """Drops our own frames from the traceback of an error that leaves it.
-
-    They stand between the user's call and the user's code. Where Python runs in development mode
-    (`-X dev`) all of them are kept.
-    """
+    """Drops our own frames from the traceback of an error that leaves it: see `_tidy`."""
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        known: list[BaseException] = []
-        while error is not None and error not in known and not sys.flags.dev_mode:
-            known.append(error)  # errors may be each other's cause
-            places = [error.__traceback__]
-            while places[-1] is not None:
-                places.append(places[-1].tb_next)
-            named = [one and one.tb_frame.f_globals.get("__name__") for one in places]
-            kept = [one for one, name in zip(places, named, strict=True) if name not in _BETWEEN]
-            for one, after in itertools.pairwise(kept):
-                one.tb_next = after  # type: ignore[union-attr]
-            error.__traceback__ = kept[0]
-            error = error.__cause__ or error.__context__
+        if isinstance(error, Exception):
+            _tidy(error)
 
 
-_TIDIED = _Tidied()
+def _tidy(error: Exception) -> None:
+    """Drop the frames that stand between the user's call and the user's code.
+
+    Where Python runs in development mode (`-X dev`) all of them are kept.
+    """
+    seen: BaseException | None = None if sys.flags.dev_mode else error
+    known: list[BaseException] = []
+    while seen is not None and seen not in known:  # errors may be each other's cause
+        known.append(seen)
+        frames, place = [], seen.__traceback__
+        while place is not None:
+            frames.append(place)
+            place = place.tb_next
+        kept = [one for one in frames if one.tb_frame.f_globals.get("__name__") not in _BETWEEN]
+        for one, after in zip(kept, [*kept[1:], None], strict=False):
+            one.tb_next = after
+        seen.__traceback__ = kept[0] if kept else None
+        seen = seen.__cause__ or seen.__context__
 
 
 def drive(flow: Flow, lm: Any, *, workers: int | None = 1, executor: Executor | None = None) -> Any:
@@ -4750,7 +4760,7 @@ def drive(flow: Flow, lm: Any, *, workers: int | None = 1, executor: Executor | 
     >>> drive(_once(invoke(max, 1, 2)), stub_lm())
     2
     """
-    with _TIDIED:
+    with _Tidied():
         return _Here(_checked_lm(lm), workers, executor).drive(flow)
 
 
@@ -4758,7 +4768,7 @@ async def adrive(
     flow: Flow, lm: Any, *, workers: int | None = None, executor: Executor | None = None
 ) -> Any:
     """Do what `drive` does, in the running event loop."""
-    with _TIDIED:
+    with _Tidied():
         return await _There(_checked_lm(lm), workers, executor).drive(flow)
 
 
@@ -4776,14 +4786,14 @@ def emit(flow: Flow, kind: type[T], lm: Any, **options: Any) -> Iterator[T]:
             return effect
         return here.perform(effect)
 
-    with _TIDIED, closing(here):
+    with _Tidied(), closing(here):
         yield from through(_layered(flow, lm), performed)
 
 
 async def aemit(flow: Flow, kind: type[T], lm: Any, **options: Any) -> AsyncIterator[T]:
     """Do what `emit` does, in the running event loop."""
     there, flow = _There(_checked_lm(lm), **options), _layered(flow, lm)
-    with _TIDIED, closing(flow):
+    with _Tidied(), closing(flow):
         going, effect = _resume(flow)
         while going:
             outcome: Outcome = effect, None
@@ -4902,7 +4912,7 @@ def _streamed(flow: Flow, lm: LM) -> Generator[Chunk | Prediction, None, None]:
     done = _alone(_Here(lm).drive, _telling(flow, tell))
     done.add_done_callback(arrived.put)
     try:
-        with _TIDIED:
+        with _Tidied():
             yield from iter(arrived.get, done)
             yield done.result()
     finally:
@@ -4937,7 +4947,7 @@ async def _astreamed(flow: Flow, lm: Any) -> AsyncGenerator[Chunk | Prediction, 
     done = asyncio.ensure_future(_There(lm).drive(_telling(flow, tell)))
     done.add_done_callback(arrived.put_nowait)
     try:
-        with _TIDIED:
+        with _Tidied():
             while (item := await arrived.get()) is not done:
                 yield item
             yield done.result()
@@ -5301,7 +5311,8 @@ def predict(
         )
 
     def body(step: Step, /, **inputs: Any) -> Flow:
-        form = ADAPTERS.get(step.prompt.settings._data.get("adapter", ""), adapter)
+        chosen = step.prompt.settings._data.get("adapter")
+        form = ADAPTERS[chosen] if chosen else adapter
         request = ask(step, form, inputs)
         for left in range(retries, -1, -1):
             response = _unrefused((yield request))
