@@ -3068,22 +3068,22 @@ def _system(form: _Format, task: Signature, prompt: Prompt) -> str:
 
 def _turn(form: _Format, task: Signature, values: Record, note: str = "") -> Iterator[Message]:
     """A question and its answer, as a demonstration or from a history."""
-    yield Message("user", _content(form, task, values, before=note))
+    yield Message("user", _content(_marks(form, task.shown), task, values, before=note))
     yield Message("assistant", form.reply(form, task, values))
 
 
 def _content(
-    form: _Format, task: Signature, values: Fields, *, before: str = "", after: str = ""
+    marks: _Marks, task: Signature, values: Fields, *, before: str = "", after: str = ""
 ) -> str | tuple[Any, ...]:
     """Lay out the inputs; media become "[image 1]" in the text, and follow it."""
     media: list[Media] = []
-    marks, texts = _marks(form, task.shown), []
+    form, texts = marks.form, []
     for one in task.inputs:
         if (label := marks.labels.get(one.name)) and one.name in values:
             value = values[one.name]
             said = _numbered(one, value, media) if one.holds_media else write(one.type, value)
             texts.append(form.field.format(label, _escaped(marks, said)))
-    text = "\n\n".join(filter(None, (before, form.joint.join(texts), after)))
+    text = "\n\n".join([one for one in (before, form.joint.join(texts), after) if one])
     return (text, *media) if media else text
 
 
@@ -3112,29 +3112,29 @@ class _Asked:
 
 
 @lru_cache(maxsize=128)
-def _frame(asked: _Asked) -> tuple[list[Message], str, list[str]]:
+def _frame(asked: _Asked) -> tuple[tuple[Message, ...], str, list[str], _Marks]:
     """What does not depend on the inputs: the system message and the demonstrations, the last line
-    of what is asked, and which inputs are a history.
+    of what is asked, which inputs are a history, and the markers.
     """
     form, task, prompt = asked.form, asked.task, asked.prompt
-    shown, labels = set(task.shown), _marks(form, task.shown).labels
+    shown, marks = set(task.shown), _marks(form, task.shown)
     # Complete demonstrations stand last: what a model saw last it follows best.
     demos = sorted(prompt.demos, key=lambda demo: shown <= demo.keys())
     notes = ["" if shown <= demo.keys() else _PARTIAL for demo in demos]
     turns = concat(_turn(form, task, *pair) for pair in zip(demos, notes, strict=True))
-    wanted = [labels[name] for name in task.wanted]
+    wanted = [marks.labels[name] for name in task.wanted]
     facts = {"fields": _listed(task), "first": wanted[0], "last": wanted[-1]}
     ending = form.ending.format(labels=", ".join(wanted), **facts)
     past = [one.name for one in task.inputs if one.is_history]
-    return [Message("system", _system(form, task, prompt)), *turns], ending, past
+    return (Message("system", _system(form, task, prompt)), *turns), ending, past, marks
 
 
 def _render(form: _Format, task: Signature, prompt: Prompt, inputs: Fields) -> tuple[Message, ...]:
-    said, ending, past = _frame(_Asked(form, task, prompt))
+    said, ending, past, marks = _frame(_Asked(form, task, prompt))
     for name in past:
         turns = _history(inputs.get(name)).turns
-        said = [*said, *concat(_past(form, task, turn) for turn in turns)]
-    return (*said, Message("user", _content(form, task, inputs, after=ending)))
+        said = (*said, *concat(_past(form, task, turn) for turn in turns))
+    return (*said, Message("user", _content(marks, task, inputs, after=ending)))
 
 
 def _past(form: _Format, task: Signature, turn: Record) -> Iterator[Message]:
@@ -5683,7 +5683,9 @@ def _act_natively(seen: Signature, tools: Record, options: Fields) -> Program:
     def body(step: Step, /, **inputs: Any) -> Flow:
         prompt, asked = step.prompt, made.without("trajectory")
         said = [Message("system", prompt.instructions)]
-        said.append(Message("user", _content(_CHAT, asked, inputs) or "Begin."))
+        said.append(
+            Message("user", _content(_marks(_CHAT, asked.shown), asked, inputs) or "Begin.")
+        )
         for number, turn in enumerate(inputs["trajectory"], start=1):
             call = ToolCall(f"call_{number}", turn.tool, turn.arguments, turn.attached)
             said.append(Message("assistant", turn.thought, tool_calls=(call,)))
