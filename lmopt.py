@@ -7710,7 +7710,9 @@ def _openai_assemble(events: list[Any]) -> Any:
     if not ends and _DONE not in events:
         raise ValueError("the stream ended early")
     deltas = [one.get("delta") or {} for one in choices]
-    message = _added([{}, *({**one, "content": _as_parts(one.get("content"))} for one in deltas)])
+    if any(isinstance(one.get("content"), list) for one in deltas):
+        deltas = [{**one, "content": _as_parts(one.get("content"))} for one in deltas]
+    message = _added([{}, *deltas])
     message["tool_calls"] = _openai_calls(message.get("tool_calls") or ())
     logprobs = _added(one.get("logprobs") for one in choices)
     choice = {"message": message, "finish_reason": first([*ends[-1:], None]), "logprobs": logprobs}

@@ -1725,3 +1725,21 @@ def test_an_error_that_is_null_is_none():
         lm = openai_lm("m", base_url=served.base_url, api="responses", api_key="lm-studio")
         assert lm(ASKED).text == "run it in lm-studio"
         lm.close()
+
+
+@pytest.mark.parametrize("name", ["content", "reasoning_content"])
+def test_halves_of_a_character_that_are_sent_apart_are_one(name):
+    sent = ["Gr\u00f6\u00dfe ", "\ud83d", "\ude00!"]
+    told = [{"choices": [{"delta": {"content": "", name: one}}]} for one in sent]
+    told.append({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+    lines = [*map(json.dumps, told), "[DONE]"]
+
+    def answer(request):
+        body = "".join(f"data: {one}\n\n" for one in lines)
+        return httpx.Response(200, text=body, headers={"content-type": "text/event-stream"})
+
+    with httpx.Client(transport=httpx.MockTransport(answer)) as client:
+        lm, pieces = lmopt.openai_lm("m", base_url="http://a/v1", client=client), []
+        made = lm(Request([Message("user", "?")], on_text=pieces.append))
+    assert {"content": made.text, "reasoning_content": made.reasoning}[name] == "Größe 😀!"
+    assert "".join(pieces) == made.text
