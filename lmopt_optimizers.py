@@ -2561,7 +2561,7 @@ def chat_examples(
     """Return what each step should have been asked and should have replied in evaluated rows.
 
     Each run of a step is one conversation, rendered through the program's own adapter, whoever ran
-    it. A step that asks no LM has none.
+    it. A step that asks no LM has none, nor has one that calls tools as its provider does.
 
     Args:
         keep_demos: leave the demonstrations in; else the weights shall know without.
@@ -2580,8 +2580,9 @@ def chat_examples(
     for event in itertools.chain.from_iterable(row.prediction.trace for row in rows):
         if event.kind == "step" and not event.error and event.path in leaves:
             asked: Any = next(leaves[event.path].flow(**event.inputs))
-            reply = lmopt.render_outputs(asked.adapter, asked.signature, event.outputs)
-            made[event.path].append(_conversation(asked, reply))
+            if asked.adapter is not None:
+                reply = lmopt.render_outputs(asked.adapter, asked.signature, event.outputs)
+                made[event.path].append(_conversation(asked, reply))
     return made
 
 

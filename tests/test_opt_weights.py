@@ -419,3 +419,16 @@ def test_a_trainer_that_names_nothing_and_a_teacher_that_knows_nothing():
     search = finetune(train, lm=trained)
     with pytest.warns(UserWarning, match="none of 12 runs reached the threshold: nothing was tr"):
         assert search(TASK, ROWS, exact_match) == TASK.params
+
+
+def test_a_step_that_calls_tools_as_its_provider_does_has_no_conversation():
+    def look(city: str) -> str:
+        """Look a city up."""
+        return "big"
+
+    agent = lmopt.react("q -> a", [look], native=True)
+    call = lmopt.Response("", tool_calls=[lmopt.ToolCall("1", "look", {"city": "Rome"})])
+    replies = [call, lmopt.Response("done"), {"reasoning": "", "a": "big"}]
+    row = lmopt.Row(lmopt.Record(), agent(lmopt.scripted_lm(replies), q="?"), 1.0)
+    made = chat_examples(agent, [row])
+    assert {path: len(found) for path, found in made.items()} == {"act": 0, "answer": 1}
