@@ -1131,6 +1131,20 @@ def test_a_budget_in_dollars_needs_a_price():
     assert lmopt.budget_left(retry()(paid)) == {"usd": 0.75}
 
 
+def test_a_budget_in_dollars_is_shared_by_what_is_free_and_what_is_paid():
+    def priced(price):
+        lm = lambda request: Response("a", usage=Usage(1, 3, 2))  # noqa: E731
+        lm.price = price
+        return lm
+
+    both = budget(usd=1)
+    free, paid = both(priced((0, 0))), both(priced((1, 2)))
+    assert free(ask()).text == "a"
+    with pytest.raises(DataError, match="a budget in dollars for an LM without a price"):
+        paid(ask())  # it has a price, and did not say what it took
+    assert free(ask()).text == "a" and lmopt.budget_left(free) == {"usd": 1}
+
+
 def test_of_several_budgets_the_least_is_left():
     lm = budget(calls=2)(retry()(budget(calls=9, tokens=50)(stub_lm())))
     assert lmopt.budget_left(lm) == {"calls": 2, "tokens": 50} and lmopt.budget_left(echo) == {}

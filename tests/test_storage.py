@@ -194,6 +194,16 @@ def test_reading_examples(tmp_path, name, content):
             "line 2: this is no JSON: .*; expected JSON; Expecting value",
         ),
         ("d.json", b'{"a": 1}', "line 1: no list: .*; expected a list of objects; wrap"),
+        (
+            "d.json",
+            b"[" * 200_000,
+            "lists in lists, too deep: .*; expected a list of objects; correct",
+        ),
+        (
+            "d.jsonl",
+            b'{"a":' * 200_000,
+            "line 1: this is no JSON: .*; expected one JSON object; corr",
+        ),
         ("d.json", b'[{"a": 1}, 2]', "item 1 is no object: 2; expected {...}; correct"),
         (
             "d.csv",
