@@ -4035,6 +4035,7 @@ def through(flow: Flow, change: Callable[[Any], Flow]) -> Flow:
     >>> next(flow)
     'HELLO'
     """
+    # The loop of `_finished` once more: a generator around it would cost each effect its time.
     try:
         going, effect = _resume(flow)
         while going:
